@@ -1,0 +1,388 @@
+package device
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+)
+
+// A User is one thing that holds a block device: while it does, taking the
+// device away would be a failure for somebody.
+type User struct {
+	// Kind is "mount", "swap", "holder" (a block device built on this one:
+	// device mapper, MD, bcache), "loop", "target" (a LIO backstore) or
+	// "process" (a program that has the device open).
+	Kind string `json:"kind"`
+	// Device is the kernel's name of what is held: the disk ("ublkb0") or one
+	// of its partitions ("ublkb0p1").
+	Device string `json:"device"`
+	// Name says who: the mount point, the holder's name, the backstore, the
+	// process' command.
+	Name string `json:"name"`
+	// PID is the process, for processes and for mounts that only exist in a
+	// mount namespace other than ours (then of one process inside it).
+	PID int `json:"pid,omitempty"`
+}
+
+// String is the user in a few words, for messages: "mounted on /mnt". Names
+// come from file systems and processes, so those that could garble a terminal
+// are quoted.
+func (u User) String() string {
+	name := printable(u.Name)
+	var s string
+	switch u.Kind {
+	case "mount":
+		s = "mounted on " + name
+		if u.PID != 0 {
+			s += fmt.Sprintf(" (in the mount namespace of process %d)", u.PID)
+		}
+	case "swap":
+		s = "in use as swap"
+	case "holder":
+		s = "part of block device " + name
+	case "loop":
+		s = "behind loop device " + name
+	case "target":
+		s = "backstore " + name + " of a target"
+	case "process":
+		s = fmt.Sprintf("open in process %d (%s)", u.PID, name)
+	default:
+		s = u.Kind + " " + name
+	}
+	if strings.Contains(strings.TrimPrefix(u.Device, "ublkb"), "p") {
+		s += ", by partition " + u.Device
+	}
+	return s
+}
+
+// Users says who holds the ublk disk with the given number and path, its
+// partitions included. It looks at mounts (of every mount namespace that can
+// be seen), swap, block devices stacked on it, loop devices, LIO backstores
+// and open file descriptors.
+//
+// It is a report, not a lock: somebody may come or go right after. What
+// decides is the kernel (TRY_STOP_DEV); this says the reason in words. An
+// unreadable piece of /proc or /sys is skipped, as processes vanish while one
+// looks and a daemon without full rights still sees the mounts. An error means
+// that nothing at all could be read.
+func Users(path string, id int) ([]User, error) {
+	m, err := FindUsers("/proc", "/sys", map[int]string{id: path})
+	return m[id], err
+}
+
+// FindUsers is Users for several disks at once, at the price of one walk over
+// /proc. disks maps the device number N of ublkbN to its path in /dev; proc
+// and sys are where those file systems are mounted.
+func FindUsers(proc, sys string, disks map[int]string) (map[int][]User, error) {
+	s := userSearch{proc: proc, sys: sys,
+		byNumber: map[string]blockName{}, byName: map[string]blockName{},
+		found: map[int]map[User]bool{}}
+	for id, path := range disks {
+		s.addDisk(id, path)
+	}
+	if len(disks) == 0 {
+		return nil, nil
+	}
+	err := s.mounts()
+	s.swaps()
+	s.holders()
+	s.loops()
+	s.targets()
+	s.processes()
+	out := make(map[int][]User, len(s.found))
+	for id, set := range s.found {
+		for u := range set {
+			out[id] = append(out[id], u)
+		}
+		sort.Slice(out[id], func(i, j int) bool { return lessUser(out[id][i], out[id][j]) })
+	}
+	return out, err
+}
+
+func lessUser(a, b User) bool {
+	if r, q := kindRank[a.Kind], kindRank[b.Kind]; r != q {
+		return r < q
+	}
+	if a.Device != b.Device {
+		return a.Device < b.Device
+	}
+	if a.Name != b.Name {
+		return a.Name < b.Name
+	}
+	return a.PID < b.PID
+}
+
+// kindRank puts what an administrator has to undo first at the front.
+var kindRank = map[string]int{"mount": 0, "swap": 1, "holder": 2, "loop": 3, "target": 4, "process": 5}
+
+// A blockName is a disk or a partition that is looked for.
+type blockName struct {
+	id   int    // of the disk
+	name string // "ublkb0" or "ublkb0p1"
+}
+
+type userSearch struct {
+	proc, sys string
+	byNumber  map[string]blockName // "major:minor" as in mountinfo
+	byName    map[string]blockName // "ublkb0", "ublkb0p1"
+	found     map[int]map[User]bool
+}
+
+func (s *userSearch) add(b blockName, u User) {
+	u.Device = b.name
+	if s.found[b.id] == nil {
+		s.found[b.id] = map[User]bool{}
+	}
+	s.found[b.id][u] = true
+}
+
+// addDisk learns the numbers of the disk and its partitions from sysfs. A disk
+// that sysfs doesn't know is still looked for by its name.
+func (s *userSearch) addDisk(id int, path string) {
+	disk := "ublkb" + strconv.Itoa(id)
+	if base := filepath.Base(path); path != "" && base != disk {
+		s.byName[base] = blockName{id, disk} // an alias of the same node
+	}
+	s.addName(id, disk, filepath.Join(s.sys, "block", disk))
+	parts, _ := filepath.Glob(filepath.Join(s.sys, "block", disk, disk+"p*", "partition"))
+	for _, p := range parts {
+		dir := filepath.Dir(p)
+		s.addName(id, filepath.Base(dir), dir)
+	}
+}
+
+func (s *userSearch) addName(id int, name, dir string) {
+	b := blockName{id, name}
+	s.byName[name] = b
+	if dev := readLine(filepath.Join(dir, "dev")); dev != "" {
+		s.byNumber[dev] = b
+	}
+}
+
+// lookup finds the disk or partition that a path in /dev names. The path is
+// compared by its last element: the node may be seen through a container's
+// /dev, and asking the file system with stat could hang for ever when that
+// /dev lies on dead storage.
+func (s *userSearch) lookup(path string) (blockName, bool) {
+	path = strings.TrimSuffix(path, " (deleted)")
+	if !strings.Contains(path, "/dev/") {
+		return blockName{}, false
+	}
+	b, ok := s.byName[filepath.Base(path)]
+	return b, ok
+}
+
+// mounts reads the mount table of our own namespace, and of every other one
+// that some process lives in: a file system mounted in a container only shows
+// there.
+func (s *userSearch) mounts() error {
+	own, err := os.ReadFile(filepath.Join(s.proc, "self/mountinfo"))
+	if err != nil {
+		return fmt.Errorf("cannot tell who uses the device: %w", err)
+	}
+	ours := s.mountTable(own)
+	ns := map[string]bool{}
+	if l, err := os.Readlink(filepath.Join(s.proc, "self/ns/mnt")); err == nil {
+		ns[l] = true
+	}
+	for _, pid := range s.pids() {
+		dir := filepath.Join(s.proc, strconv.Itoa(pid))
+		l, err := os.Readlink(filepath.Join(dir, "ns/mnt"))
+		if err != nil || ns[l] {
+			continue
+		}
+		ns[l] = true
+		table, err := os.ReadFile(filepath.Join(dir, "mountinfo"))
+		if err != nil {
+			continue
+		}
+		s.mountTableOther(table, pid, ours)
+	}
+	return nil
+}
+
+// mountTable adds the mounts of our own table, and returns them.
+func (s *userSearch) mountTable(table []byte) map[blockName]bool {
+	seen := map[blockName]bool{}
+	for line := range bytes.Lines(table) {
+		if b, point, ok := s.mountLine(string(line)); ok {
+			seen[b] = true
+			s.add(b, User{Kind: "mount", Name: point})
+		}
+	}
+	return seen
+}
+
+// mountTableOther adds what is mounted in a foreign namespace only: the copies
+// of our own mounts, which every container's namespace begins with, would be
+// noise.
+func (s *userSearch) mountTableOther(table []byte, pid int, ours map[blockName]bool) {
+	for line := range bytes.Lines(table) {
+		if b, point, ok := s.mountLine(string(line)); ok && !ours[b] {
+			s.add(b, User{Kind: "mount", Name: point, PID: pid})
+		}
+	}
+}
+
+// mountLine takes a line of mountinfo apart:
+//
+//	36 35 259:0 /root /mount/point rw,noatime master:1 - ext4 /dev/ublkb0 rw
+//
+// btrfs and the like have a number of their own in the third field, so the
+// source, after the lone dash, counts too.
+func (s *userSearch) mountLine(line string) (blockName, string, bool) {
+	f := strings.Fields(line)
+	if len(f) < 6 {
+		return blockName{}, "", false
+	}
+	b, ok := s.byNumber[f[2]]
+	if !ok {
+		for i := 6; i < len(f); i++ {
+			if f[i] == "-" && i+2 < len(f) {
+				b, ok = s.lookup(unescapeOctal(f[i+2]))
+				break
+			}
+		}
+	}
+	return b, unescapeOctal(f[4]), ok
+}
+
+func (s *userSearch) swaps() {
+	data, err := os.ReadFile(filepath.Join(s.proc, "swaps"))
+	if err != nil {
+		return
+	}
+	for line := range bytes.Lines(data) {
+		f := strings.Fields(string(line))
+		if len(f) < 2 || f[1] != "partition" {
+			continue
+		}
+		path := unescapeOctal(f[0])
+		if b, ok := s.lookup(path); ok {
+			s.add(b, User{Kind: "swap", Name: path})
+		}
+	}
+}
+
+// holders lists the block devices stacked on ours, from sysfs.
+func (s *userSearch) holders() {
+	for _, b := range s.byName {
+		dir := filepath.Join(s.sys, "block", "ublkb"+strconv.Itoa(b.id))
+		if b.name != filepath.Base(dir) {
+			dir = filepath.Join(dir, b.name)
+		}
+		entries, err := os.ReadDir(filepath.Join(dir, "holders"))
+		if err != nil {
+			continue
+		}
+		for _, e := range entries {
+			name := e.Name()
+			if dm := readLine(filepath.Join(s.sys, "block", name, "dm/name")); dm != "" {
+				name += " (" + dm + ")"
+			}
+			s.add(b, User{Kind: "holder", Name: name})
+		}
+	}
+}
+
+func (s *userSearch) loops() {
+	files, _ := filepath.Glob(filepath.Join(s.sys, "block/loop*/loop/backing_file"))
+	for _, f := range files {
+		if b, ok := s.lookup(readLine(f)); ok {
+			s.add(b, User{Kind: "loop", Name: "/dev/" + filepath.Base(filepath.Dir(filepath.Dir(f)))})
+		}
+	}
+}
+
+// targets reads LIO's configfs: the kernel has the device open itself then, so
+// no process shows it. udev_path is what the configuring tool wrote there.
+func (s *userSearch) targets() {
+	files, _ := filepath.Glob(filepath.Join(s.sys, "kernel/config/target/core/*/*/udev_path"))
+	for _, f := range files {
+		if b, ok := s.lookup(readLine(f)); ok {
+			stack := filepath.Dir(f)
+			s.add(b, User{Kind: "target", Name: filepath.Base(filepath.Dir(stack)) + "/" + filepath.Base(stack)})
+		}
+	}
+}
+
+func (s *userSearch) pids() []int {
+	entries, err := os.ReadDir(s.proc)
+	if err != nil {
+		return nil
+	}
+	var pids []int
+	for _, e := range entries {
+		if pid, err := strconv.Atoi(e.Name()); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	sort.Ints(pids)
+	return pids
+}
+
+func (s *userSearch) processes() {
+	for _, pid := range s.pids() {
+		dir := filepath.Join(s.proc, strconv.Itoa(pid))
+		fds, err := os.ReadDir(filepath.Join(dir, "fd"))
+		if err != nil {
+			continue // gone, or another user's
+		}
+		for _, fd := range fds {
+			path, err := os.Readlink(filepath.Join(dir, "fd", fd.Name()))
+			if err != nil {
+				continue
+			}
+			if b, ok := s.lookup(path); ok {
+				name := readLine(filepath.Join(dir, "comm"))
+				if name == "" {
+					name = "?"
+				}
+				s.add(b, User{Kind: "process", Name: name, PID: pid})
+			}
+		}
+	}
+}
+
+// readLine is a small file's content without the newline; "" if unreadable.
+func readLine(path string) string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSuffix(string(data), "\n")
+}
+
+// unescapeOctal undoes the kernel's \040 for space, tab, newline and backslash
+// in mount tables.
+func unescapeOctal(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// printable quotes a name if it holds anything that a terminal would act on.
+func printable(s string) string {
+	for _, r := range s {
+		if !strconv.IsPrint(r) {
+			return strconv.Quote(s)
+		}
+	}
+	return s
+}
