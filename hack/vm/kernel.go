@@ -1,0 +1,203 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// kernel is a kernel in the cache, ready to boot.
+type kernel struct {
+	Series  string
+	Release string // uname -r
+	Image   string // path of vmlinuz
+	Modules string // path of the directory that belongs at /lib/modules/Release
+	Version string // Debian's version of the package, for the log
+}
+
+// cacheDir is where kernels, and the verdict on KVM, are kept.
+func cacheDir() (string, error) {
+	if d := os.Getenv("HOLDFAST_VM_CACHE"); d != "" {
+		return filepath.Abs(d)
+	}
+	d, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("%w: set HOLDFAST_VM_CACHE to a directory for kernels", err)
+	}
+	return filepath.Join(d, "holdfast", "kernels"), nil
+}
+
+var seriesForm = regexp.MustCompile(`^[0-9]+\.[0-9]+$`)
+
+// findKernel returns the cached kernel of the series, fetching it if there is
+// none or refresh is set. Several processes may call it at the same time.
+func findKernel(cache, series string, refresh bool) (*kernel, error) {
+	if !seriesForm.MatchString(series) {
+		return nil, fmt.Errorf("-kernel %q: want a series such as 6.12", series)
+	}
+	record := filepath.Join(cache, series+".json")
+	if !refresh {
+		if k := readRecord(record); k != nil {
+			return k, nil
+		}
+	}
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return nil, err
+	}
+	lock, err := os.OpenFile(filepath.Join(cache, series+".lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
+	// Somebody else may have fetched it while we waited.
+	if k := readRecord(record); k != nil && !refresh {
+		return k, nil
+	}
+	return fetchKernel(cache, series, record)
+}
+
+// readRecord returns nil if the kernel isn't there in full.
+func readRecord(record string) *kernel {
+	raw, err := os.ReadFile(record)
+	if err != nil {
+		return nil
+	}
+	var k kernel
+	if json.Unmarshal(raw, &k) != nil {
+		return nil
+	}
+	for _, p := range []string{k.Image, filepath.Join(k.Modules, "modules.dep")} {
+		if _, err := os.Stat(p); err != nil {
+			return nil
+		}
+	}
+	return &k
+}
+
+// fetchKernel downloads and unpacks the newest kernel of the series.
+func fetchKernel(cache, series, record string) (*kernel, error) {
+	work, err := os.MkdirTemp(cache, "fetch-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(work)
+	a, err := newApt(work)
+	if err != nil {
+		return nil, err
+	}
+	logf("fetching a %s kernel (once; kept in %s)", series, cache)
+	// A suite that is gone makes update fail, but the others are there.
+	updateErr := a.update()
+	p, err := a.resolve(series)
+	if err != nil {
+		return nil, errors.Join(err, updateErr)
+	}
+	logf("downloading %s %s", strings.Join(p.names, " "), p.version)
+	if err := a.download(p); err != nil {
+		return nil, err
+	}
+	tree := filepath.Join(work, "tree")
+	debs, _ := filepath.Glob(filepath.Join(work, "*.deb"))
+	for _, d := range debs {
+		if _, err := output("dpkg-deb", "-x", d, tree); err != nil {
+			return nil, err
+		}
+	}
+	return install(cache, series, record, tree, p)
+}
+
+// install moves an unpacked kernel into its place and writes the record, which
+// makes it visible.
+func install(cache, series, record, tree string, p *packages) (*kernel, error) {
+	release := p.release
+	final := filepath.Join(cache, release+"_"+strings.ReplaceAll(p.version, "/", "_"))
+	k := &kernel{
+		Series: series, Release: release, Version: p.version,
+		Image:   filepath.Join(final, "vmlinuz"),
+		Modules: filepath.Join(final, "lib", "modules", release),
+	}
+	// The guest sees the files through 9p: never change them under a running
+	// one. The same version, complete, is as good as what we have.
+	if _, err := os.Stat(filepath.Join(k.Modules, "modules.dep")); err != nil {
+		stage := tree + "-stage"
+		if err := os.MkdirAll(filepath.Join(stage, "lib", "modules"), 0o755); err != nil {
+			return nil, err
+		}
+		image, modules := "", ""
+		for _, c := range []string{"boot/vmlinuz-" + release, "usr/lib/modules/" + release + "/vmlinuz", "lib/modules/" + release + "/vmlinuz"} {
+			if _, err := os.Stat(filepath.Join(tree, c)); err == nil {
+				image = filepath.Join(tree, c)
+			}
+		}
+		for _, c := range []string{"usr/lib/modules/" + release, "lib/modules/" + release} {
+			if _, err := os.Stat(filepath.Join(tree, c, "kernel")); err == nil {
+				modules = filepath.Join(tree, c)
+			}
+		}
+		if image == "" || modules == "" {
+			return nil, fmt.Errorf("packages %v %s hold no vmlinuz or no modules of %s: their layout has changed, see install in hack/vm", p.names, p.version, release)
+		}
+		if err := os.Rename(image, filepath.Join(stage, "vmlinuz")); err != nil {
+			return nil, err
+		}
+		if err := os.Rename(modules, filepath.Join(stage, "lib", "modules", release)); err != nil {
+			return nil, err
+		}
+		if err := depmod(stage, release); err != nil {
+			return nil, err
+		}
+		if err := os.RemoveAll(final); err != nil {
+			return nil, err
+		}
+		if err := os.Rename(stage, final); err != nil {
+			return nil, err
+		}
+	}
+	raw, err := json.MarshalIndent(k, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(record+".new", raw, 0o644); err != nil {
+		return nil, err
+	}
+	return k, os.Rename(record+".new", record)
+}
+
+// depmod makes modules.dep and modules.alias, which Debian's packages leave to
+// their installation scripts.
+func depmod(root, release string) error {
+	for _, tool := range [][]string{{"depmod"}, {"/sbin/depmod"}, {"/usr/sbin/depmod"}, {"busybox", "depmod"}} {
+		if _, err := exec.LookPath(tool[0]); err != nil {
+			continue
+		}
+		_, err := output(tool[0], slices.Concat(tool[1:], []string{"-b", root, release})...)
+		return err
+	}
+	return errors.New("no depmod: install kmod")
+}
+
+// output runs a command and returns what it prints; its error has the last
+// lines of its standard error.
+func output(name string, args ...string) (string, error) {
+	cmd := exec.Command(name, args...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
+		tail := lines[max(0, len(lines)-5):]
+		err = fmt.Errorf("%s: %w: %s", name, err, strings.Join(tail, "; "))
+	}
+	return string(out), err
+}

@@ -1,0 +1,256 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"holdfast/hack/vm/guest"
+)
+
+const qemuProgram = "qemu-system-x86_64"
+
+// machine is everything that a boot needs and that stays the same when it has
+// to be repeated.
+type machine struct {
+	kernel    *kernel
+	initramfs string
+	outDir    string // host side of /results
+	memory    string
+	cpus      int
+	disks     []disk
+	append    string // more kernel command line
+	timeout   time.Duration
+	stdout    io.Writer
+	stderr    io.Writer
+}
+
+// disk is a virtio disk backed by a raw, sparse file.
+type disk struct {
+	path  string
+	cache string // QEMU's cache mode
+}
+
+// accelerator is how QEMU runs the guest's instructions.
+type accelerator string
+
+const (
+	accelKVM accelerator = "kvm"
+	accelTCG accelerator = "tcg"
+)
+
+func (a accelerator) String() string {
+	if a == accelKVM {
+		return "native (KVM)"
+	}
+	return "emulated (TCG)"
+}
+
+// outcome is what became of one boot.
+type outcome struct {
+	up       bool          // user space was reached
+	upAfter  time.Duration // from the start of QEMU
+	exited   bool          // the guest told an exit code
+	code     int
+	timedOut bool
+	err      string // the guest's own error, or QEMU's
+	console  *console
+}
+
+// Indices of the sockets handed to QEMU; descriptors start at 3.
+const (
+	sockConsole = iota
+	sockControl
+	sockStdout
+	sockStderr
+	sockCount
+)
+
+func (m *machine) args(a accelerator) []string {
+	cpu := "max"
+	accel := "tcg,thread=multi"
+	cmdline := "console=ttyS0 ignore_loglevel panic=-1 rdinit=/init mitigations=off"
+	if a == accelKVM {
+		cpu, accel = "host", "kvm"
+	} else {
+		// Five-level page tables only make emulation slower; and emulated
+		// processors that wait for a busy host are not stalled.
+		cpu = "max,la57=off"
+		cmdline += " rcupdate.rcu_cpu_stall_timeout=60 watchdog_thresh=60"
+	}
+	if m.append != "" {
+		cmdline += " " + m.append
+	}
+	args := []string{
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none",
+		"-accel", accel, "-cpu", cpu, "-smp", strconv.Itoa(m.cpus), "-m", m.memory,
+		"-kernel", m.kernel.Image, "-initrd", m.initramfs, "-append", cmdline,
+		"-virtfs", "local,path=/,mount_tag=" + guest.TagRoot + ",security_model=none,readonly=on,multidevs=remap",
+		"-virtfs", "local,path=" + strings.ReplaceAll(m.outDir, ",", ",,") + ",mount_tag=" + guest.TagResults + ",security_model=none,multidevs=remap",
+		"-device", "virtio-serial-pci",
+		"-device", "virtio-rng-pci",
+		"-serial", "chardev:sock0",
+	}
+	for i := range sockCount {
+		args = append(args, "-chardev", fmt.Sprintf("socket,id=sock%d,fd=%d", i, 3+i))
+	}
+	for i, name := range map[int]string{sockControl: guest.PortControl, sockStdout: guest.PortStdout, sockStderr: guest.PortStderr} {
+		args = append(args, "-device", fmt.Sprintf("virtserialport,chardev=sock%d,name=%s,nr=%d", i, name, i))
+	}
+	for i, d := range m.disks {
+		args = append(args,
+			"-drive", fmt.Sprintf("file=%s,if=none,id=disk%d,format=raw,cache=%s,discard=unmap", strings.ReplaceAll(d.path, ",", ",,"), i, d.cache),
+			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d,serial=disk%d", i, i))
+	}
+	return args
+}
+
+// boot runs the machine once. bound limits the time to user space. An error
+// means that QEMU could not be run.
+func (m *machine) boot(ctx context.Context, a accelerator, bound time.Duration) (*outcome, error) {
+	var ours, theirs [sockCount]*os.File
+	defer func() {
+		for i := range sockCount {
+			if ours[i] != nil {
+				ours[i].Close()
+			}
+		}
+	}()
+	for i := range sockCount {
+		fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		if err := syscall.SetNonblock(fds[0], true); err != nil {
+			return nil, err
+		}
+		ours[i], theirs[i] = os.NewFile(uintptr(fds[0]), "guest"), os.NewFile(uintptr(fds[1]), "qemu")
+	}
+	logFile, err := os.Create(filepath.Join(m.outDir, "console.log"))
+	if err != nil {
+		return nil, err
+	}
+	defer logFile.Close()
+
+	cmd := exec.Command(qemuProgram, m.args(a)...)
+	var qemuErr bytes.Buffer
+	cmd.Stderr = &qemuErr
+	cmd.ExtraFiles = theirs[:]
+	// QEMU goes when we go, however that is.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	began := time.Now()
+	err = cmd.Start()
+	for _, f := range theirs {
+		f.Close()
+	}
+	if err != nil {
+		return nil, err
+	}
+	gone := make(chan error, 1)
+	go func() { gone <- cmd.Wait() }()
+
+	o := &outcome{console: &console{copy: logFile}}
+	done := make(chan error, sockCount)
+	pump := func(w io.Writer, r io.Reader) {
+		_, err := io.Copy(w, r)
+		if errors.Is(err, syscall.ECONNRESET) {
+			err = nil // QEMU was killed with data unread
+		}
+		// Without a reader the guest would wait for ever.
+		_, _ = io.Copy(io.Discard, r)
+		done <- err
+	}
+	go pump(o.console, ours[sockConsole])
+	go pump(m.stdout, ours[sockStdout])
+	go pump(m.stderr, ours[sockStderr])
+	messages := make(chan string)
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		s := bufio.NewScanner(ours[sockControl])
+		for s.Scan() {
+			select {
+			case messages <- s.Text():
+			case <-stop:
+			}
+		}
+		done <- nil
+		close(messages)
+	}()
+
+	limit := time.NewTimer(bound)
+	defer limit.Stop()
+	var grace <-chan time.Time
+	kill := func() { _ = cmd.Process.Kill() }
+	for running := true; running; {
+		select {
+		case msg, ok := <-messages:
+			if !ok {
+				messages = nil
+				continue
+			}
+			word, rest, _ := strings.Cut(msg, " ")
+			switch word {
+			case guest.MsgUp:
+				o.up, o.upAfter = true, time.Since(began)
+				limit.Reset(m.timeout)
+			case guest.MsgReady:
+				o.console.markReady()
+			case guest.MsgExit:
+				o.exited = true
+				o.code, _ = strconv.Atoi(rest)
+				limit.Stop()
+				grace = time.After(3 * time.Second)
+			case guest.MsgError:
+				o.err = rest
+				grace = time.After(time.Second)
+			}
+		case err := <-gone:
+			running = false
+			if err != nil && !o.timedOut && !o.exited && o.err == "" && ctx.Err() == nil {
+				o.err = strings.TrimSpace(fmt.Sprintf("QEMU: %v: %s", err, qemuErr.String()))
+			}
+		case <-limit.C:
+			o.timedOut = true
+			if !o.up {
+				kill()
+				continue
+			}
+			// Let the guest show what hangs, then end it.
+			fmt.Fprintln(ours[sockControl], guest.MsgDump)
+			grace = time.After(5 * time.Second)
+		case <-grace:
+			kill()
+		case <-ctx.Done():
+			kill()
+			<-gone
+			return nil, ctx.Err()
+		}
+	}
+	for range sockCount {
+		if err := <-done; err != nil && o.err == "" {
+			return nil, fmt.Errorf("bring back the guest's output: %w", err)
+		}
+		if messages != nil {
+			// The reader may still have the exit code to hand over.
+			for msg := range messages {
+				if rest, ok := strings.CutPrefix(msg, guest.MsgExit+" "); ok {
+					o.exited = true
+					o.code, _ = strconv.Atoi(rest)
+				}
+			}
+			messages = nil
+		}
+	}
+	return o, nil
+}

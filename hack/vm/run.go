@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"debug/elf"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"holdfast/hack/vm/guest"
+)
+
+// Exit codes of the harness that are not a command's own.
+const (
+	exitFault   = 122 // the guest's kernel panicked, or the guest died
+	exitOops    = 123 // the command ended, but the kernel reported a fault
+	exitTimeout = 124
+	exitHarness = 125 // nothing was tested: no QEMU, no kernel, no boot
+	exitSignal  = 130
+)
+
+// bootModules are loaded from the initramfs; what is built into the kernel is
+// left out.
+var bootModules = []string{"virtio_pci", "virtio_console", "virtio_rng", "9pnet_virtio", "9p", "overlay", "virtio_blk"}
+
+// writeInitramfs makes the initramfs: ourselves as /init, the configuration
+// and the modules needed to reach the root.
+func writeInitramfs(path string, k *kernel, c guest.Config) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if err := checkStatic(self); err != nil {
+		return err
+	}
+	dep, err := os.ReadFile(filepath.Join(k.Modules, "modules.dep"))
+	if err != nil {
+		return err
+	}
+	builtin, err := os.ReadFile(filepath.Join(k.Modules, "modules.builtin"))
+	if err != nil {
+		return err
+	}
+	files, err := parseModulesDep(string(dep)).closure(parseModulesBuiltin(string(builtin)), bootModules...)
+	if err != nil {
+		return err
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	w := newCPIO(f)
+	w.dir("dev")
+	w.charDevice("dev/console", 5, 1)
+	w.charDevice("dev/null", 1, 3)
+	w.copyFile("init", 0o755, self)
+	for _, m := range files {
+		w.copyFile("modules/"+m, 0o644, filepath.Join(k.Modules, m))
+		c.Insert = append(c.Insert, "/modules/"+m)
+	}
+	config, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	w.file(guest.ConfigPath, 0o644, config)
+	if err := w.close(); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return f.Close()
+}
+
+// checkStatic refuses an executable that wants a dynamic loader, which isn't
+// there in the initramfs.
+func checkStatic(path string) error {
+	f, err := elf.Open(path)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return fmt.Errorf("%s is dynamically linked and can't be the guest's init: build the harness with CGO_ENABLED=0 and without -race", path)
+		}
+	}
+	return nil
+}
+
+// run boots the machine until it has a verdict and returns our exit code.
+func (m *machine) run(ctx context.Context, choice accelChoice, allowOops bool) int {
+	const attempts = 3
+	accel := choice.accel
+	for attempt := 1; ; {
+		bound := boundTCG
+		if accel == accelKVM {
+			bound = boundKVM
+			if choice.probe {
+				bound = boundKVMProbe
+				logf("trying whether KVM works here (at most %v, once)", bound)
+			}
+		}
+		o, err := m.boot(ctx, accel, bound)
+		if errors.Is(err, context.Canceled) {
+			logf("interrupted")
+			return exitSignal
+		}
+		if err != nil {
+			logf("%v", err)
+			return exitHarness
+		}
+		if o.up {
+			if choice.probe && accel == accelKVM {
+				choice.remember(accelKVM)
+			}
+			return m.verdict(o, accel, allowOops)
+		}
+		if choice.probe && accel == accelKVM {
+			logf("/dev/kvm is there, but a kernel does not come up on it: emulating from now on")
+			choice.remember(accelTCG)
+			accel = accelTCG
+			continue
+		}
+		why := o.err
+		if why == "" {
+			why = "the guest died"
+			if o.timedOut {
+				why = fmt.Sprintf("not within %v", bound)
+			}
+		}
+		// Emulated kernels die now and then while they patch their own text.
+		// That says nothing about what is to be tested.
+		if attempt < attempts && !strings.HasPrefix(o.err, "QEMU: ") {
+			logf("boot %d of %d did not reach user space (%s), again", attempt, attempts, why)
+			attempt++
+			continue
+		}
+		logf("kernel %s did not reach user space in %d boots: %s", m.kernel.Release, attempt, why)
+		m.showLog(o, 40)
+		return exitHarness
+	}
+}
+
+// verdict tells what became of a boot that reached user space.
+func (m *machine) verdict(o *outcome, a accelerator, allowOops bool) int {
+	fault, panicked := o.console.fault()
+	code := 0
+	switch {
+	case o.exited && fault != "" && !allowOops:
+		logf("FAIL: the kernel reported a fault while the command ran (it exited with %d): %s", o.code, strings.TrimSpace(fault))
+		code = exitOops
+	case o.exited:
+		code = o.code
+		if code != 0 {
+			logf("the command exited with %d on %s, %s", code, m.kernel.Release, a)
+		}
+	case panicked:
+		logf("FAIL: the guest's kernel panicked")
+		code = exitFault
+	case o.timedOut:
+		logf("FAIL: not done after %v (-timeout); blocked tasks are in the kernel log", m.timeout)
+		code = exitTimeout
+	case o.err != "":
+		logf("the guest could not be set up: %s", o.err)
+		code = exitHarness
+	default:
+		logf("FAIL: the guest ended without a verdict")
+		code = exitFault
+	}
+	if code != 0 {
+		m.showLog(o, 60)
+	}
+	logf("kernel %s, %s, %d CPUs, %s: user space after %.1f s", m.kernel.Release, a, m.cpus, m.memory, o.upAfter.Round(100*time.Millisecond).Seconds())
+	return code
+}
+
+func (m *machine) showLog(o *outcome, limit int) {
+	lines := o.console.report(limit)
+	if len(lines) > 0 {
+		logf("from the guest's kernel log:")
+		for _, l := range lines {
+			fmt.Fprintf(os.Stderr, "    %s\n", l)
+		}
+	}
+	logf("the whole kernel log is in %s", filepath.Join(m.outDir, "console.log"))
+}
