@@ -1,0 +1,151 @@
+package ploop
+
+import (
+	"crypto/md5"
+	"encoding/binary"
+	"errors"
+	"sync/atomic"
+)
+
+// Close makes everything durable, cuts the unused end off the file, writes the
+// format extension back, clears in_use and releases the files. No other call
+// may be under way. After an error in_use is still set and the image is safe
+// to be taken over or checked.
+func (s *Stack) Close() error {
+	s.closeMu.Lock()
+	defer s.closeMu.Unlock()
+	if s.closed.Swap(true) {
+		return nil
+	}
+	var err error
+	if !s.readOnly {
+		err = s.endWriting()
+	}
+	return errors.Join(err, s.closeFiles())
+}
+
+func (s *Stack) endWriting() error {
+	d := s.top
+	if err := s.sync(); err != nil {
+		return err
+	}
+	if d.ref.Raw {
+		return nil
+	}
+	if len(s.index.doubt) > 0 {
+		for at := range s.index.doubt {
+			if err := s.index.settle(s, at); err != nil {
+				return err
+			}
+		}
+	}
+	s.space.next = s.space.usedEnd()
+	if len(s.unknown) > 0 {
+		s.space.next = max(s.space.next, d.fileClusters())
+	}
+	end := int64(d.hdr.sectorAt(s.space.next)) * SectorSize
+	if size, err := d.file.Size(); err != nil {
+		return d.ioError("size", -1, err)
+	} else if size != end {
+		if err := d.file.Truncate(end); err != nil {
+			return d.ioError("truncate", end, err)
+		}
+	}
+	extOff, inUse, err := s.writeExtension()
+	if err != nil {
+		return err
+	}
+	// Everything else is durable before the header says that it is.
+	if err := s.sync(); err != nil {
+		return err
+	}
+	d.hdr.ExtOff, d.hdr.InUse = extOff, inUse
+	return s.writeHeader()
+}
+
+// writeExtension appends what is kept of the extension to the file. It gives
+// the header's two fields that belong to it.
+func (s *Stack) writeExtension() (off uint64, inUse uint32, err error) {
+	d := s.top
+	if len(s.bitmaps) == 0 && len(s.unknown) == 0 {
+		return 0, 0, nil
+	}
+	le := binary.LittleEndian
+	x := AlignedBuffer(int(s.cluster))
+	le.PutUint64(x, extMagic)
+	p := extHeader
+	put := func(magic, flags uint64, data []byte) bool {
+		if p+sectionHeader+len(data) > len(x) {
+			s.log("%q: section %#x of the format extension no longer fits its cluster and is dropped", d.ref.Path, magic)
+			return false
+		}
+		le.PutUint64(x[p:], magic)
+		le.PutUint64(x[p+8:], flags)
+		le.PutUint32(x[p+16:], uint32(len(data)))
+		copy(x[p+sectionHeader:], data)
+		p = min(p+sectionHeader+(len(data)+7)/8*8, len(x))
+		return true
+	}
+	for _, u := range s.unknown {
+		put(u.magic, u.flags, u.data)
+	}
+	for _, b := range s.bitmaps {
+		data, err := s.writeBitmap(b)
+		if err != nil {
+			return 0, 0, err
+		}
+		put(bitmapMagic, b.flags, data)
+	}
+	sum := md5.Sum(x[extHeader:])
+	copy(x[8:], sum[:])
+	sector, err := s.append(x)
+	return sector, inUseClosed, err
+}
+
+// writeBitmap appends a bitmap's clusters and returns its section.
+func (s *Stack) writeBitmap(b *Bitmap) ([]byte, error) {
+	le := binary.LittleEndian
+	per := uint64(s.cluster) * 8
+	l1 := (b.granules() + per - 1) / per
+	data := make([]byte, bitmapHeader+8*l1)
+	le.PutUint64(data, b.sectors)
+	copy(data[8:], b.ID[:])
+	le.PutUint32(data[24:], b.Granularity)
+	le.PutUint32(data[28:], uint32(l1))
+	buf := AlignedBuffer(int(s.cluster))
+	for i := range l1 {
+		clear(buf)
+		set := uint64(0)
+		first, last := i*per, min((i+1)*per, b.granules())
+		for g := first; g < last; g++ {
+			bit := atomic.LoadUint64(&b.bits[g/64]) >> (g % 64) & 1
+			buf[(g-first)/8] |= byte(bit << ((g - first) % 8))
+			set += bit
+		}
+		v := uint64(0)
+		switch set {
+		case 0:
+		case last - first:
+			v = 1
+		default:
+			var err error
+			if v, err = s.append(buf); err != nil {
+				return nil, err
+			}
+		}
+		le.PutUint64(data[bitmapHeader+8*i:], v)
+	}
+	return data, nil
+}
+
+// append writes one cluster behind everything else and gives its sector.
+func (s *Stack) append(b []byte) (uint64, error) {
+	d := s.top
+	sector := d.hdr.sectorAt(s.space.next)
+	s.space.next++
+	off := int64(sector) * SectorSize
+	if err := d.file.Allocate(off, int64(len(b))); err != nil {
+		return 0, d.ioError("allocate", off, err)
+	}
+	return sector, d.write(b, off)
+}

@@ -1,0 +1,224 @@
+package ploop
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+)
+
+// delta is one open file of a stack.
+type delta struct {
+	ref   ImageRef
+	file  file
+	hdr   Header
+	size  int64 // of the file at open, in bytes
+	level int
+
+	ext    *extension // what the format extension held; nil: none, or not valid
+	extErr error      // why it couldn't be taken
+}
+
+// openDelta opens one file and checks all of it but the BAT's entries.
+func openDelta(ref ImageRef, open opener, write, direct bool) (*delta, error) {
+	f, err := open(ref.Path, write, direct)
+	if err != nil {
+		return nil, err
+	}
+	d := &delta{ref: ref, file: f}
+	if err := d.readHead(); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+type opener func(path string, write, direct bool) (file, error)
+
+func openOSFile(path string, write, direct bool) (file, error) {
+	f, err := openFile(path, write, direct)
+	if err != nil {
+		return nil, err // not f: a nil *osFile isn't a nil file
+	}
+	return f, nil
+}
+
+func (d *delta) ioError(op string, off int64, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &IOError{Op: op, File: d.ref.Path, Offset: off, Err: err}
+}
+
+func (d *delta) readHead() (err error) {
+	if d.size, err = d.file.Size(); err != nil {
+		return d.ioError("size", -1, err)
+	}
+	if d.ref.Raw {
+		return d.rawHead()
+	}
+	b := AlignedBuffer(SectorSize)
+	n := int(min(d.size, SectorSize))
+	if n > 0 {
+		// A file shorter than a sector ends the read early; ParseHeader says it.
+		if _, err := d.file.ReadAt(b[:n], 0); err != nil {
+			return d.ioError("read header", 0, err)
+		}
+	}
+	h, err := ParseHeader(d.ref.Path, b[:n], d.size)
+	if err != nil {
+		return err
+	}
+	d.hdr = *h
+	if h.ExtOff != 0 && h.InUse == inUseClosed {
+		d.ext, d.extErr = readExtension(d)
+	}
+	return nil
+}
+
+// rawCluster is the cluster size by which a raw file alone is served.
+const rawCluster = 1 << 20
+
+// rawHead gives a raw file the geometry of an image whose clusters all lie
+// where the disk has them. Over a raw base the stack's own cluster size rules.
+func (d *delta) rawHead() error {
+	if d.size == 0 || d.size%SectorSize != 0 {
+		return &FormatError{File: d.ref.Path, Offset: -1, What: "size of a raw image", Class: ErrGeometry,
+			Found: fmt.Sprintf("%d bytes", d.size), Want: "a positive multiple of 512"}
+	}
+	d.setRawCluster(rawCluster / SectorSize)
+	if n := d.hdr.Clusters(); n > MaxBATEntries {
+		return &FormatError{File: d.ref.Path, Offset: -1, What: "size of a raw image", Class: ErrLimit,
+			Found: fmt.Sprintf("%d bytes", d.size), Want: fmt.Sprintf("at most %d", int64(MaxBATEntries)*rawCluster)}
+	}
+	return nil
+}
+
+func (d *delta) setRawCluster(sectors uint32) {
+	d.hdr = Header{ClusterSectors: sectors, Sectors: uint64(d.size / SectorSize)}
+	d.hdr.BATEntries = uint32(min(d.hdr.Clusters(), math.MaxUint32))
+}
+
+// batProblem is what can be wrong with one entry.
+type batProblem int
+
+const (
+	entryBeyondDisk batProblem = iota
+	entryBelowData
+	entryMisaligned
+	entryBeyondFile
+	entryDuplicate
+)
+
+// badEntry describes a problem as an error.
+func (d *delta) badEntry(i uint64, raw uint32, p batProblem) *FormatError {
+	h := &d.hdr
+	at := h.sectorOf(raw)
+	e := &FormatError{File: d.ref.Path, Offset: headerSize + batEntrySize*int64(i), Class: ErrCorrupt,
+		What: fmt.Sprintf("BAT entry of cluster %d", i), Found: fmt.Sprintf("%d (sector %d)", raw, at)}
+	switch p {
+	case entryBeyondDisk:
+		e.Want = fmt.Sprintf("0, the disk has %d clusters", h.Clusters())
+	case entryBelowData:
+		e.Want = fmt.Sprintf("a sector from %d on, where data begins", h.DataStart())
+	case entryMisaligned:
+		e.Want = fmt.Sprintf("a multiple of %d sectors from sector %d on", h.ClusterSectors, h.DataStart())
+	case entryBeyondFile:
+		e.Want = fmt.Sprintf("a cluster that ends within the file, at or before sector %d", d.size/SectorSize)
+	case entryDuplicate:
+		e.Found += ", which another entry has as well"
+		e.Want = "a cluster of its own"
+	}
+	return e
+}
+
+// checkEntry judges one entry by itself; a duplicate only scanBAT can see.
+func (d *delta) checkEntry(i uint64, raw uint32) (batProblem, bool) {
+	h := &d.hdr
+	at, start := h.sectorOf(raw), h.DataStart()
+	switch {
+	case i >= h.Clusters():
+		return entryBeyondDisk, false
+	case at < start:
+		return entryBelowData, false
+	case (at-start)%uint64(h.ClusterSectors) != 0:
+		return entryMisaligned, false
+	case at+uint64(h.ClusterSectors) > uint64(d.size)/SectorSize:
+		return entryBeyondFile, false
+	}
+	return 0, true
+}
+
+// fileClusters is how many whole clusters the file holds.
+func (d *delta) fileClusters() uint64 {
+	room := uint64(d.size)/SectorSize - min(uint64(d.size)/SectorSize, d.hdr.DataStart())
+	return room / uint64(d.hdr.ClusterSectors)
+}
+
+// positions is a flat set of places in a file, for one scan of its BAT.
+type positions []uint64
+
+func (d *delta) newPositions() (positions, error) {
+	n := d.fileClusters()
+	if n > maxFileClusters {
+		return nil, &FormatError{File: d.ref.Path, Offset: -1, What: "file size", Class: ErrLimit,
+			Found: fmt.Sprintf("%d bytes, %d clusters", d.size, n), Want: fmt.Sprintf("at most %d clusters", uint64(maxFileClusters))}
+	}
+	return make(positions, (n+63)/64), nil
+}
+
+func (p positions) has(i uint64) bool { return p[i/64]>>(i%64)&1 != 0 }
+func (p positions) add(i uint64)      { p[i/64] |= 1 << (i % 64) }
+
+// batChunk is how much of a BAT is read at once, in bytes.
+const batChunk = 1 << 20
+
+// scanBAT reads the whole BAT. It calls visit for each good entry and bad for
+// each other one; either ends the scan by an error. It returns the places in
+// use.
+func (d *delta) scanBAT(visit func(i, sector uint64), bad func(i uint64, raw uint32, p batProblem) error) (positions, error) {
+	used, err := d.newPositions()
+	if err != nil {
+		return nil, err
+	}
+	h := &d.hdr
+	// Whole sectors, for direct I/O: the last one may go past the BAT, but
+	// the file may also end in it.
+	end := min((h.batEnd()+SectorSize-1)/SectorSize*SectorSize, d.size)
+	buf := AlignedBuffer(int(min(end, batChunk)))
+	i := uint64(0)
+	for off := int64(0); off < end; off += int64(len(buf)) {
+		b := buf[:min(int64(len(buf)), end-off)]
+		if _, err := d.file.ReadAt(b, off); err != nil {
+			return nil, d.ioError("read BAT", off, err)
+		}
+		if off == 0 {
+			b = b[headerSize:]
+		}
+		for ; len(b) >= batEntrySize && i < uint64(h.BATEntries); b, i = b[batEntrySize:], i+1 {
+			raw := binary.LittleEndian.Uint32(b)
+			if raw == 0 {
+				continue
+			}
+			p, ok := d.checkEntry(i, raw)
+			if ok {
+				sector := h.sectorOf(raw)
+				pos := h.positionOf(sector)
+				if !used.has(pos) {
+					used.add(pos)
+					visit(i, sector)
+					continue
+				}
+				p = entryDuplicate
+			}
+			if err := bad(i, raw, p); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return used, nil
+}
+
+// refuse is the bad callback of those who want no bad entry at all.
+func (d *delta) refuse(i uint64, raw uint32, p batProblem) error {
+	return d.badEntry(i, raw, p)
+}

@@ -1,0 +1,115 @@
+package ploop
+
+// Discard tells that n bytes at off are no longer wanted. With one delta, whole
+// clusters go back to the image and read as zeroes; of the rest, what lies in
+// the top is punched out of the file and reads as zeroes too. What a lower
+// delta holds stays as it is.
+func (s *Stack) Discard(off, n int64) error {
+	return s.zeroRange(off, n, false, false)
+}
+
+// WriteZeroes makes n bytes at off read as zeroes. keep asks that the space
+// stays allocated where it is.
+func (s *Stack) WriteZeroes(off, n int64, keep bool) error {
+	return s.zeroRange(off, n, true, keep)
+}
+
+// unmapBatch bounds the locks held at once by one discard.
+const unmapBatch = 256
+
+func (s *Stack) zeroRange(off, n int64, must, keep bool) error {
+	if s.readOnly {
+		return ErrReadOnly
+	}
+	var whole []uint64
+	err := s.pieces(off, n, func(i uint64, in, k int64) error {
+		// The disk's last cluster is whole where the disk ends.
+		if !keep && s.Unmaps() && in == 0 && (k == s.cluster || off+n == s.size && int64(i)*s.cluster+k == s.size) {
+			if e := s.table.load(i); !e.mapped() && !e.busy() {
+				return nil
+			}
+			if whole = append(whole, i); len(whole) == unmapBatch {
+				err := s.unmap(whole)
+				whole = whole[:0]
+				return err
+			}
+			return nil
+		}
+		return s.zeroPiece(i, in, k, must, keep)
+	})
+	if err != nil {
+		return err
+	}
+	return s.unmap(whole)
+}
+
+// zeroPiece zeroes a part of a cluster, or a whole one that keeps its place.
+func (s *Stack) zeroPiece(i uint64, in, n int64, must, keep bool) error {
+	s.locks.lock(i)
+	defer s.locks.unlock(i)
+	e, err := s.settled(i)
+	if err != nil {
+		return err
+	}
+	if !e.mapped() || !must && e.level() != s.Top() {
+		return nil
+	}
+	if s.bitmaps != nil {
+		s.markDirty(int64(i)*s.cluster+in, n)
+	}
+	if e.level() == s.Top() {
+		off := e.sector()*SectorSize + in
+		return s.top.ioError("zero", off, s.top.file.Zero(off, n, keep))
+	}
+	return s.newCluster(i, e, in, nil, n)
+}
+
+// unmap takes whole clusters out of the index, in rising order.
+//
+// A place may be given to another cluster only when no fast transfer can still
+// reach it (the grace period) and when the cleared entry is durable: otherwise
+// a power cut could leave two clusters with one place.
+func (s *Stack) unmap(clusters []uint64) (err error) {
+	var ops []indexOp
+	for _, i := range clusters {
+		s.locks.lock(i)
+		defer s.locks.unlock(i)
+		e, err := s.settled(i)
+		if err != nil {
+			for _, op := range ops {
+				s.table.store(op.cluster, op.from)
+			}
+			return err
+		}
+		if !e.mapped() {
+			continue
+		}
+		if s.bitmaps != nil {
+			off := int64(i) * s.cluster
+			s.markDirty(off, min(s.cluster, s.size-off))
+		}
+		s.table.setBusy(i)
+		ops = append(ops, indexOp{cluster: i, from: e})
+	}
+	if len(ops) == 0 {
+		return nil
+	}
+	s.grace.wait()
+	if err := s.index.commit(s, ops, nil); err != nil {
+		return err
+	}
+	if !s.noOrder {
+		if err := s.sync(); err != nil {
+			return err // the places stay unused until the next open
+		}
+	}
+	h := &s.top.hdr
+	for _, op := range ops {
+		off := op.from.sector() * SectorSize
+		if err := s.top.file.Zero(off, s.cluster, false); err != nil {
+			s.log("%v; the space stays in the file", s.top.ioError("punch", off, err))
+		}
+		s.giveBack(h.positionOf(uint64(op.from.sector())))
+	}
+	return nil
+}

@@ -1,0 +1,51 @@
+// Package ploop reads and writes ploop disk images: files of the formats
+// "WithoutFreeSpace" (version 1) and "WithouFreSpacExt" (version 2), stacked
+// as deltas over one another and, if wanted, over one raw base.
+//
+// # The format in a paragraph
+//
+// An image ("delta") is a header of 64 bytes, the BAT (block allocation
+// table: one 32-bit entry per cluster of the disk), and clusters of data. An
+// entry of 0 says that the cluster isn't in this delta: it is in the delta
+// below, or it reads as zeroes. There is no explicit zero. All numbers are
+// little-endian and all positions here are bytes unless a name says sectors
+// (of 512 bytes).
+//
+// # The merged table
+//
+// A [Stack] keeps one table for the whole stack, with the level and the place
+// of each cluster of the disk, eight bytes a cluster, so that a read costs the
+// same at any depth. Only the top delta is ever written.
+//
+// # Two ways in
+//
+// Slow and complete: [Stack.ReadAt], [Stack.WriteAt], [Stack.WriteZeroes],
+// [Stack.Discard] and [Stack.Flush] may be called from any number of
+// goroutines, and block.
+//
+// Fast and partial: a [Reader] belongs to one thread. Reader.Locate answers,
+// without a lock or an allocation, in which file and where a range of the disk
+// lies; the caller then moves the data itself (io_uring) and calls
+// Reader.Leave. What the fast way can't do, it says, and the caller takes the
+// slow one.
+//
+// # Concurrency
+//
+// Each change of a cluster's place holds that cluster's lock. A change that
+// gives a place up for reuse (discard) must also outlast the fast transfers
+// that were told of the place before: it marks the table's entry busy, which
+// turns later ones to the slow path where they wait for the lock, and then
+// waits for a grace period, as RCU does (grace.go). So a caller must not wait
+// for anything of this package between Locate and Leave: that would be a
+// deadlock with the first discard.
+//
+// # Order and durability
+//
+// Data before index: a cluster is written whole, synced, and only then does
+// its BAT entry go into the file (index.go); many allocations share one sync.
+// A write is acknowledged when both are in the file, and a flush makes them
+// durable. Power may fail at any point: the image then checks clean but for
+// leaked clusters. A failed write of the index is read back before memory is
+// trusted again. The header's in_use is set, durably, before the first write
+// and cleared at a clean Close.
+package ploop

@@ -1,0 +1,73 @@
+package ploop
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// grace lets a change wait until no fast transfer is under way that was
+// placed before the change was announced.
+//
+// Each Reader counts its transfers in one of two counters, chosen by the
+// parity of the epoch. A waiter first announces its change (the busy bit in
+// the table), then sees the idle counter of every Reader drained, turns the
+// epoch, and sees the other drained. Two drains are needed because a Reader
+// may load the epoch, be delayed, and count under the old parity. A Reader
+// counts *before* it looks at the table: either the waiter sees the count, or
+// the Reader sees the busy bit.
+type grace struct {
+	epoch   atomic.Uint64
+	waiting atomic.Int32 // someone waits: leaving Readers must tell
+
+	mu      sync.Mutex // one waiter at a time, and the list
+	readers []*Reader
+
+	tell sync.Mutex
+	cond *sync.Cond // on tell: some counter reached zero
+}
+
+func (g *grace) init() { g.cond = sync.NewCond(&g.tell) }
+
+func (g *grace) add(r *Reader) {
+	g.mu.Lock()
+	g.readers = append(g.readers, r)
+	g.mu.Unlock()
+}
+
+// enter counts a transfer of r and returns its parity for leave.
+func (g *grace) enter(r *Reader) uint32 {
+	p := uint32(g.epoch.Load() & 1)
+	r.count[p].n.Add(1)
+	return p
+}
+
+func (g *grace) leave(r *Reader, p uint32) {
+	if r.count[p].n.Add(-1) == 0 && g.waiting.Load() != 0 {
+		g.tell.Lock()
+		g.cond.Broadcast()
+		g.tell.Unlock()
+	}
+}
+
+// wait returns when every transfer that was counted before the call has left.
+// It must not be called between enter and leave.
+func (g *grace) wait() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.waiting.Add(1)
+	defer g.waiting.Add(-1)
+	p := g.epoch.Load() & 1
+	g.drain(p ^ 1)
+	g.epoch.Add(1)
+	g.drain(p)
+}
+
+func (g *grace) drain(p uint64) {
+	g.tell.Lock()
+	defer g.tell.Unlock()
+	for _, r := range g.readers {
+		for r.count[p].n.Load() != 0 {
+			g.cond.Wait()
+		}
+	}
+}

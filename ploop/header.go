@@ -1,0 +1,204 @@
+package ploop
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+)
+
+// SectorSize is the unit of the format's offsets and sizes, in bytes.
+const SectorSize = 512
+
+// Limits of this software. The format's own are wider; these keep a hostile
+// file from costing more memory than its disk is worth.
+const (
+	// MaxBATEntries bounds the merged table to 512 MiB of memory: 64 TiB of
+	// disk at clusters of 1 MiB.
+	MaxBATEntries = 1 << 26
+	// maxFileClusters bounds how far into a file an entry may point, and with
+	// it the bitmap that finds duplicates, to 32 MiB.
+	maxFileClusters = 4 * MaxBATEntries
+	// MaxClusterSize is in bytes. The ploop tool stops at 64 MiB.
+	MaxClusterSize = 1 << 30
+	// MaxDeltas is dm-ploop's limit of a stack's depth.
+	MaxDeltas = 253
+)
+
+const (
+	headerSize   = 64
+	batEntrySize = 4
+	diskType     = 2
+
+	inUseDirty  = 0x746F6E59 // open for writing
+	inUseClosed = 0x312e3276 // closed by software that knows the extension
+
+	flagEmpty      = 1 << 0 // says nothing one may rely on
+	flagConverting = 1 << 1 // a change of version is under way
+)
+
+var (
+	magicV1 = []byte("WithoutFreeSpace")
+	magicV2 = []byte("WithouFreSpacExt")
+)
+
+// Header is the head of an image file, decoded.
+type Header struct {
+	Version        int // 1 or 2
+	Heads          uint32
+	Cylinders      uint32
+	ClusterSectors uint32
+	BATEntries     uint32
+	Sectors        uint64 // size of the disk
+	InUse          uint32
+	DataOff        uint32 // as stored, in sectors; see DataStart
+	Flags          uint32
+	ExtOff         uint64 // in sectors; 0: no format extension
+}
+
+// batEnd is the first byte behind the BAT.
+func (h *Header) batEnd() int64 {
+	return headerSize + batEntrySize*int64(h.BATEntries)
+}
+
+// DataStart is the first sector that may hold data. A version 1 image may
+// leave the field 0, which means the first sector behind the BAT.
+func (h *Header) DataStart() uint64 {
+	if h.DataOff == 0 {
+		return uint64((h.batEnd() + SectorSize - 1) / SectorSize)
+	}
+	return uint64(h.DataOff)
+}
+
+// ClusterSize is in bytes.
+func (h *Header) ClusterSize() int64 { return int64(h.ClusterSectors) * SectorSize }
+
+// Clusters is the number of clusters that the disk needs, at most BATEntries.
+func (h *Header) Clusters() uint64 {
+	c := uint64(h.ClusterSectors)
+	return (h.Sectors + c - 1) / c
+}
+
+// sectorOf translates a BAT entry into the sector of the file where the
+// cluster begins.
+func (h *Header) sectorOf(entry uint32) uint64 {
+	if h.Version == 1 {
+		return uint64(entry)
+	}
+	return uint64(entry) * uint64(h.ClusterSectors)
+}
+
+// entryOf is the inverse of sectorOf; ok is false where the format has no
+// entry that could say it.
+func (h *Header) entryOf(sector uint64) (entry uint32, ok bool) {
+	if h.Version == 2 {
+		sector /= uint64(h.ClusterSectors)
+	}
+	return uint32(sector), sector <= 1<<32-1
+}
+
+// positionOf numbers the clusters of the file from DataStart on.
+func (h *Header) positionOf(sector uint64) uint64 {
+	return (sector - h.DataStart()) / uint64(h.ClusterSectors)
+}
+
+func (h *Header) sectorAt(position uint64) uint64 {
+	return h.DataStart() + position*uint64(h.ClusterSectors)
+}
+
+func (h *Header) encode() []byte {
+	b := make([]byte, headerSize)
+	le := binary.LittleEndian
+	if h.Version == 1 {
+		copy(b, magicV1)
+	} else {
+		copy(b, magicV2)
+	}
+	le.PutUint32(b[16:], diskType)
+	le.PutUint32(b[20:], h.Heads)
+	le.PutUint32(b[24:], h.Cylinders)
+	le.PutUint32(b[28:], h.ClusterSectors)
+	le.PutUint32(b[32:], h.BATEntries)
+	le.PutUint64(b[36:], h.Sectors)
+	le.PutUint32(b[44:], h.InUse)
+	le.PutUint32(b[48:], h.DataOff)
+	le.PutUint32(b[52:], h.Flags)
+	le.PutUint64(b[56:], h.ExtOff)
+	return b
+}
+
+// ParseHeader decodes and checks the head of an image. b holds the first bytes
+// of the file (64 are enough), size is the file's, in bytes, and file names it
+// in errors. It trusts nothing and allocates nothing that b doesn't bound.
+func ParseHeader(file string, b []byte, size int64) (*Header, error) {
+	bad := func(off int64, class error, what, found, want string) error {
+		return &FormatError{File: file, Offset: off, What: what, Found: found, Want: want, Class: class}
+	}
+	if len(b) < headerSize || size < headerSize {
+		n := min(int64(len(b)), size)
+		return nil, bad(0, ErrNotPloop, "header", fmt.Sprintf("%d bytes", n), "at least 64")
+	}
+	h := &Header{}
+	switch magic := b[:16]; {
+	case bytes.Equal(magic, magicV1):
+		h.Version = 1
+	case bytes.Equal(magic, magicV2):
+		h.Version = 2
+	default:
+		return nil, bad(0, ErrNotPloop, "magic", fmt.Sprintf("%q", magic), fmt.Sprintf("%q or %q", magicV1, magicV2))
+	}
+	le := binary.LittleEndian
+	if t := le.Uint32(b[16:]); t != diskType {
+		return nil, bad(16, ErrCorrupt, "type", fmt.Sprint(t), "2")
+	}
+	h.Heads = le.Uint32(b[20:])
+	h.Cylinders = le.Uint32(b[24:])
+	h.ClusterSectors = le.Uint32(b[28:])
+	h.BATEntries = le.Uint32(b[32:])
+	h.Sectors = le.Uint64(b[36:])
+	h.InUse = le.Uint32(b[44:])
+	h.DataOff = le.Uint32(b[48:])
+	h.Flags = le.Uint32(b[52:])
+	h.ExtOff = le.Uint64(b[56:])
+
+	if h.ClusterSectors == 0 {
+		return nil, bad(28, ErrCorrupt, "cluster size", "0 sectors", "at least 1")
+	}
+	if h.ClusterSize() > MaxClusterSize {
+		return nil, bad(28, ErrLimit, "cluster size", fmt.Sprintf("%d sectors", h.ClusterSectors), fmt.Sprintf("at most %d", MaxClusterSize/SectorSize))
+	}
+	if h.BATEntries > MaxBATEntries {
+		return nil, bad(32, ErrLimit, "number of BAT entries", fmt.Sprint(h.BATEntries), fmt.Sprintf("at most %d", MaxBATEntries))
+	}
+	if h.Version == 1 && h.Sectors>>32 != 0 {
+		return nil, bad(40, ErrCorrupt, "high half of the disk size of a version 1 image", fmt.Sprintf("%#x", h.Sectors>>32), "0")
+	}
+	if h.Sectors == 0 {
+		return nil, bad(36, ErrCorrupt, "disk size", "0 sectors", "at least 1")
+	}
+	if most := uint64(h.BATEntries) * uint64(h.ClusterSectors); h.Sectors > most {
+		return nil, bad(36, ErrCorrupt, "disk size", fmt.Sprintf("%d sectors", h.Sectors), fmt.Sprintf("at most the %d that %d BAT entries can map", most, h.BATEntries))
+	}
+	switch h.InUse {
+	case 0, inUseDirty, inUseClosed:
+	default:
+		return nil, bad(44, ErrCorrupt, "in_use", fmt.Sprintf("%#x", h.InUse), fmt.Sprintf("0, %#x or %#x", inUseDirty, inUseClosed))
+	}
+	if h.Version == 2 {
+		if h.DataOff == 0 {
+			return nil, bad(48, ErrCorrupt, "data offset of a version 2 image", "0", "at least 1")
+		}
+		if h.DataOff%h.ClusterSectors != 0 {
+			return nil, bad(48, ErrCorrupt, "data offset", fmt.Sprintf("sector %d", h.DataOff), fmt.Sprintf("a multiple of the cluster size, %d sectors", h.ClusterSectors))
+		}
+	}
+	if start := int64(h.DataStart()) * SectorSize; start < h.batEnd() {
+		return nil, bad(48, ErrCorrupt, "data offset", fmt.Sprintf("byte %d", start), fmt.Sprintf("at or past the end of the BAT, %d", h.batEnd()))
+	}
+	if size < h.batEnd() {
+		return nil, bad(size, ErrCorrupt, "end of the file", fmt.Sprintf("%d bytes", size), fmt.Sprintf("at least %d for header and BAT", h.batEnd()))
+	}
+	if h.Flags&flagConverting != 0 {
+		return nil, bad(52, ErrUnsupported, "flags", fmt.Sprintf("%#x: a change of the image's version was interrupted", h.Flags), "finish it with the tool that began it")
+	}
+	return h, nil
+}

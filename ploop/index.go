@@ -1,0 +1,280 @@
+package ploop
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// index writes the top's BAT. Callers queue their changes; one of them, the
+// leader, makes everything that is queued durable and visible at once, and
+// then hands the lead to the next. So a burst of allocations costs one sync,
+// and changes of the index never overlap.
+type index struct {
+	mu    sync.Mutex
+	queue []*indexRequest
+	led   bool
+
+	// syncFailed counts failed syncs of the top. A failed sync may have lost
+	// data of a write that has not reached the index yet, and a later sync
+	// that succeeds would not tell, so those writes fail.
+	syncFailed atomic.Uint64
+
+	// doubt holds, by sector of the BAT, changes whose write failed and that
+	// couldn't be read back. Their entries stay busy. Only the leader uses it.
+	doubt map[int64][]indexOp
+}
+
+// indexOp moves one cluster, whose lock its request's caller holds.
+type indexOp struct {
+	cluster  uint64
+	from, to entry // to 0: take it out
+	// attempted says that the file may have the new entry, so that the new
+	// place must not be reused even after an error.
+	attempted bool
+	err       error
+}
+
+type indexRequest struct {
+	ops     []indexOp
+	gen     *uint64 // data was written under this count of syncFailed; nil: no data
+	cluster uint64  // without ops: settle what is in doubt about this one
+	err     error
+	turn    chan bool // told once: true to lead, false when done
+}
+
+// commit brings ops into the file and, that done, into the table. With gen it
+// first syncs the data that the new entries point to.
+func (x *index) commit(s *Stack, ops []indexOp, gen *uint64) error {
+	r := &indexRequest{ops: ops, gen: gen}
+	x.run(s, r)
+	return r.err
+}
+
+// resolve reads back what a failed change of cluster i left in the file.
+func (x *index) resolve(s *Stack, i uint64) error {
+	r := &indexRequest{cluster: i}
+	x.run(s, r)
+	return r.err
+}
+
+func (x *index) run(s *Stack, r *indexRequest) {
+	r.turn = make(chan bool, 1)
+	x.mu.Lock()
+	x.queue = append(x.queue, r)
+	if x.led {
+		x.mu.Unlock()
+		if lead := <-r.turn; !lead {
+			return
+		}
+		x.mu.Lock()
+	}
+	x.led = true
+	batch := x.queue
+	x.queue = nil
+	x.mu.Unlock()
+
+	x.process(s, batch)
+
+	x.mu.Lock()
+	for _, other := range batch {
+		if other != r {
+			other.turn <- false
+		}
+	}
+	if len(x.queue) > 0 {
+		x.queue[0].turn <- true
+	} else {
+		x.led = false
+	}
+	x.mu.Unlock()
+}
+
+func (x *index) process(s *Stack, batch []*indexRequest) {
+	if slices.ContainsFunc(batch, func(r *indexRequest) bool { return r.gen != nil }) && !s.noOrder {
+		if err := s.sync(); err != nil {
+			for _, r := range batch {
+				if r.gen != nil {
+					r.err = err
+				}
+			}
+		}
+	}
+	bySector := map[int64][]*indexOp{}
+	for _, r := range batch {
+		if r.gen != nil && r.err == nil && *r.gen != x.syncFailed.Load() {
+			r.err = s.top.ioError("sync", -1, fmt.Errorf("an earlier one failed and may have lost this write: %w", unix.EIO))
+		}
+		if r.err != nil {
+			continue
+		}
+		if len(r.ops) == 0 {
+			r.err = x.settle(s, sectorOfEntry(r.cluster))
+			continue
+		}
+		for k := range r.ops {
+			at := sectorOfEntry(r.ops[k].cluster)
+			bySector[at] = append(bySector[at], &r.ops[k])
+		}
+	}
+	sectors := make([]int64, 0, len(bySector))
+	for at, ops := range bySector {
+		if err := x.settle(s, at); err != nil {
+			// Not touched: these entries are as they were.
+			for _, op := range ops {
+				op.err = err
+				s.table.store(op.cluster, op.from)
+			}
+			continue
+		}
+		sectors = append(sectors, at)
+	}
+	slices.SortFunc(sectors, cmp.Compare)
+	for len(sectors) > 0 {
+		n := 1
+		for n < len(sectors) && sectors[n] == sectors[0]+int64(n)*SectorSize && n*SectorSize < copyChunk {
+			n++
+		}
+		x.writeRun(s, sectors[:n], bySector)
+		sectors = sectors[n:]
+	}
+	for _, r := range batch {
+		for k := range r.ops {
+			r.err = errors.Join(r.err, r.ops[k].err)
+		}
+	}
+}
+
+// sectorOfEntry is where in the file the sector lies that holds the BAT entry
+// of cluster i. The BAT is written by sectors: the largest piece that a power
+// cut doesn't tear.
+func sectorOfEntry(i uint64) int64 {
+	return (headerSize + batEntrySize*int64(i)) / SectorSize * SectorSize
+}
+
+// fill builds sectors of header and BAT from at on, from the table and the
+// changes that are about to be written.
+func (x *index) fill(s *Stack, b []byte, at int64, changes map[uint64]entry) {
+	h := &s.top.hdr
+	clear(b)
+	first := uint64(0)
+	p := b
+	if at == 0 {
+		copy(p, h.encode())
+		p = p[headerSize:]
+	} else {
+		first = uint64(at-headerSize) / batEntrySize
+	}
+	for i := first; len(p) >= batEntrySize && i < s.clusters; i, p = i+1, p[batEntrySize:] {
+		e, ok := changes[i]
+		if !ok {
+			e = s.table.load(i)
+		}
+		binary.LittleEndian.PutUint32(p, s.stored(e))
+	}
+}
+
+// stored is how the top's BAT says an entry: 0 for what isn't in the top.
+func (s *Stack) stored(e entry) uint32 {
+	if !e.mapped() || e.level() != s.Top() {
+		return 0
+	}
+	v, _ := s.top.hdr.entryOf(uint64(e.sector()))
+	return v
+}
+
+// writeRun writes adjacent sectors of the BAT and publishes what they say.
+func (x *index) writeRun(s *Stack, sectors []int64, bySector map[int64][]*indexOp) {
+	changes := map[uint64]entry{}
+	for _, at := range sectors {
+		for _, op := range bySector[at] {
+			changes[op.cluster] = op.to
+			op.attempted = true
+		}
+	}
+	b := AlignedBuffer(len(sectors) * SectorSize)
+	x.fill(s, b, sectors[0], changes)
+	_, err := s.top.file.WriteAt(b, sectors[0])
+	s.indexSeq.Add(1)
+	if err != nil {
+		err = s.top.ioError("write index", sectors[0], err)
+		for _, at := range sectors {
+			x.failed(s, at, bySector[at], err)
+		}
+		return
+	}
+	for _, at := range sectors {
+		for _, op := range bySector[at] {
+			x.publish(s, op.cluster, op.from, op.to)
+		}
+	}
+}
+
+func (x *index) publish(s *Stack, i uint64, from, to entry) {
+	s.table.store(i, to)
+	inTop := func(e entry) bool { return e.mapped() && e.level() == s.Top() }
+	switch {
+	case inTop(to) && !inTop(from):
+		s.allocated.Add(1)
+	case inTop(from) && !inTop(to):
+		s.allocated.Add(-1)
+	}
+}
+
+// failed handles a sector whose write failed: nobody knows which of the two
+// versions the file has, so it is asked, now or before the next use.
+func (x *index) failed(s *Stack, at int64, ops []*indexOp, err error) {
+	if x.doubt == nil {
+		x.doubt = map[int64][]indexOp{}
+	}
+	for _, op := range ops {
+		op.err = err
+		s.table.setBusy(op.cluster)
+		x.doubt[at] = append(x.doubt[at], *op)
+	}
+	if err := x.settle(s, at); err != nil {
+		s.log("%v; its clusters are held until the index can be read back", err)
+	}
+}
+
+// settle reads a sector in doubt back and takes over what the file says. A
+// place that a doubtful change gave up or never came to stays unused until the
+// next open.
+func (x *index) settle(s *Stack, at int64) error {
+	ops := x.doubt[at]
+	if len(ops) == 0 {
+		return nil
+	}
+	b, want := AlignedBuffer(SectorSize), AlignedBuffer(SectorSize)
+	if _, err := s.top.file.ReadAt(b, at); err != nil {
+		return s.top.ioError("read index back", at, err)
+	}
+	found := map[uint64]entry{}
+	le := binary.LittleEndian
+	for _, op := range ops {
+		v := le.Uint32(b[headerSize+batEntrySize*int64(op.cluster)-at:])
+		switch v {
+		case s.stored(op.to):
+			found[op.cluster] = op.to
+		case s.stored(op.from):
+			found[op.cluster] = op.from
+		}
+	}
+	x.fill(s, want, at, found)
+	n := min(SectorSize, s.top.hdr.batEnd()-at) // behind the BAT is anything
+	if len(found) != len(ops) || string(b[:n]) != string(want[:n]) {
+		return &FormatError{File: s.top.ref.Path, Offset: at, Class: ErrCorrupt, What: "index read back after a failed write",
+			Found: "entries that this device never wrote", Want: "those before or after the write; something else writes to the image"}
+	}
+	for _, op := range ops {
+		x.publish(s, op.cluster, op.from, found[op.cluster])
+	}
+	delete(x.doubt, at)
+	return nil
+}

@@ -1,0 +1,118 @@
+package ploop
+
+import (
+	"errors"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// space is the top file's room for clusters, by position (see
+// Header.positionOf).
+type space struct {
+	mu   sync.Mutex
+	free bitset // below next and not in use; their content is unknown
+	next uint64 // first position that no entry ever had
+	have uint64 // the file has room for this many positions
+}
+
+// load takes the positions in use and finds the gaps between them.
+func (p *space) load(used positions) {
+	for w := len(used) - 1; w >= 0; w-- {
+		if used[w] == 0 {
+			continue
+		}
+		for b := uint64(w)*64 + 63; ; b-- {
+			if used.has(b) {
+				p.next = b + 1
+				break
+			}
+		}
+		break
+	}
+	p.have = p.next
+	for w := range (p.next + 63) / 64 {
+		if used[w] == ^uint64(0) {
+			continue
+		}
+		for b := w * 64; b < min(w*64+64, p.next); b++ {
+			if !used.has(b) {
+				p.free.add(b)
+			}
+		}
+	}
+}
+
+// freeze gives up what is free below n: new clusters come from behind it.
+func (p *space) freeze(n uint64) {
+	p.free = bitset{}
+	p.next, p.have = n, n
+}
+
+// growStep is how much a file grows at once, as dm-ploop's does. Close gives
+// back what wasn't used.
+const growStep = 128 << 20
+
+// allocate takes a free cluster of the top's file. clean says that it reads as
+// zeroes.
+func (s *Stack) allocate() (pos uint64, clean bool, err error) {
+	p := &s.space
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if pos, ok := p.free.first(); ok {
+		p.free.remove(pos)
+		return pos, false, nil
+	}
+	if p.next == p.have {
+		if err := s.grow(); err != nil {
+			return 0, false, err
+		}
+	}
+	p.next++
+	return p.next - 1, true, nil
+}
+
+// grow adds room to the file, in large steps while the file system has it and
+// down to one cluster when it is nearly full.
+func (s *Stack) grow() error {
+	p, h := &s.space, &s.top.hdr
+	from := int64(h.sectorAt(p.have)) * SectorSize
+	// No more than the disk can still want.
+	want := s.clusters - min(uint64(s.allocated.Load()), s.clusters-1)
+	n := min(max(growStep/uint64(s.cluster), 1), want)
+	for n > 1 {
+		if _, ok := h.entryOf(h.sectorAt(p.have + n - 1)); ok {
+			break
+		}
+		n /= 2
+	}
+	if _, ok := h.entryOf(h.sectorAt(p.have)); !ok {
+		return s.top.ioError("allocate", from, unix.EFBIG)
+	}
+	for ; ; n /= 2 {
+		err := s.top.file.Allocate(from, int64(n)*s.cluster)
+		if err == nil {
+			p.have += n
+			return nil
+		}
+		if n == 1 || !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) && !errors.Is(err, unix.EFBIG) {
+			return s.top.ioError("allocate", from, err)
+		}
+	}
+}
+
+// giveBack makes a position free again.
+func (s *Stack) giveBack(pos uint64) {
+	s.space.mu.Lock()
+	s.space.free.add(pos)
+	s.space.mu.Unlock()
+}
+
+// usedEnd is the first position behind the last one in use.
+func (p *space) usedEnd() uint64 {
+	end := p.next
+	for end > 0 && p.free.has(end-1) {
+		end--
+	}
+	return end
+}

@@ -1,0 +1,294 @@
+package ploop
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+)
+
+// Options say how to open a stack.
+type Options struct {
+	// ReadOnly opens the top for reading as well; nothing is written then.
+	ReadOnly bool
+	// TakeOver accepts a top whose in_use was left set. It is for the crash
+	// of the caller's own earlier life: what this package writes is safe to
+	// go on with after a crash, what a stranger left behind wants a check.
+	TakeOver bool
+	// NoDirect serves the files through the page cache.
+	NoDirect bool
+	// Log takes one line about what is worth knowing and no error; nil: nobody.
+	Log func(format string, args ...any)
+
+	open    opener
+	noOrder bool // tests' control: leave out the syncs that order data and index
+}
+
+// Stack is an open stack of images. See the package's text for how its methods
+// may be used together.
+type Stack struct {
+	deltas   []*delta
+	top      *delta
+	readOnly bool
+	noOrder  bool
+	log      func(string, ...any)
+
+	size     int64  // of the disk, in bytes
+	cluster  int64  // in bytes
+	clusters uint64 // of the disk
+
+	table *table
+	locks clusterLocks
+	grace grace
+	slow  *Reader // of the blocking calls
+	space space
+	index index
+
+	// indexSeq counts writes of the index, synced those known durable.
+	indexSeq, synced atomic.Uint64
+	allocated        atomic.Int64 // clusters of the top
+
+	bitmaps []*Bitmap // kept true by every write; nil: none
+	unknown []section // extension sections carried along
+
+	closeMu sync.Mutex
+	closed  atomic.Bool
+}
+
+// Open opens the images of a stack, base first, checks each of them wholly,
+// and locks them: the top for this process alone, the others against writers.
+// For a writable stack it then sets in_use, durably.
+func Open(refs []ImageRef, o Options) (*Stack, error) {
+	s, err := openStack(refs, o)
+	if err != nil {
+		return nil, err
+	}
+	if !s.readOnly {
+		if err := s.beginWriting(); err != nil {
+			s.closeFiles()
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
+	if len(refs) == 0 {
+		return nil, fmt.Errorf("%w: a stack needs at least one image", ErrGeometry)
+	}
+	if len(refs) > MaxDeltas {
+		return nil, fmt.Errorf("%w: a stack of %d images, at most %d are possible", ErrLimit, len(refs), MaxDeltas)
+	}
+	open := o.open
+	if open == nil {
+		open = openOSFile
+		if err := distinct(refs); err != nil {
+			return nil, err
+		}
+	}
+	s := &Stack{readOnly: o.ReadOnly, noOrder: o.noOrder, log: o.Log}
+	if s.log == nil {
+		s.log = func(string, ...any) {}
+	}
+	defer func() {
+		if err != nil {
+			s.closeFiles()
+		}
+	}()
+	for level, ref := range refs {
+		top := level == len(refs)-1
+		d, err := openDelta(ref, open, top && !o.ReadOnly, !o.NoDirect)
+		if err != nil {
+			return nil, err
+		}
+		d.level = level
+		s.deltas = append(s.deltas, d)
+		if err := s.checkInUse(d, top, o); err != nil {
+			return nil, err
+		}
+	}
+	s.top = s.deltas[len(s.deltas)-1]
+	if err := s.fit(); err != nil {
+		return nil, err
+	}
+	if err := s.load(); err != nil {
+		return nil, err
+	}
+	s.grace.init()
+	s.slow = s.NewReader()
+	return s, nil
+}
+
+// distinct refuses a file that is in the stack twice, by whatever names.
+func distinct(refs []ImageRef) error {
+	var seen []os.FileInfo
+	for _, r := range refs {
+		fi, err := os.Stat(r.Path)
+		if err != nil {
+			return err // says the operation and the path by itself
+		}
+		for i, other := range seen {
+			if os.SameFile(fi, other) {
+				return &FormatError{File: r.Path, Offset: -1, What: "stack", Class: ErrGeometry, Found: fmt.Sprintf("the same file as image %d", i), Want: "each file once"}
+			}
+		}
+		seen = append(seen, fi)
+	}
+	return nil
+}
+
+func (s *Stack) checkInUse(d *delta, top bool, o Options) error {
+	if d.ref.Raw || d.hdr.InUse != inUseDirty {
+		return nil
+	}
+	if top && o.ReadOnly || top && o.TakeOver {
+		s.log("%q was not closed cleanly; its index checks clean and is used as it is", d.ref.Path)
+		return nil
+	}
+	return &FormatError{File: d.ref.Path, Offset: 44, What: "in_use", Class: ErrInUse,
+		Found: "the image was not closed cleanly", Want: "0; if nobody has it open, run 'holdfast image check --repair' on it"}
+}
+
+// fit checks that the deltas belong over one another and takes the geometry
+// from the top.
+func (s *Stack) fit() error {
+	t := &s.top.hdr
+	for i, d := range s.deltas {
+		bad := func(off int64, what, found, want string) error {
+			return &FormatError{File: d.ref.Path, Offset: off, What: what, Found: found, Want: want, Class: ErrGeometry}
+		}
+		if d.ref.Raw && i > 0 {
+			return bad(-1, "raw image", fmt.Sprintf("at level %d", i), "only the base to be raw")
+		}
+		if d.ref.Raw && d != s.top {
+			d.setRawCluster(t.ClusterSectors)
+			if d.hdr.Sectors > t.Sectors+uint64(t.ClusterSectors)-1 {
+				return bad(-1, "size of the raw base", fmt.Sprintf("%d sectors", d.hdr.Sectors), fmt.Sprintf("at most the disk's %d, rounded up to a cluster", t.Sectors))
+			}
+		}
+		if d.hdr.ClusterSectors != t.ClusterSectors {
+			return bad(28, "cluster size", fmt.Sprintf("%d sectors", d.hdr.ClusterSectors), fmt.Sprintf("%d as in the top image %q", t.ClusterSectors, s.top.ref.Path))
+		}
+		if !d.ref.Raw && d.hdr.Sectors > t.Sectors {
+			return bad(36, "disk size", fmt.Sprintf("%d sectors", d.hdr.Sectors), fmt.Sprintf("at most the %d of the top image %q", t.Sectors, s.top.ref.Path))
+		}
+	}
+	s.size = int64(t.Sectors) * SectorSize
+	s.cluster = t.ClusterSize()
+	s.clusters = t.Clusters()
+	return nil
+}
+
+// load merges the BATs, the base's first, and readies the top's free space.
+func (s *Stack) load() (err error) {
+	if s.table, err = newTable(s.clusters); err != nil {
+		return err
+	}
+	for _, d := range s.deltas {
+		if d.ref.Raw {
+			for i := range min(d.hdr.Clusters(), s.clusters) {
+				s.table.store(i, makeEntry(0, i*uint64(d.hdr.ClusterSectors)))
+			}
+			continue
+		}
+		n := int64(0)
+		used, err := d.scanBAT(func(i, sector uint64) {
+			s.table.store(i, makeEntry(d.level, sector))
+			n++
+		}, d.refuse)
+		if err != nil {
+			return err
+		}
+		if d == s.top {
+			s.allocated.Store(n)
+			s.space.load(used)
+		}
+	}
+	return nil
+}
+
+// beginWriting makes the top ours: what of the extension can't be kept true
+// is let go, in_use is set, and the unused end of the file is cut off, so that
+// what grows there later is known to be zero.
+func (s *Stack) beginWriting() error {
+	d := s.top
+	if d.ref.Raw {
+		return nil
+	}
+	if errors.Is(d.extErr, ErrUnsupported) {
+		return d.extErr
+	}
+	if d.extErr != nil {
+		s.log("%v; the extension is dropped, as its format asks for", d.extErr)
+	}
+	if d.ext != nil {
+		k, err := d.ext.keepable(d)
+		if err != nil {
+			return err
+		}
+		if n := len(d.ext.unknown) - len(k.unknown); n > 0 {
+			s.log("%q: %d unknown sections of the format extension are dropped, as their flags ask for", d.ref.Path, n)
+		}
+		s.bitmaps, s.unknown = k.bitmaps, k.unknown
+	}
+	d.hdr.InUse, d.hdr.ExtOff = inUseDirty, 0
+	if err := s.writeHeader(); err != nil {
+		return err
+	}
+	if len(s.unknown) > 0 {
+		// A section that nobody here understands may point at clusters
+		// that the BAT doesn't know. They must stay.
+		s.space.freeze(d.fileClusters())
+		return nil
+	}
+	end := int64(d.hdr.sectorAt(s.space.next)) * SectorSize
+	if d.size == end {
+		return nil
+	}
+	return d.ioError("truncate", end, d.file.Truncate(end))
+}
+
+// writeHeader writes the top's first sector and makes it durable.
+func (s *Stack) writeHeader() error {
+	d := s.top
+	b := AlignedBuffer(SectorSize)
+	s.index.fill(s, b, 0, nil)
+	if _, err := d.file.WriteAt(b, 0); err != nil {
+		return d.ioError("write header", 0, err)
+	}
+	return d.ioError("sync", -1, d.file.Sync())
+}
+
+func (s *Stack) closeFiles() (err error) {
+	for _, d := range s.deltas {
+		err = errors.Join(err, d.file.Close())
+	}
+	return err
+}
+
+// Size is the disk's, in bytes.
+func (s *Stack) Size() int64 { return s.size }
+
+// ClusterSize is in bytes.
+func (s *Stack) ClusterSize() int64 { return s.cluster }
+
+// ReadOnly says whether the stack was opened so.
+func (s *Stack) ReadOnly() bool { return s.readOnly }
+
+// Unmaps says whether a discard of whole clusters gives them back to the
+// image; over a lower delta it can't, since that one would show through.
+func (s *Stack) Unmaps() bool { return len(s.deltas) == 1 && !s.top.ref.Raw }
+
+// Fds gives the descriptor of each level's file, for transfers to the places
+// that Reader.Locate tells. They are valid until Close.
+func (s *Stack) Fds() []int {
+	fds := make([]int, len(s.deltas))
+	for i, d := range s.deltas {
+		fds[i] = d.file.Fd()
+	}
+	return fds
+}
+
+// Top is the level that writes go to.
+func (s *Stack) Top() int { return len(s.deltas) - 1 }

@@ -1,0 +1,50 @@
+package ploop
+
+import "fmt"
+
+// Status is a picture of a live stack, taken without stopping anything.
+type Status struct {
+	Size        int64         `json:"size"`         // of the disk, in bytes
+	ClusterSize int64         `json:"cluster_size"` // in bytes
+	Clusters    uint64        `json:"clusters"`     // of the disk
+	Allocated   int64         `json:"allocated"`    // clusters that the top holds
+	ReadOnly    bool          `json:"read_only"`
+	IndexDirty  bool          `json:"index_dirty"` // index in the file, not yet durable
+	Images      []ImageStatus `json:"images"`      // base first
+}
+
+// ImageStatus is one file of the stack.
+type ImageStatus struct {
+	Path    string `json:"path"`
+	Format  string `json:"format"` // raw, ploop1 or ploop2
+	Level   int    `json:"level"`
+	Direct  bool   `json:"direct"`            // O_DIRECT
+	Locked  bool   `json:"locked"`            // the file system carries locks
+	Bitmaps int    `json:"bitmaps,omitempty"` // dirty bitmaps carried
+}
+
+// Status takes the picture.
+func (s *Stack) Status() Status {
+	st := Status{
+		Size: s.size, ClusterSize: s.cluster, Clusters: s.clusters,
+		Allocated: s.allocated.Load(), ReadOnly: s.readOnly, IndexDirty: s.IndexDirty(),
+	}
+	for _, d := range s.deltas {
+		im := ImageStatus{Path: d.ref.Path, Format: d.format(), Level: d.level}
+		if f, ok := d.file.(*osFile); ok {
+			im.Direct, im.Locked = f.direct, f.locked
+		}
+		if d.ext != nil {
+			im.Bitmaps = len(d.ext.bitmaps)
+		}
+		st.Images = append(st.Images, im)
+	}
+	return st
+}
+
+func (d *delta) format() string {
+	if d.ref.Raw {
+		return "raw"
+	}
+	return fmt.Sprintf("ploop%d", d.hdr.Version)
+}

@@ -1,0 +1,231 @@
+package ploop
+
+import (
+	"errors"
+	"io"
+	"sync"
+)
+
+// copyBuffers are for COW and the like, off the requests' own memory.
+var copyBuffers = sync.Pool{New: func() any { b := AlignedBuffer(copyChunk); return &b }}
+
+// pieces cuts a range of the disk at cluster borders.
+func (s *Stack) pieces(off, n int64, do func(i uint64, in, n int64) error) error {
+	if s.closed.Load() {
+		return ErrClosed
+	}
+	if off < 0 || n < 0 || off > s.size-n || (off|n)%SectorSize != 0 {
+		return ErrRange
+	}
+	for n > 0 {
+		i := uint64(off / s.cluster)
+		in := off % s.cluster
+		k := min(n, s.cluster-in)
+		if err := do(i, in, k); err != nil {
+			return err
+		}
+		off, n = off+k, n-k
+	}
+	return nil
+}
+
+// ReadAt reads len(p) bytes at off; both must be whole sectors of the disk.
+func (s *Stack) ReadAt(p []byte, off int64) (int, error) {
+	done := 0
+	err := s.pieces(off, int64(len(p)), func(i uint64, in, n int64) error {
+		if err := s.readPiece(i, in, p[done:done+int(n)]); err != nil {
+			return err
+		}
+		done += int(n)
+		return nil
+	})
+	return done, err
+}
+
+func (s *Stack) readPiece(i uint64, in int64, p []byte) error {
+	for {
+		at := s.slow.Locate(int64(i)*s.cluster+in, len(p), false)
+		switch at.Where {
+		case Zero:
+			clear(p)
+			return nil
+		case Direct:
+			err := s.deltas[at.Level].read(p, at.Offset)
+			s.slow.Leave(at.Token)
+			return err
+		}
+		// Busy: whoever changes it holds the lock, or failed and left it
+		// for us to find out.
+		s.locks.lock(i)
+		_, err := s.settled(i)
+		s.locks.unlock(i)
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// read fills p from the file; past the end of a raw base there are zeroes.
+func (d *delta) read(p []byte, off int64) error {
+	n, err := d.file.ReadAt(p, off)
+	if d.ref.Raw && errors.Is(err, io.ErrUnexpectedEOF) {
+		clear(p[n:])
+		return nil
+	}
+	return d.ioError("read", off, err)
+}
+
+func (d *delta) write(p []byte, off int64) error {
+	_, err := d.file.WriteAt(p, off)
+	return d.ioError("write", off, err)
+}
+
+// settled gives a cluster's entry, whose lock the caller holds, after
+// finding out what a failed change left in the file.
+func (s *Stack) settled(i uint64) (entry, error) {
+	e := s.table.load(i)
+	if !e.busy() {
+		return e, nil
+	}
+	if err := s.index.resolve(s, i); err != nil {
+		return 0, err
+	}
+	return s.table.load(i), nil
+}
+
+// WriteAt writes p at off; both must be whole sectors of the disk. When it
+// returns, data and index are in the file, and a Flush makes them durable.
+// Zeroes for a cluster that is stored nowhere allocate nothing.
+func (s *Stack) WriteAt(p []byte, off int64) (int, error) {
+	if s.readOnly {
+		return 0, ErrReadOnly
+	}
+	done := 0
+	err := s.pieces(off, int64(len(p)), func(i uint64, in, n int64) error {
+		if err := s.writePiece(i, in, p[done:done+int(n)]); err != nil {
+			return err
+		}
+		done += int(n)
+		return nil
+	})
+	return done, err
+}
+
+func (s *Stack) writePiece(i uint64, in int64, p []byte) error {
+	s.locks.lock(i)
+	defer s.locks.unlock(i)
+	e, err := s.settled(i)
+	if err != nil {
+		return err
+	}
+	if s.bitmaps != nil {
+		s.markDirty(int64(i)*s.cluster+in, int64(len(p)))
+	}
+	if e.mapped() && e.level() == s.Top() {
+		return s.top.write(p, e.sector()*SectorSize+in)
+	}
+	if !e.mapped() && allZero(p) {
+		return nil
+	}
+	return s.newCluster(i, e, in, p, int64(len(p)))
+}
+
+// newCluster gives cluster i, whose lock the caller holds, a place in the top:
+// its old content (nothing, or a lower delta's) with n bytes at in replaced by
+// p; a nil p stands for zeroes.
+func (s *Stack) newCluster(i uint64, e entry, in int64, p []byte, n int64) error {
+	pos, clean, err := s.allocate()
+	if err != nil {
+		return err
+	}
+	gen := s.index.syncFailed.Load()
+	sector := s.top.hdr.sectorAt(pos)
+	if err := s.fillCluster(int64(sector)*SectorSize, clean, e, in, p, n); err != nil {
+		s.giveBack(pos)
+		return err
+	}
+	op := []indexOp{{cluster: i, from: e, to: makeEntry(s.Top(), sector)}}
+	err = s.index.commit(s, op, &gen)
+	if err != nil && !op[0].attempted {
+		s.giveBack(pos)
+	}
+	return err
+}
+
+// fillCluster writes a whole cluster at off of the top's file, sparing what
+// reads as zeroes already.
+func (s *Stack) fillCluster(off int64, clean bool, e entry, in int64, p []byte, n int64) error {
+	if !e.mapped() || n == s.cluster { // nothing to copy up
+		if !clean && (p == nil || n < s.cluster) {
+			if err := s.top.file.Zero(off, s.cluster, true); err != nil {
+				return s.top.ioError("zero", off, err)
+			}
+		}
+		if p == nil {
+			return nil
+		}
+		return s.top.write(p, off+in)
+	}
+	bp := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(bp)
+	for at := int64(0); at < s.cluster; {
+		b := (*bp)[:min(copyChunk, s.cluster-at)]
+		if at < in || at+int64(len(b)) > in+n { // not wholly replaced
+			if err := s.deltas[e.level()].read(b, e.sector()*SectorSize+at); err != nil {
+				return err
+			}
+		}
+		if lo, hi := max(at, in), min(at+int64(len(b)), in+n); lo < hi {
+			if p == nil {
+				clear(b[lo-at : hi-at])
+			} else {
+				copy(b[lo-at:hi-at], p[lo-in:])
+			}
+		}
+		if !clean || !allZero(b) {
+			if err := s.top.write(b, off+at); err != nil {
+				return err
+			}
+		}
+		at += int64(len(b))
+	}
+	return nil
+}
+
+// allZero looks at the ends first: most data is found out by its first byte.
+func allZero(p []byte) bool {
+	if len(p) == 0 {
+		return true
+	}
+	if p[0] != 0 || p[len(p)-1] != 0 {
+		return false
+	}
+	for len(p) > 0 {
+		n := min(len(p), len(zeroes))
+		if string(p[:n]) != zeroes[:n] {
+			return false
+		}
+		p = p[n:]
+	}
+	return true
+}
+
+var zeroes = string(make([]byte, 4096))
+
+// Flush makes everything acknowledged before the call durable.
+func (s *Stack) Flush() error {
+	if s.closed.Load() {
+		return ErrClosed
+	}
+	if s.readOnly {
+		return nil
+	}
+	return s.sync()
+}
+
+func (s *Stack) sync() error {
+	seq := s.FlushBegin()
+	err := s.top.file.Sync()
+	s.FlushEnd(seq, err == nil)
+	return s.top.ioError("sync", -1, err)
+}
