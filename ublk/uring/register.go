@@ -1,0 +1,84 @@
+package uring
+
+import (
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+func (r *Ring) register(op uintptr, arg unsafe.Pointer, n uintptr) (int, error) {
+	got, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(r.fd), op, uintptr(arg), n, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(got), nil
+}
+
+// RegisterFilesSparse makes a table of n empty slots for files, to be filled by
+// UpdateFile and named by entries with the flag FixedFile.
+func (r *Ring) RegisterFilesSparse(n int) error {
+	r.wait.reg = rsrcRegister{nr: uint32(n), flags: rsrcSparse}
+	if _, err := r.register(registerFiles2, unsafe.Pointer(&r.wait.reg), unsafe.Sizeof(r.wait.reg)); err != nil {
+		return fmt.Errorf("uring: register a table of %d files: %w", n, err)
+	}
+	return nil
+}
+
+// UpdateFile puts fd into slot, -1 empties it. Operations already submitted keep
+// the file they began with; the ring holds a reference of its own, so fd may
+// be closed afterwards.
+func (r *Ring) UpdateFile(slot, fd int) error {
+	*(*int32)(unsafe.Pointer(&r.wait.fds[0])) = int32(fd)
+	r.wait.upd = rsrcUpdate{offset: uint32(slot), data: uint64(uintptr(unsafe.Pointer(&r.wait.fds[0])))}
+	if _, err := r.register(registerFilesUpdate, unsafe.Pointer(&r.wait.upd), 1); err != nil {
+		return fmt.Errorf("uring: put descriptor %d into file slot %d: %w", fd, slot, err)
+	}
+	return nil
+}
+
+// RegisterBuffersSparse makes a table of n empty slots for buffers, to be filled
+// by a driver (ublk's zero copy).
+func (r *Ring) RegisterBuffersSparse(n int) error {
+	r.wait.reg = rsrcRegister{nr: uint32(n), flags: rsrcSparse}
+	if _, err := r.register(registerBuffers2, unsafe.Pointer(&r.wait.reg), unsafe.Sizeof(r.wait.reg)); err != nil {
+		return fmt.Errorf("uring: register a table of %d buffers: %w", n, err)
+	}
+	return nil
+}
+
+// RegisterBuffers pins the given memory (off the Go heap) as buffers 0, 1, 2 …
+// for PrepReadFixed and PrepWriteFixed. Pinned memory counts against
+// RLIMIT_MEMLOCK of processes without CAP_IPC_LOCK.
+func (r *Ring) RegisterBuffers(bufs [][]byte) error {
+	iov := make([]unix.Iovec, len(bufs))
+	for i, b := range bufs {
+		iov[i].Base = unsafe.SliceData(b)
+		iov[i].SetLen(len(b))
+	}
+	if _, err := r.register(registerBuffers, unsafe.Pointer(unsafe.SliceData(iov)), uintptr(len(iov))); err != nil {
+		return fmt.Errorf("uring: register %d buffers: %w", len(bufs), err)
+	}
+	return nil
+}
+
+// RegisterRing registers the ring's own descriptor with the calling thread, which
+// saves the kernel the look-up at every entry. Best effort: without it the ring
+// works just the same.
+func (r *Ring) RegisterRing() error {
+	// struct io_uring_rsrc_update: offset -1 lets the kernel choose and answer there.
+	r.wait.upd = rsrcUpdate{offset: ^uint32(0), data: uint64(r.fd)}
+	if _, err := r.register(registerRingFds, unsafe.Pointer(&r.wait.upd), 1); err != nil {
+		return fmt.Errorf("uring: register the ring's descriptor: %w", err)
+	}
+	r.enterFd = uintptr(r.wait.upd.offset)
+	r.enterFlags = enterRegisteredRing
+	return nil
+}
+
+func (r *Ring) unregisterRing() {
+	r.wait.upd = rsrcUpdate{offset: uint32(r.enterFd)}
+	// The table goes away with the thread in any case.
+	_, _ = r.register(unregisterRingFds, unsafe.Pointer(&r.wait.upd), 1)
+	r.enterFd, r.enterFlags = uintptr(r.fd), 0
+}
