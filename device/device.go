@@ -1,0 +1,232 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"holdfast/ploop"
+	"holdfast/ublk"
+)
+
+// Tag marks our devices in the driver (ublksrv_flags, which the kernel keeps
+// and doesn't look at): "holdfast" in ASCII.
+const Tag = 0x686f6c6466617374
+
+// ErrBusy is Close's answer while somebody has the device open.
+var ErrBusy = errors.New("device is in use")
+
+// Options are what Open needs besides the spec.
+type Options struct {
+	Control *ublk.Control
+	Log     zerolog.Logger
+	// TakeOver: in_use marks on the images are of our own crash.
+	TakeOver bool
+	// Event takes what happens to the device; it must not block. nil: nobody.
+	Event func(Event)
+}
+
+// Event is something that happened to a device.
+type Event struct {
+	Time    time.Time `json:"time"`
+	Device  string    `json:"device"`
+	Kind    string    `json:"kind"` // created, removed, parked, unparked, io-error
+	Message string    `json:"message"`
+}
+
+// Device is a live block device.
+type Device struct {
+	spec  Spec
+	log   zerolog.Logger
+	event func(Event)
+
+	control *ublk.Control
+	dev     *ublk.Device
+	stack   *ploop.Stack
+	queues  []queue
+
+	// buffers of the slow path, maxIO bytes each; as many live as requests.
+	buffers sync.Pool
+	maxIO   int
+
+	parked   atomic.Int64
+	space    chan struct{} // closed and replaced when space came back
+	spaceMu  sync.Mutex
+	closing  chan struct{} // closed by Close: fail what is parked
+	closeMu  sync.Mutex
+	stopped  bool
+	ioErrors zerolog.Logger // log, with bursts cut
+}
+
+// maxIO bounds one READ or WRITE, in bytes. In the copying data path each tag
+// has a buffer of it.
+const maxIO = 512 << 10
+
+// Open opens the images and starts the device. When it returns, the device can
+// be opened at Path.
+func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
+	if err := spec.Validate(); err != nil {
+		return nil, err
+	}
+	d := &Device{
+		spec: spec, control: o.Control, event: o.Event,
+		log:     o.Log.With().Str("device", spec.Name).Logger(),
+		space:   make(chan struct{}),
+		closing: make(chan struct{}),
+	}
+	if d.event == nil {
+		d.event = func(Event) {}
+	}
+	d.ioErrors = d.log.Sample(&zerolog.BurstSampler{Burst: 5, Period: 10 * time.Second})
+	stack, err := ploop.Open(spec.Images, ploop.Options{
+		ReadOnly: spec.ReadOnly, TakeOver: o.TakeOver,
+		Log: func(format string, args ...any) { d.log.Info().Msgf(format, args...) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.stack = stack
+	if err := d.start(ctx); err != nil {
+		return nil, errors.Join(err, stack.Close())
+	}
+	d.tell("created", "%s serves %s", d.Path(), spec.Images[len(spec.Images)-1])
+	return d, nil
+}
+
+func (d *Device) start(ctx context.Context) error {
+	cfg := d.config()
+	d.maxIO = cfg.MaxIO
+	d.buffers.New = func() any { b := ploop.AlignedBuffer(d.maxIO); return &b }
+	// As many as may be; the driver may give fewer.
+	d.queues = make([]queue, cfg.Queues)
+	for i := range d.queues {
+		d.queues[i].reader = d.stack.NewReader()
+	}
+	dev, err := d.control.Create(ctx, cfg, d)
+	if err != nil {
+		return err
+	}
+	d.dev = dev
+	for slot, fd := range d.stack.Fds() {
+		if err := dev.SetFile(slot, fd); err != nil {
+			return errors.Join(err, dev.Stop(context.WithoutCancel(ctx)))
+		}
+	}
+	if err := dev.Start(ctx); err != nil {
+		return errors.Join(err, dev.Stop(context.WithoutCancel(ctx)))
+	}
+	return nil
+}
+
+// config says the device's parameters from spec and stack.
+func (d *Device) config() ublk.Config {
+	st := d.stack.Status()
+	cfg := ublk.Config{
+		ID:            -1,
+		Queues:        d.spec.Queues,
+		Depth:         d.spec.Depth,
+		MaxIO:         maxIO,
+		Size:          st.Size,
+		ReadOnly:      st.ReadOnly,
+		VolatileCache: !st.ReadOnly,
+		FUA:           !st.ReadOnly,
+		Files:         len(st.Images),
+		DataPath:      dataPaths[d.spec.DataPath],
+		Tag:           Tag,
+	}
+	if cfg.Queues == 0 {
+		cfg.Queues = min(runtime.NumCPU(), mostDefaultQueue)
+	}
+	if cfg.Depth == 0 {
+		cfg.Depth = defaultDepth
+	}
+	if c := st.ClusterSize; c&(c-1) == 0 && c >= int64(unix.Getpagesize()) {
+		// One request is one cluster, and can go the fast way.
+		cfg.ChunkSectors = int(c / ploop.SectorSize)
+		cfg.IOOpt = int(min(c, maxIO))
+	}
+	for _, im := range st.Images {
+		if im.Direct {
+			cfg.DMAAlign = ploop.SectorSize
+		}
+	}
+	if !st.ReadOnly {
+		cfg.WriteZeroes = true
+		cfg.DiscardGranularity = ploop.SectorSize
+		if d.stack.Unmaps() {
+			cfg.DiscardGranularity = int(st.ClusterSize)
+		}
+	}
+	return cfg
+}
+
+// Spec is what the device was made from.
+func (d *Device) Spec() Spec { return d.spec }
+
+// ID is the driver's number of the device.
+func (d *Device) ID() int { return d.dev.ID() }
+
+// Path is the block device, /dev/ublkbN.
+func (d *Device) Path() string { return d.dev.Path() }
+
+func (d *Device) tell(kind, format string, args ...any) {
+	e := Event{Time: time.Now(), Device: d.spec.Name, Kind: kind, Message: fmt.Sprintf(format, args...)}
+	d.log.Info().Str("event", kind).Msg(e.Message)
+	d.event(e)
+}
+
+// Close removes the device: it is stopped, the images are flushed and closed
+// cleanly. Without force that happens only if nobody has it open, else ErrBusy
+// is the answer and nothing has changed. With force, requests under way are
+// finished and parked ones fail with EIO.
+//
+// After another error the block device is gone, but an image could not be
+// closed cleanly; its in_use is still set.
+func (d *Device) Close(ctx context.Context, force bool) error {
+	d.closeMu.Lock()
+	defer d.closeMu.Unlock()
+	if d.stopped {
+		return nil
+	}
+	if !force {
+		if err := d.claim(ctx); err != nil {
+			return err
+		}
+	}
+	d.stopped = true
+	close(d.closing)
+	if err := d.dev.Stop(ctx); err != nil {
+		// Requests may still be under way: the images stay open and locked.
+		return fmt.Errorf("device %s (%s): stop: %w", d.spec.Name, d.Path(), err)
+	}
+	err := d.stack.Close()
+	d.tell("removed", "%s is gone", d.Path())
+	return err
+}
+
+// claim asks the kernel whether anybody has the device open. Where the driver
+// can stop it in the same breath (Linux 7.0) nobody comes in between.
+func (d *Device) claim(ctx context.Context) error {
+	err := d.control.TryStop(ctx, d.ID())
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return ErrBusy
+	case err == nil:
+		return nil
+	}
+	fd, err := unix.Open(d.Path(), unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return ErrBusy
+	}
+	if err == nil {
+		unix.Close(fd)
+	}
+	return nil
+}

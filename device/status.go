@@ -1,0 +1,79 @@
+package device
+
+import (
+	"holdfast/ploop"
+	"holdfast/ublk"
+)
+
+// ImageStatus is one file of the device's stack.
+type ImageStatus = ploop.ImageStatus
+
+// Status is a picture of a device, taken without stopping anything.
+type Status struct {
+	Name        string        `json:"name"`
+	ID          int           `json:"id"`
+	Path        string        `json:"path"`
+	Size        int64         `json:"size"`         // bytes
+	ClusterSize int64         `json:"cluster_size"` // bytes
+	Clusters    uint64        `json:"clusters"`     // of the disk
+	Allocated   int64         `json:"allocated"`    // clusters that the top image holds
+	ReadOnly    bool          `json:"read_only"`
+	State       string        `json:"state"` // live, or parked: requests wait for space
+	Queues      int           `json:"queues"`
+	Depth       int           `json:"depth"`
+	DataPath    string        `json:"data_path"` // copy or zero-copy
+	Images      []ImageStatus `json:"images"`    // base first
+	Counters    Counters      `json:"counters"`
+}
+
+// Counters are totals since the device was made, but for InFlight and Parked.
+type Counters struct {
+	Reads          uint64 `json:"reads"`
+	Writes         uint64 `json:"writes"`
+	Flushes        uint64 `json:"flushes"`
+	Discards       uint64 `json:"discards"`
+	WriteZeroes    uint64 `json:"write_zeroes"`
+	ReadBytes      uint64 `json:"read_bytes"`
+	WriteBytes     uint64 `json:"write_bytes"`
+	DiscardBytes   uint64 `json:"discard_bytes"`
+	WriteZeroBytes uint64 `json:"write_zeroes_bytes"`
+	Errors         uint64 `json:"errors"`
+	Slow           uint64 `json:"slow"` // requests that took the slow way
+	InFlight       int64  `json:"inflight"`
+	Parked         int64  `json:"parked"` // waiting for space
+}
+
+// Status takes the picture.
+func (d *Device) Status() Status {
+	s := d.stack.Status()
+	cfg, info := d.dev.Config(), d.dev.Info()
+	st := Status{
+		Name: d.spec.Name, ID: d.ID(), Path: d.Path(),
+		Size: s.Size, ClusterSize: s.ClusterSize, Clusters: s.Clusters, Allocated: s.Allocated, ReadOnly: s.ReadOnly,
+		State: "live", Queues: info.Queues, Depth: info.Depth, DataPath: cfg.DataPath.String(),
+		Images: s.Images,
+	}
+	c := &st.Counters
+	var ended uint64
+	for i := range d.queues {
+		q := &d.queues[i].stats
+		ended += q.ended.Load() // before what began, so that the difference isn't negative
+		c.Reads += q.ops[ublk.OpRead].Load()
+		c.Writes += q.ops[ublk.OpWrite].Load()
+		c.Flushes += q.ops[ublk.OpFlush].Load()
+		c.Discards += q.ops[ublk.OpDiscard].Load()
+		c.WriteZeroes += q.ops[ublk.OpWriteZeroes].Load()
+		c.ReadBytes += q.bytes[ublk.OpRead].Load()
+		c.WriteBytes += q.bytes[ublk.OpWrite].Load()
+		c.DiscardBytes += q.bytes[ublk.OpDiscard].Load()
+		c.WriteZeroBytes += q.bytes[ublk.OpWriteZeroes].Load()
+		c.Errors += q.errors.Load()
+		c.Slow += q.slow.Load()
+	}
+	c.InFlight = int64(c.Reads + c.Writes + c.Flushes + c.Discards + c.WriteZeroes - ended)
+	c.Parked = d.parked.Load()
+	if c.Parked > 0 {
+		st.State = "parked"
+	}
+	return st
+}
