@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -153,6 +154,9 @@ func install(cache, series, record, tree string, p *packages) (*kernel, error) {
 		if err := os.Rename(modules, filepath.Join(stage, "lib", "modules", release)); err != nil {
 			return nil, err
 		}
+		if err := slim(filepath.Join(stage, "lib", "modules", release)); err != nil {
+			return nil, err
+		}
 		if err := depmod(stage, release); err != nil {
 			return nil, err
 		}
@@ -171,6 +175,42 @@ func install(cache, series, record, tree string, p *packages) (*kernel, error) {
 		return nil, err
 	}
 	return k, os.Rename(record+".new", record)
+}
+
+// unneeded are directories of modules that no guest of ours has a use for; they
+// are most of a kernel's modules.
+var unneeded = []string{"drivers/gpu", "drivers/media", "drivers/net/ethernet", "drivers/net/wireless", "sound"}
+
+// slim drops unneeded modules and unpacks the others, as far as the machine has
+// the tools for it. Compressed modules work as well, but an emulated guest would
+// unpack them again at each boot, and that takes seconds for xfs alone.
+func slim(modules string) error {
+	for _, d := range unneeded {
+		if err := os.RemoveAll(filepath.Join(modules, "kernel", d)); err != nil {
+			return err
+		}
+	}
+	for ext, tool := range map[string][]string{".xz": {"xz", "-d"}, ".zst": {"zstd", "-q", "-d", "--rm"}} {
+		var files []string
+		err := filepath.WalkDir(modules, func(path string, _ fs.DirEntry, err error) error {
+			if strings.HasSuffix(path, ".ko"+ext) {
+				files = append(files, path)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if _, err := exec.LookPath(tool[0]); err != nil {
+			continue
+		}
+		for batch := range slices.Chunk(files, 500) {
+			if _, err := output(tool[0], slices.Concat(tool[1:], batch)...); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // depmod makes modules.dep and modules.alias, which Debian's packages leave to

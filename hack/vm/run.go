@@ -25,7 +25,7 @@ const (
 
 // bootModules are loaded from the initramfs; what is built into the kernel is
 // left out.
-var bootModules = []string{"virtio_pci", "virtio_console", "virtio_rng", "9pnet_virtio", "9p", "overlay", "virtio_blk"}
+var bootModules = []string{"virtio_pci", "virtio_console", "virtio_rng", "9pnet_virtio", "9p", "overlay", "virtio_blk", "configfs"}
 
 // writeInitramfs makes the initramfs: ourselves as /init, the configuration
 // and the modules needed to reach the root.
@@ -149,6 +149,9 @@ func (m *machine) verdict(o *outcome, a accelerator, allowOops bool) int {
 	fault, panicked := o.console.fault()
 	code := 0
 	switch {
+	case o.timedOut && !panicked:
+		logf("FAIL: not done after %v (-timeout); blocked tasks are in the kernel log", m.timeout)
+		code = exitTimeout
 	case o.exited && fault != "" && !allowOops:
 		logf("FAIL: the kernel reported a fault while the command ran (it exited with %d): %s", o.code, strings.TrimSpace(fault))
 		code = exitOops
@@ -160,9 +163,6 @@ func (m *machine) verdict(o *outcome, a accelerator, allowOops bool) int {
 	case panicked:
 		logf("FAIL: the guest's kernel panicked")
 		code = exitFault
-	case o.timedOut:
-		logf("FAIL: not done after %v (-timeout); blocked tasks are in the kernel log", m.timeout)
-		code = exitTimeout
 	case o.err != "":
 		logf("the guest could not be set up: %s", o.err)
 		code = exitHarness

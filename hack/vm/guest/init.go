@@ -66,7 +66,7 @@ func start() (ports, error) {
 	go r.listen()
 	fmt.Fprintln(p.control, MsgReady)
 	code := 0
-	for i := range c.Commands {
+	for i := 0; i < len(c.Commands) && !r.isOver(); i++ {
 		if n := r.run(&c.Commands[i]); n != 0 && code == 0 {
 			code = n
 		}

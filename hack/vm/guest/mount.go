@@ -177,6 +177,9 @@ func setup(c *Config) error {
 			return err
 		}
 	}
+	if err := makeNodes(); err != nil {
+		return err
+	}
 	if err := os.Mkdir("/run/lock", 0o1777); err != nil {
 		return err
 	}
@@ -197,6 +200,29 @@ func setup(c *Config) error {
 	m := mountPoint{"configfs", "configfs", "/sys/kernel/config", 0, ""}
 	if err := m.mount(); err != nil {
 		fmt.Fprintf(os.Stderr, "holdfast-vm: %v\n", err)
+	}
+	return nil
+}
+
+// staticNodes are devices whose nodes must be there before their modules are:
+// opening one loads the module. On a usual system udev makes them. Numbers are
+// from the kernel's include/linux/miscdevice.h; all are of major 10.
+var staticNodes = map[string]uint32{
+	"/dev/fuse":           229,
+	"/dev/btrfs-control":  234,
+	"/dev/mapper/control": 236,
+	"/dev/loop-control":   237,
+}
+
+func makeNodes() error {
+	for name, minor := range staticNodes {
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			return err
+		}
+		err := unix.Mknod(name, unix.S_IFCHR|0o600, int(unix.Mkdev(10, minor)))
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("make %s: %w", name, err)
+		}
 	}
 	return nil
 }

@@ -8,10 +8,10 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
-	"syscall"
 )
 
 // runner runs commands one at a time. As process 1 it is also the one to reap
@@ -20,6 +20,8 @@ type runner struct {
 	ports
 	mu  sync.Mutex
 	pid int // the running command's, 0 if there is none
+	// over is set when time is up: no further command is started.
+	over bool
 }
 
 // Exit codes of commands that could not be started, as shells have them.
@@ -28,6 +30,13 @@ const (
 	exitNotExecutable = 126
 	exitSignalBase    = 128
 )
+
+// isOver tells whether time is up.
+func (r *runner) isOver() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.over
+}
 
 // run runs one command and returns its exit code; 128+n if signal n ended it.
 func (r *runner) run(c *Command) int {
@@ -127,6 +136,7 @@ func (r *runner) wait(pid int) syscall.WaitStatus {
 // the kernel prints its blocked tasks to the console.
 func (r *runner) dump() {
 	r.mu.Lock()
+	r.over = true
 	if r.pid != 0 {
 		unix.Kill(-r.pid, unix.SIGQUIT)
 	}
