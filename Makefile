@@ -1,0 +1,80 @@
+# make demo    the main job, shown
+# make test    the whole ladder of tests
+# make bench   against the kernel's loop, kublk and qemu-nbd
+# make help    the rest
+
+GO      ?= go
+KERNELS ?= 6.12 7.2
+GOFLAGS := -buildvcs=false
+export GOFLAGS
+
+.PHONY: all build setup demo test lint unit race fuzz vm bench clean help
+all: build
+
+help:
+	@echo 'build  bin/holdfast'
+	@echo 'setup  install the Debian packages that demo, test and bench use (root)'
+	@echo 'demo   serve an image, keep a file system on it, check everything'
+	@echo 'test   lint unit race fuzz vm: under 15 minutes on two processors'
+	@echo 'lint   gofmt, go vet, staticcheck'
+	@echo 'unit   go test ./..., rootless and fast'
+	@echo 'race   the same under the race detector, and with one processor'
+	@echo 'fuzz   some seconds of each fuzz target (FUZZTIME=10s)'
+	@echo 'vm     the driver and the devices on real kernels (KERNELS="$(KERNELS)")'
+	@echo 'bench  benchmarks, native and in a VM; results in build/bench'
+
+# CGO stays off: one static binary, and process-wide prctl needs it so.
+build:
+	CGO_ENABLED=0 $(GO) build -o bin/holdfast ./cmd/holdfast
+
+PACKAGES = $(shell sed 's/\#.*//' hack/packages hack/vm/packages)
+setup:
+	@missing=; for p in $(PACKAGES); do \
+		dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; fi
+
+# On a kernel with ublk here, else in a VM that has one.
+demo: setup build
+	@if [ -e /dev/ublk-control ] || modprobe ublk_drv 2>/dev/null; then \
+		hack/demo/demo.sh; \
+	else \
+		echo 'This kernel has no ublk: the demo runs in a VM.'; \
+		$(GO) run ./hack/vm -kernel 7.2 -- hack/demo/demo.sh; \
+	fi
+
+test: setup lint unit race fuzz vm
+
+lint:
+	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "gofmt: $$files"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+unit:
+	HOLDFAST_TOOLS=required $(GO) test ./...
+
+race:
+	CGO_ENABLED=1 $(GO) test -race -short ./...
+	GOMAXPROCS=1 $(GO) test -short ./ploop ./ublk/... ./device ./control
+
+FUZZTIME ?= 5s
+fuzz:
+	@for p in $$($(GO) list ./...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+			$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
+		done; \
+	done
+
+VMTESTS = ./ublk/... ./device ./cmd/holdfast
+vm: build
+	@for k in $(KERNELS); do \
+		echo "=== Linux $$k"; \
+		$(GO) run ./hack/vm -kernel $$k -timeout 12m $(VMTESTS:%=-test %) || exit 1; \
+	done
+
+bench: setup build
+	$(GO) run ./hack/bench native
+	$(GO) run ./hack/bench vm
+
+clean:
+	rm -rf bin build
