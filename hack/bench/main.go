@@ -1,0 +1,53 @@
+// Command bench measures holdfast against the servers that it can be compared
+// with, in ways that can embarrass it.
+//
+//	go run ./hack/bench native     the engine on a file against qemu-img bench; no driver needed
+//	go run ./hack/bench vm         devices in one boot of Linux 7.2: kernel loop, kublk, qemu-nbd, holdfast
+//
+// Both take -quick. Tables go to standard output, and with the raw results to
+// build/bench/native and build/bench/vm.
+//
+// # What the figures say
+//
+// Native figures are of this machine's disk and memory, and absolute. Those of
+// the VM are, where the processor is emulated, a cost in instructions: quote
+// ratios of two servers in one boot, never a rate.
+//
+// Every comparison takes turns: a round is one run of each side, one after the
+// other, and a ratio is the median of the rounds' ratios. So what else the
+// machine does falls on both.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		if !errors.Is(err, flag.ErrHelp) {
+			fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+		}
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	if len(args) == 0 {
+		return errors.New("usage: bench native|vm [flags]")
+	}
+	switch args[0] {
+	case "native":
+		return native(ctx, args[1:])
+	case "engine": // one run of our side of native, in a process of its own
+		return engineMain(args[1:])
+	}
+	return fmt.Errorf("%q: want native or vm", args[0])
+}
