@@ -173,6 +173,9 @@ func (m *machine) verdict(o *outcome, a accelerator, allowOops bool) int {
 	if code != 0 {
 		m.showLog(o, 60)
 	}
+	if w := o.console.warning(); w != "" {
+		logf("the kernel warned: %s", w)
+	}
 	logf("kernel %s, %s, %d CPUs, %s: user space after %.1f s", m.kernel.Release, a, m.cpus, m.memory, o.upAfter.Round(100*time.Millisecond).Seconds())
 	return code
 }

@@ -18,6 +18,7 @@ type console struct {
 	ready  int      // number of the first line after the guest was ready
 	faults []int    // numbers of lines that match faultForm
 	panic  bool
+	warned string // the first warning since ready
 }
 
 const keepLines = 4000
@@ -61,6 +62,9 @@ func (c *console) line(s string) {
 		c.faults = append(c.faults, number)
 		c.panic = c.panic || strings.Contains(s, "Kernel panic")
 	}
+	if c.warned == "" && c.ready > 0 && strings.Contains(s, "WARNING: ") {
+		c.warned = strings.TrimSpace(s)
+	}
 }
 
 // markReady remembers that what comes now happened while commands ran.
@@ -93,8 +97,14 @@ func (c *console) report(limit int) []string {
 	return out[max(0, len(out)-limit):]
 }
 
-// fault returns the first line that shows a fault since the guest was ready,
-// and whether the kernel panicked at any time.
+// warning returns the first warning since the guest was ready.
+func (c *console) warning() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.warned
+}
+
+// fault returns the first line that shows a fault, and whether the kernel panicked at any time.
 func (c *console) fault() (line string, panicked bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
