@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/urfave/cli/v2"
+
+	"holdfast/control"
+	"holdfast/ublk"
+)
+
+func daemonCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "daemon",
+		Usage: "serve devices until a signal ends it",
+		Description: "On SIGTERM or SIGINT, devices that nobody uses are removed cleanly; those in use are reported\n" +
+			"and kept until released. A second signal removes them too: their I/O fails, their images\n" +
+			"are flushed and closed cleanly. A third one ends the daemon at once.",
+		Flags: []cli.Flag{
+			runDirFlag(),
+			&cli.StringFlag{Name: "state-dir", Usage: "`DIR` that remembers devices", Value: control.DefaultStateDir, EnvVars: []string{"HOLDFAST_STATE_DIR"}},
+			&cli.StringFlag{Name: "log-format", Usage: "json or console", DefaultText: "console on a terminal, otherwise json"},
+			&cli.StringFlag{Name: "log-level", Usage: "debug, info, warn or error", Value: "info"},
+		},
+		Action: func(c *cli.Context) error {
+			if _, err := arguments(c); err != nil {
+				return err
+			}
+			log, err := newLog(c.App.ErrWriter, c.String("log-format"), c.String("log-level"))
+			if err != nil {
+				return err
+			}
+			cfg := control.Config{Version: version(), Log: log}
+			// Absolute, as they are shown to clients with other directories.
+			if cfg.RunDir, err = filepath.Abs(c.String("run-dir")); err != nil {
+				return err
+			}
+			if cfg.StateDir, err = filepath.Abs(c.String("state-dir")); err != nil {
+				return err
+			}
+			return serve(cfg)
+		},
+	}
+}
+
+func newLog(w io.Writer, format, level string) (zerolog.Logger, error) {
+	none := zerolog.Nop()
+	lvl, err := zerolog.ParseLevel(level)
+	if err != nil || lvl < zerolog.DebugLevel || lvl > zerolog.ErrorLevel {
+		return none, usagef("--log-level %q is not one of debug, info, warn, error", level)
+	}
+	if format == "" {
+		format = "json"
+		if isTerminal(w) {
+			format = "console"
+		}
+	}
+	switch format {
+	case "json":
+	case "console":
+		w = zerolog.ConsoleWriter{Out: w, NoColor: !isTerminal(w), TimeFormat: time.RFC3339}
+	default:
+		return none, usagef("--log-format %q is neither json nor console", format)
+	}
+	return zerolog.New(zerolog.SyncWriter(w)).Level(lvl).With().Timestamp().Logger(), nil
+}
+
+// serve runs the daemon to its end.
+func serve(cfg control.Config) error {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	// A log whose reader died must not take devices with it, nor a closed
+	// terminal.
+	signal.Ignore(syscall.SIGPIPE, syscall.SIGHUP)
+	d, err := control.Start(cfg)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := ublk.ProtectProcess(); err != nil {
+		cfg.Log.Warn().Msgf("memory pressure may stall devices whose images lie on this machine: %v", err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- d.Serve() }()
+	cfg.Log.Info().Str("version", cfg.Version).Str("socket", d.SocketPath()).Str("state_dir", cfg.StateDir).Msg("ready")
+
+	select {
+	case err := <-served:
+		// Without the socket nobody could control the devices: end in order.
+		cfg.Log.Error().Err(err).Msg("the control socket failed")
+	case sig := <-signals:
+		cfg.Log.Info().Str("signal", sig.String()).Msg("stopping")
+	}
+	force := make(chan struct{})
+	go func() {
+		<-signals
+		close(force)
+		<-signals
+		cfg.Log.Error().Msg("third signal: ending at once, what is still served is lost")
+		os.Exit(exitFailure)
+	}()
+	err = d.Shutdown(context.Background(), force)
+	if err == nil {
+		cfg.Log.Info().Msg("stopped")
+	}
+	return err
+}

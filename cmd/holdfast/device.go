@@ -1,0 +1,197 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"holdfast/control"
+	"holdfast/device"
+	"holdfast/ploop"
+)
+
+// queryLimit bounds a question to the daemon, which answers those at once.
+const queryLimit = 30 * time.Second
+
+func client(c *cli.Context) *control.Client { return control.NewClient(c.String("run-dir")) }
+
+func createCommand() *cli.Command {
+	return &cli.Command{
+		Name: "create", Usage: "serve images as a block device and print its path", ArgsUsage: "NAME",
+		Description: "Give --image once for each image of the stack, base first; only the last is written to.\n" +
+			"A raw base is given as raw@FILE.",
+		Flags: []cli.Flag{
+			&cli.StringSliceFlag{Name: "image", Aliases: []string{"i"}, Usage: "`FILE`, base first (repeatable)"},
+			&cli.BoolFlag{Name: "read-only", Aliases: []string{"r"}, Usage: "write to no image"},
+			&cli.IntFlag{Name: "queues", Usage: "`N` queues, each with a thread (default: by the number of processors)"},
+			&cli.IntFlag{Name: "depth", Usage: "`N` requests at once in a queue (default: 128)"},
+			&cli.StringFlag{Name: "data-path", Usage: "auto, copy or zero-copy", Value: "auto"},
+			runDirFlag(),
+		},
+		Action: func(c *cli.Context) error {
+			args, err := arguments(c, "NAME")
+			if err != nil {
+				return err
+			}
+			spec := device.Spec{Name: args[0], ReadOnly: c.Bool("read-only"), Queues: c.Int("queues"), Depth: c.Int("depth"), DataPath: c.String("data-path")}
+			for _, f := range []string{"queues", "depth"} {
+				if c.IsSet(f) && c.Int(f) < 1 {
+					return usagef("%s: --%s %d: want at least 1", commandName(c), f, c.Int(f))
+				}
+			}
+			if spec.Images, err = imageRefs(c.StringSlice("image")); err != nil {
+				return err
+			}
+			if len(spec.Images) == 0 {
+				return usagef("%s: --image is missing", commandName(c))
+			}
+			dev, err := client(c).Create(c.Context, spec)
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(c.App.Writer, dev.Path)
+			return err
+		},
+	}
+}
+
+// imageRefs reads images as given by a user, and makes their paths absolute:
+// the daemon has another working directory.
+func imageRefs(args []string) ([]ploop.ImageRef, error) {
+	refs := make([]ploop.ImageRef, 0, len(args))
+	for _, a := range args {
+		ref, err := ploop.ParseImageRef(a)
+		if err != nil {
+			return nil, usagef("image %q: %v", a, err)
+		}
+		if ref.Path, err = filepath.Abs(ref.Path); err != nil {
+			return nil, err
+		}
+		refs = append(refs, ref)
+	}
+	return refs, nil
+}
+
+func listCommand() *cli.Command {
+	return &cli.Command{
+		Name: "list", Aliases: []string{"ls"}, Usage: "list the devices",
+		Flags: []cli.Flag{jsonFlag(), runDirFlag()},
+		Action: func(c *cli.Context) error {
+			if _, err := arguments(c); err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(c.Context, queryLimit)
+			defer cancel()
+			snap, err := client(c).Snapshot(ctx)
+			if err != nil {
+				return err
+			}
+			if c.Bool("json") {
+				return printJSON(c.App.Writer, snap)
+			}
+			if err := printList(c, snap); err != nil {
+				return err
+			}
+			warn := func(format string, args ...any) {
+				fmt.Fprintf(c.App.ErrWriter, "holdfast: warning: %s\n", oneLine(fmt.Sprintf(format, args...)))
+			}
+			if !snap.Driver.Available {
+				warn("no device can be created: %s", snap.Driver.Missing)
+			}
+			for _, d := range snap.Devices {
+				if d.Problem != "" {
+					warn("device %s: %s; %s", quote(d.Name), d.Problem, d.Advice)
+				}
+			}
+			for _, p := range snap.Problems {
+				warn("%s: %s; %s", quote(p.File), p.Reason, p.Advice)
+			}
+			if snap.Daemon.Stopping {
+				warn("the daemon is stopping, and waits for the devices to be released")
+			}
+			return nil
+		},
+	}
+}
+
+func printList(c *cli.Context, snap *control.Snapshot) error {
+	cols := []column{{title: "NAME"}, {title: "DEVICE"}, {title: "SIZE", right: true}, {title: "RO", right: true},
+		{title: "STATE"}, {title: "IMAGES", right: true}, {title: "TOP"}, {title: "USERS"}}
+	var rows [][]string
+	for _, d := range snap.Devices {
+		row := []string{quote(d.Name), "", "", "0", d.State, fmt.Sprint(len(d.Images)), "", ""}
+		if d.Path != "" {
+			row[1], row[2] = quote(d.Path), formatSize(d.Size)
+		}
+		if d.ReadOnly {
+			row[3] = "1"
+		}
+		if n := len(d.Images); n > 0 {
+			row[6] = quote(d.Images[n-1].Path)
+		}
+		row[7] = shortUsers(d.Users)
+		rows = append(rows, row)
+	}
+	return table(c.App.Writer, cols, rows)
+}
+
+// shortUsers names mount points as lsblk does, and the kind of other users.
+func shortUsers(users []device.User) string {
+	var words []string
+	for _, u := range users {
+		switch u.Kind {
+		case "mount", "holder", "loop", "target":
+			words = append(words, quote(u.Name))
+		case "swap":
+			words = append(words, "[SWAP]")
+		default:
+			words = append(words, fmt.Sprintf("%s:%d", quote(u.Name), u.PID))
+		}
+	}
+	return strings.Join(words, ",")
+}
+
+func showCommand() *cli.Command {
+	return &cli.Command{
+		Name: "show", Usage: "show all about a device", ArgsUsage: "NAME",
+		Flags: []cli.Flag{jsonFlag(), runDirFlag()},
+		Action: func(c *cli.Context) error {
+			args, err := arguments(c, "NAME")
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(c.Context, queryLimit)
+			defer cancel()
+			dev, err := client(c).Device(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			if c.Bool("json") {
+				return printJSON(c.App.Writer, dev)
+			}
+			return deviceTree(dev).print(c.App.Writer)
+		},
+	}
+}
+
+func removeCommand() *cli.Command {
+	return &cli.Command{
+		Name: "remove", Aliases: []string{"rm"}, Usage: "take a device away and close its images cleanly", ArgsUsage: "NAME",
+		Description: "A device in use is only removed with --force: its users' I/O fails from then on.",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "also if it is in use"},
+			runDirFlag(),
+		},
+		Action: func(c *cli.Context) error {
+			args, err := arguments(c, "NAME")
+			if err != nil {
+				return err
+			}
+			return client(c).Remove(c.Context, args[0], c.Bool("force"))
+		},
+	}
+}

@@ -1,0 +1,66 @@
+package control
+
+import (
+	"time"
+
+	"holdfast/device"
+)
+
+// A Snapshot is the daemon at one moment. Every view (list, show, later the
+// attribute tree, metrics and events) is drawn from it and from nothing else.
+// It is taken without stopping I/O, so counters of one device may be some
+// requests apart from each other.
+type Snapshot struct {
+	Daemon  DaemonInfo `json:"daemon"`
+	Driver  DriverInfo `json:"driver"`
+	Devices []Device   `json:"devices"` // by name
+	// Problems are records that could not be read; they belong to no device.
+	Problems []Problem `json:"problems"`
+}
+
+// DaemonInfo says who answers.
+type DaemonInfo struct {
+	Version  string    `json:"version"`
+	API      int       `json:"api"` // 1
+	PID      int       `json:"pid"`
+	Started  time.Time `json:"started"`
+	RunDir   string    `json:"run_dir"`
+	StateDir string    `json:"state_dir"`
+	// Stopping: a signal was received; no device is created any more.
+	Stopping bool `json:"stopping"`
+}
+
+// DriverInfo says whether the kernel can serve devices.
+type DriverInfo struct {
+	Available bool `json:"available"`
+	// Missing says what is in the way and what to do about it.
+	Missing string `json:"missing,omitempty"`
+}
+
+// A Device is one device as the daemon sees it.
+type Device struct {
+	device.Status
+	// Created is when it was created, by the clock.
+	Created time.Time `json:"created"`
+	// Users is who holds the device now.
+	Users []device.User `json:"users"`
+	// Problem is what is wrong, Advice what to do about it; empty if nothing.
+	Problem string `json:"problem,omitempty"`
+	Advice  string `json:"advice,omitempty"`
+	// Events are the last few, oldest first.
+	Events []device.Event `json:"events"`
+}
+
+// States of a device that the daemon adds to those of a live one.
+const (
+	StateCreating = "creating" // being created
+	StateRemoving = "removing" // being removed
+	StateLost     = "lost"     // an earlier daemon died with it; not served
+)
+
+// A Problem is a record in the state directory that could not be used.
+type Problem struct {
+	File   string `json:"file"`
+	Reason string `json:"reason"`
+	Advice string `json:"advice"`
+}

@@ -1,0 +1,195 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+	"unicode/utf8"
+
+	"holdfast/device"
+	"holdfast/ploop"
+)
+
+// Create serves a spec. If the name is that of a lost device, its images must
+// be the same, and in-use marks on them are taken for our own.
+//
+// When ctx ends first, the creation is taken back and nothing remains.
+func (d *Daemon) Create(ctx context.Context, spec device.Spec) (*Device, error) {
+	if err := checkSpec(&spec); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(d.creating, cancel)()
+	s, err := d.acquire(ctx, spec.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer d.release(s)
+	if err := d.create(ctx, s, spec); err != nil {
+		if d.creating.Err() != nil {
+			return nil, fail(CodeStopping, "the daemon is stopping, device %q was not created", spec.Name)
+		}
+		return nil, err
+	}
+	return d.Device(spec.Name)
+}
+
+func checkSpec(spec *device.Spec) error {
+	if err := spec.Validate(); err != nil {
+		return fail(CodeInvalid, "%w", err)
+	}
+	for i := range spec.Images {
+		p := spec.Images[i].Path
+		if !filepath.IsAbs(p) {
+			return fail(CodeInvalid, "image path %q is not absolute", p)
+		}
+		// JSON would silently turn other bytes into U+FFFD, in the record too.
+		if !utf8.ValidString(p) {
+			return fail(CodeInvalid, "image path %q is not UTF-8", p)
+		}
+	}
+	spec.Images = slices.Clone(spec.Images)
+	for i := range spec.Images {
+		spec.Images[i].Path = filepath.Clean(spec.Images[i].Path)
+	}
+	return nil
+}
+
+// create does the work, with the name's token held.
+func (d *Daemon) create(ctx context.Context, s *slot, spec device.Spec) error {
+	old := s.rec
+	takeOver := false
+	if old != nil {
+		if s.dev != nil {
+			return fail(CodeExists, "device %q exists already, as %s", spec.Name, s.dev.Path())
+		}
+		if !slices.Equal(old.Spec.Images, spec.Images) {
+			return fail(CodeConflict, "device %q is lost and was served from other images (%s): create it with those, or remove it first", spec.Name, refs(old.Spec.Images))
+		}
+		if why := old.changed(d.boot); why != "" {
+			return fail(CodeConflict, "device %q is lost and cannot be taken over: %s; remove it first", spec.Name, why)
+		}
+		// A reader sets no mark; only what we wrote to can carry ours.
+		takeOver = !old.Spec.ReadOnly
+	}
+	// Before anything is noted or touched: without a driver nothing comes of it.
+	if err := d.kernel.ready(); err != nil {
+		return classify(err)
+	}
+	ids, err := identify(spec.Images)
+	if err != nil {
+		return err
+	}
+	rec := &record{Spec: spec, ID: -1, BootID: d.boot, PID: os.Getpid(), Created: time.Now().UTC(), Images: ids}
+	if err := d.reserve(s, rec); err != nil {
+		return err
+	}
+	dev, err := d.openRecorded(ctx, s, rec, old, takeOver)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s.phase = ""
+	if err != nil {
+		s.rec = old
+		return err
+	}
+	s.dev, s.problem = dev, ""
+	d.driverProblem = ""
+	return nil
+}
+
+// reserve enters the record in the table, unless one of its images is already
+// written to by another device, or would be written to below another's feet.
+// The images' own locks would refuse it too, but couldn't name the device.
+func (d *Daemon) reserve(s *slot, rec *record) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.stopping {
+		return fail(CodeStopping, "the daemon is stopping")
+	}
+	for _, other := range d.slots {
+		if other == s || other.rec == nil {
+			continue
+		}
+		if i := overlap(rec, other.rec); i >= 0 {
+			state := "belongs to device"
+			if other.dev == nil && other.phase == "" {
+				state = "belongs to the lost device"
+			}
+			return fail(CodeConflict, "image %q %s %q", rec.Spec.Images[i].Path, state, other.name)
+		}
+	}
+	s.rec, s.phase = rec, StateCreating
+	return nil
+}
+
+// overlap is the index of an image of a that b and a can't both use, or -1.
+func overlap(a, b *record) int {
+	wa, wb := a.writable(), b.writable()
+	for i := range a.Images {
+		id := &a.Images[i]
+		if wb != nil && *id == *wb || id == wa && slices.Contains(b.Images, *id) {
+			return i
+		}
+	}
+	return -1
+}
+
+// openRecorded writes the record, opens the device, and completes the record
+// with its number. On failure the state directory is as before.
+func (d *Daemon) openRecorded(ctx context.Context, s *slot, rec, old *record, takeOver bool) (live, error) {
+	undo := func() {
+		var err error
+		if old != nil {
+			err = d.records.save(old)
+		} else {
+			err = d.records.remove(rec.Spec.Name)
+		}
+		if err != nil {
+			d.log.Error().Err(err).Str("device", s.name).Msg("the state directory tells of a device that was not created")
+		}
+	}
+	if err := d.records.save(rec); err != nil {
+		undo()
+		return nil, fail(CodeInternal, "%w", err)
+	}
+	if old != nil {
+		d.clearDead(&slot{name: s.name, rec: old})
+	}
+	dev, err := d.kernel.open(ctx, rec.Spec, takeOver, d.event(s))
+	if err != nil {
+		undo()
+		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+			return nil, fail(CodeInternal, "creation of device %q was given up: %w", s.name, err)
+		}
+		e := classify(err)
+		if e.Code == CodeDriver {
+			d.set(s, func() { d.driverProblem = e.Message })
+		}
+		return nil, e
+	}
+	numbered := *rec
+	numbered.ID = dev.ID()
+	if err := d.records.save(&numbered); err != nil {
+		// The device serves; only after a crash its number would be missing.
+		d.log.Warn().Err(err).Str("device", s.name).Msg("the device's number could not be noted")
+	}
+	d.set(s, func() { s.rec = &numbered })
+	d.log.Info().Str("device", s.name).Str("path", dev.Path()).Bool("taken_over", takeOver).Msg("device created")
+	return dev, nil
+}
+
+func refs(images []ploop.ImageRef) string {
+	s := ""
+	for i, r := range images {
+		if i > 0 {
+			s += ", "
+		}
+		s += fmt.Sprintf("%q", r.String())
+	}
+	return s
+}

@@ -1,0 +1,328 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"holdfast/device"
+)
+
+// APIVersion is the version in the paths of the API.
+const APIVersion = 1
+
+// Where the daemon lives unless told otherwise.
+const (
+	DefaultRunDir   = "/run/holdfast"
+	DefaultStateDir = "/var/lib/holdfast"
+)
+
+// Config is what a daemon needs to know.
+type Config struct {
+	RunDir   string // holds the socket; made if missing
+	StateDir string // holds the records; made if missing
+	Version  string // of the program, for clients
+	Log      zerolog.Logger
+}
+
+// A Daemon serves devices by name.
+type Daemon struct {
+	cfg     Config
+	log     zerolog.Logger
+	kernel  kernel
+	records records
+	boot    string
+	started time.Time
+	// settle is how long a remove waits for udev's own look at the device.
+	settle time.Duration
+	// poll is how often a shutdown looks again at devices in use.
+	poll time.Duration
+
+	locks    []*dirLock
+	listener net.Listener
+	server   *http.Server
+
+	// creating ends when the daemon is told to stop: creations are taken back.
+	creating     context.Context
+	stopCreating context.CancelFunc
+
+	mu            sync.Mutex
+	slots         map[string]*slot
+	problems      []Problem
+	driverProblem string // why the last creation failed, if the kernel was the reason
+	stopping      bool
+}
+
+// A slot is a name in the daemon's table. It exists while there is a record or
+// while an operation is under way.
+type slot struct {
+	name string
+	op   chan struct{} // holds one token while an operation runs
+
+	// Under Daemon.mu:
+	waiters int
+	rec     *record // nil: the name is free
+	dev     live    // nil: creating, or lost
+	phase   string  // "", StateCreating, StateRemoving
+	problem string
+	events  []device.Event
+}
+
+// Start takes the directories, reads the records, clears away what an earlier
+// daemon of ours left in the kernel, and opens the socket. Serve then answers.
+func Start(cfg Config) (*Daemon, error) {
+	return start(cfg, newKernel(cfg.Log))
+}
+
+func start(cfg Config, k kernel) (_ *Daemon, err error) {
+	d := &Daemon{
+		cfg: cfg, log: cfg.Log, kernel: k, boot: bootID(), started: time.Now(),
+		records: records{filepath.Join(cfg.StateDir, "devices")},
+		settle:  3 * time.Second, poll: time.Second,
+		slots: map[string]*slot{},
+	}
+	d.creating, d.stopCreating = context.WithCancel(context.Background())
+	defer func() {
+		if err != nil {
+			d.Close()
+		}
+	}()
+	if err := os.MkdirAll(cfg.RunDir, 0o755); err != nil {
+		return nil, fmt.Errorf("run directory: %w", err)
+	}
+	if err := os.MkdirAll(d.records.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	for _, l := range []struct{ dir, what string }{{cfg.RunDir, "run directory"}, {cfg.StateDir, "state directory"}} {
+		lock, err := lockDir(l.dir, l.what)
+		if err != nil {
+			return nil, err
+		}
+		d.locks = append(d.locks, lock)
+	}
+	if err := d.readRecords(); err != nil {
+		return nil, err
+	}
+	if err := d.kernel.ready(); err != nil {
+		d.log.Warn().Msgf("devices cannot be served yet: %v", err)
+	}
+	return d, d.listen()
+}
+
+// readRecords fills the table with what earlier daemons left behind.
+func (d *Daemon) readRecords() error {
+	recs, problems, err := d.records.load()
+	if err != nil {
+		return err
+	}
+	d.problems = problems
+	for _, p := range problems {
+		d.log.Error().Str("file", p.File).Msgf("%s; %s", p.Reason, p.Advice)
+	}
+	for _, rec := range recs {
+		s := &slot{name: rec.Spec.Name, op: make(chan struct{}, 1), rec: rec}
+		d.slots[s.name] = s
+		if rec.BootID != d.boot {
+			s.problem = "the machine went down while the device was served"
+		} else {
+			s.problem = fmt.Sprintf("its daemon (process %d) died", rec.PID)
+			d.clearDead(s)
+		}
+		d.log.Warn().Str("device", s.name).Msgf("device is lost: %s; %s", s.problem, lostAdvice(s.name))
+	}
+	return nil
+}
+
+// clearDead deletes what the kernel still has of a lost device. It can't fail:
+// a device that stays is dead, and only takes up a number.
+func (d *Daemon) clearDead(s *slot) {
+	if s.rec.ID < 0 || s.rec.BootID != d.boot {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	done, err := d.kernel.deleteDead(ctx, s.rec)
+	switch {
+	case err != nil:
+		d.log.Warn().Str("device", s.name).Msgf("the kernel keeps the dead device /dev/ublkb%d: %v", s.rec.ID, err)
+	case done:
+		d.log.Info().Str("device", s.name).Msgf("deleted the dead device /dev/ublkb%d", s.rec.ID)
+	}
+}
+
+func lostAdvice(name string) string {
+	return fmt.Sprintf("'holdfast create %s' with the same images serves it again, 'holdfast remove %s' closes the images cleanly and forgets it", name, name)
+}
+
+// Close ends the server and gives the directories back. It doesn't touch
+// devices: Shutdown does.
+func (d *Daemon) Close() {
+	d.stopCreating()
+	if d.server != nil {
+		d.server.Close()
+	} else if d.listener != nil {
+		d.listener.Close()
+	}
+	if d.listener != nil {
+		os.Remove(d.SocketPath())
+	}
+	d.kernel.close()
+	for _, l := range d.locks {
+		l.release()
+	}
+}
+
+// acquire takes the token of a name, making the name's slot if there is none.
+func (d *Daemon) acquire(ctx context.Context, name string) (*slot, error) {
+	d.mu.Lock()
+	s := d.slots[name]
+	if s == nil {
+		s = &slot{name: name, op: make(chan struct{}, 1)}
+		d.slots[name] = s
+	}
+	s.waiters++
+	d.mu.Unlock()
+	select {
+	case s.op <- struct{}{}:
+		return s, nil
+	case <-ctx.Done():
+		d.drop(s)
+		return nil, fail(CodeBusy, "device %q: gave up waiting for another operation on it: %w", name, ctx.Err())
+	}
+}
+
+func (d *Daemon) release(s *slot) {
+	<-s.op
+	d.drop(s)
+}
+
+func (d *Daemon) drop(s *slot) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s.waiters--
+	if s.waiters == 0 && s.rec == nil {
+		delete(d.slots, s.name)
+	}
+}
+
+// set changes a slot under the lock.
+func (d *Daemon) set(s *slot, change func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	change()
+}
+
+// maxEvents is how many events of a device are kept for show.
+const maxEvents = 16
+
+// event is the taker of a device's events, which the device has logged.
+func (d *Daemon) event(s *slot) func(device.Event) {
+	return func(e device.Event) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if len(s.events) == maxEvents {
+			s.events = append(s.events[:0], s.events[1:]...)
+		}
+		s.events = append(s.events, e)
+	}
+}
+
+// Info says who this daemon is.
+func (d *Daemon) Info() DaemonInfo {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return DaemonInfo{Version: d.cfg.Version, API: APIVersion, PID: os.Getpid(), Started: d.started.UTC(),
+		RunDir: d.cfg.RunDir, StateDir: d.cfg.StateDir, Stopping: d.stopping}
+}
+
+// Snapshot is everything the daemon knows now.
+func (d *Daemon) Snapshot() Snapshot {
+	snap := Snapshot{Daemon: d.Info(), Devices: d.devices(""), Problems: []Problem{}}
+	missing := ""
+	if err := d.kernel.ready(); err != nil {
+		missing = err.Error()
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if missing == "" {
+		missing = d.driverProblem
+	}
+	snap.Driver = DriverInfo{Available: missing == "", Missing: missing}
+	// A problem is solved by deleting its file.
+	kept := d.problems[:0]
+	for _, p := range d.problems {
+		if _, err := os.Lstat(p.File); !errors.Is(err, os.ErrNotExist) {
+			kept = append(kept, p)
+		}
+	}
+	d.problems = kept
+	snap.Problems = append(snap.Problems, kept...)
+	return snap
+}
+
+// Device is the part of a snapshot that concerns one device.
+func (d *Daemon) Device(name string) (*Device, error) {
+	devs := d.devices(name)
+	if len(devs) == 0 {
+		return nil, fail(CodeNotFound, "there is no device %q", name)
+	}
+	return &devs[0], nil
+}
+
+// devices is the state of one device, or of all for "".
+func (d *Daemon) devices(only string) []Device {
+	type entry struct {
+		Device
+		dev   live
+		phase string
+	}
+	var entries []entry
+	d.mu.Lock()
+	for _, s := range d.slots {
+		if s.rec == nil || only != "" && s.name != only {
+			continue
+		}
+		e := entry{dev: s.dev, phase: s.phase}
+		e.Created, e.Problem = s.rec.Created, s.problem
+		e.Events = append([]device.Event{}, s.events...)
+		e.Status = offlineStatus(&s.rec.Spec)
+		entries = append(entries, e)
+	}
+	d.mu.Unlock()
+
+	// The devices are asked outside the lock: a Status that had to wait must
+	// not stop the daemon.
+	disks := map[int]string{}
+	out := make([]Device, 0, len(entries))
+	for _, e := range entries {
+		switch {
+		case e.dev != nil:
+			e.Status = e.dev.Status()
+			disks[e.ID] = e.Path
+		case e.phase == "":
+			e.State, e.Advice = StateLost, lostAdvice(e.Name)
+		}
+		if e.phase != "" {
+			e.State = e.phase
+		}
+		out = append(out, e.Device)
+	}
+	users, err := d.kernel.users(disks)
+	if err != nil {
+		d.log.Warn().Err(err).Msg("users of the devices are not known")
+	}
+	for i := range out {
+		out[i].Users = append([]device.User{}, users[out[i].ID]...)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out
+}

@@ -1,0 +1,83 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+
+	"holdfast/device"
+)
+
+// A Code says what kind of failure an error is, for programs.
+type Code string
+
+// The codes, and the HTTP status that each travels with.
+const (
+	CodeInvalid     Code = "invalid"     // 400: the request makes no sense
+	CodeNotFound    Code = "not_found"   // 404: no device of that name
+	CodeExists      Code = "exists"      // 409: the name is taken
+	CodeConflict    Code = "conflict"    // 409: an image belongs to another device, or isn't the one the name stands for
+	CodeBusy        Code = "busy"        // 423: somebody uses the device (see Error.Users), or the directory
+	CodeImage       Code = "image"       // 422: an image is missing, malformed or not free
+	CodeDriver      Code = "driver"      // 503: the kernel can't serve devices now
+	CodeStopping    Code = "stopping"    // 503: the daemon is going away
+	CodeInternal    Code = "internal"    // 500: anything else
+	CodeUnreachable Code = "unreachable" // only from a Client: no daemon answers
+)
+
+func (c Code) status() int {
+	switch c {
+	case CodeInvalid:
+		return http.StatusBadRequest
+	case CodeNotFound:
+		return http.StatusNotFound
+	case CodeExists, CodeConflict:
+		return http.StatusConflict
+	case CodeBusy:
+		return http.StatusLocked
+	case CodeImage:
+		return http.StatusUnprocessableEntity
+	case CodeDriver, CodeStopping:
+		return http.StatusServiceUnavailable
+	}
+	return http.StatusInternalServerError
+}
+
+// Error is a failure of the daemon, as it also travels over the socket.
+type Error struct {
+	Message string `json:"error"`
+	Code    Code   `json:"code"`
+	// Users holds the device, when Code is CodeBusy.
+	Users []device.User `json:"users,omitempty"`
+
+	cause error
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Unwrap is the cause, on the daemon's side of the socket.
+func (e *Error) Unwrap() error { return e.cause }
+
+// fail makes an Error; a %w in the format becomes its cause.
+func fail(code Code, format string, args ...any) *Error {
+	err := fmt.Errorf(format, args...)
+	return &Error{Message: err.Error(), Code: code, cause: errors.Unwrap(err)}
+}
+
+// CodeOf is the code of an error of this package, CodeInternal for others.
+func CodeOf(err error) Code {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Code
+	}
+	return CodeInternal
+}
+
+// asError gives any error the form that travels.
+func asError(err error) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return &Error{Message: err.Error(), Code: CodeInternal, cause: err}
+}

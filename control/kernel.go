@@ -1,0 +1,223 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"holdfast/device"
+	"holdfast/ploop"
+	"holdfast/ublk"
+)
+
+// live is what the daemon asks of a device that is served.
+type live interface {
+	ID() int
+	Path() string
+	Status() device.Status
+	Close(ctx context.Context, force bool) error
+}
+
+var _ live = (*device.Device)(nil)
+
+// kernel is everything below the daemon: the driver, the devices, the images.
+// There are two: this machine's, and the tests'.
+type kernel interface {
+	// ready is nil when devices can be made, else what is missing. It tries
+	// anew each time, so that a modprobe needs no restart of the daemon.
+	ready() error
+	// open serves a spec. takeOver: the images' in-use marks are our own.
+	open(ctx context.Context, spec device.Spec, takeOver bool, event func(device.Event)) (live, error)
+	// closeImages opens the images of a spec that was being served by a dead
+	// daemon of ours, and closes them cleanly.
+	closeImages(spec device.Spec) error
+	// deleteDead deletes the driver's device of a lost record, if it is there,
+	// ours, and without a server. It says whether it did.
+	deleteDead(ctx context.Context, rec *record) (bool, error)
+	// users says who holds disks, given as number → path.
+	users(disks map[int]string) (map[int][]device.User, error)
+	close()
+}
+
+// thisKernel is the machine's own.
+type thisKernel struct {
+	log zerolog.Logger
+	mu  sync.Mutex
+	ctl *ublk.Control // nil until it could be opened
+}
+
+func newKernel(log zerolog.Logger) *thisKernel { return &thisKernel{log: log} }
+
+func (k *thisKernel) control() (*ublk.Control, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.ctl == nil {
+		ctl, err := ublk.Open("")
+		if err != nil {
+			return nil, fail(CodeDriver, "%w", err)
+		}
+		k.ctl = ctl
+	}
+	return k.ctl, nil
+}
+
+func (k *thisKernel) ready() error {
+	_, err := k.control()
+	return err
+}
+
+func (k *thisKernel) open(ctx context.Context, spec device.Spec, takeOver bool, event func(device.Event)) (live, error) {
+	ctl, err := k.control()
+	if err != nil {
+		return nil, err
+	}
+	dev, err := device.Open(ctx, spec, device.Options{Control: ctl, Log: k.log, TakeOver: takeOver, Event: event})
+	if err != nil {
+		return nil, err
+	}
+	return dev, nil
+}
+
+func (k *thisKernel) closeImages(spec device.Spec) error {
+	stack, err := ploop.Open(spec.Images, ploop.Options{TakeOver: true, Log: func(format string, args ...any) {
+		k.log.Info().Str("device", spec.Name).Msgf(format, args...)
+	}})
+	if err != nil {
+		return err
+	}
+	return stack.Close()
+}
+
+func (k *thisKernel) deleteDead(ctx context.Context, rec *record) (bool, error) {
+	ctl, err := k.control()
+	if errors.Is(err, ublk.ErrNoDriver) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	for {
+		info, err := ctl.GetInfo(ctx, rec.ID)
+		switch {
+		case errors.Is(err, ublk.ErrNoDevice):
+			return false, nil
+		case err != nil:
+			return false, err
+		case info.Tag != device.Tag:
+			return false, nil // the number was given to somebody else's device
+		case info.State != ublk.Live:
+			return true, deleteDevice(ctx, ctl, rec.ID)
+		case info.ServerPID != rec.PID:
+			return false, nil // another daemon's
+		}
+		// Our own earlier daemon's, which is dead: we hold its lock. The driver hears of its server's death once the last reference to
+		// the server's files is gone, which can be after the process is.
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return false, fmt.Errorf("the driver still takes it for served: %w", ctx.Err())
+		}
+	}
+}
+
+// deleteDevice does not wait for those who still have the dead device open,
+// where the driver lets us (6.9).
+func deleteDevice(ctx context.Context, ctl *ublk.Control, id int) error {
+	err := ctl.DeleteAsync(ctx, id)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = ctl.Delete(ctx, id)
+	}
+	if errors.Is(err, ublk.ErrNoDevice) {
+		return nil
+	}
+	return err
+}
+
+func (k *thisKernel) users(disks map[int]string) (map[int][]device.User, error) {
+	return device.FindUsers("/proc", "/sys", disks)
+}
+
+func (k *thisKernel) close() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.ctl != nil {
+		k.ctl.Close()
+		k.ctl = nil
+	}
+}
+
+// offlineStatus is what can be said of a device without a server.
+func offlineStatus(spec *device.Spec) device.Status {
+	st := device.Status{Name: spec.Name, ID: -1, ReadOnly: spec.ReadOnly, Queues: spec.Queues, Depth: spec.Depth, DataPath: spec.DataPath}
+	for i, ref := range spec.Images {
+		st.Images = append(st.Images, ploop.ImageStatus{Path: ref.Path, Level: i})
+	}
+	return st
+}
+
+var driverErrors = []error{ublk.ErrNoDriver, ublk.ErrPermission, ublk.ErrIOUringDisabled, ublk.ErrTooOld, ublk.ErrTooManyDevices}
+var imageErrors = []error{ploop.ErrNotPloop, ploop.ErrCorrupt, ploop.ErrInUse, ploop.ErrLocked, ploop.ErrGeometry, ploop.ErrUnsupported, ploop.ErrLimit}
+
+// classify gives an error of a creation its code.
+func classify(err error) *Error {
+	var e *Error
+	var missing *ublk.MissingFeatureError
+	var io *ploop.IOError
+	code := CodeInternal
+	switch {
+	case errors.As(err, &e):
+		return e
+	case is(err, driverErrors), errors.As(err, &missing):
+		code = CodeDriver
+	case is(err, imageErrors), errors.As(err, &io):
+		code = CodeImage
+	}
+	return fail(code, "%w", err)
+}
+
+func is(err error, any []error) bool {
+	for _, target := range any {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	return false
+}
+
+// transient tells the processes that look at every new block device by
+// themselves and let go of it within moments.
+func transient(users []device.User) bool {
+	for _, u := range users {
+		if u.Kind != "process" {
+			return false
+		}
+		switch u.Name {
+		case "(udev-worker)", "systemd-udevd", "udevd", "blkid":
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// usersOf waits up to settle for transient users to go, and says who is left.
+func (d *Daemon) usersOf(ctx context.Context, dev live) ([]device.User, error) {
+	deadline := time.Now().Add(d.settle)
+	for {
+		all, err := d.kernel.users(map[int]string{dev.ID(): dev.Path()})
+		users := all[dev.ID()]
+		if err != nil || len(users) == 0 || !transient(users) || time.Now().After(deadline) {
+			return users, err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return users, fmt.Errorf("gave up waiting: %w", ctx.Err())
+		}
+	}
+}

@@ -1,0 +1,49 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// dirLock is the exclusive right to a directory, held through an flock on a
+// file in it: it ends with the process however that ends, and the file that
+// stays behind means nothing.
+type dirLock struct{ file *os.File }
+
+// lockDir takes the lock on dir, which must exist. what names the directory's
+// purpose for the message.
+func lockDir(dir, what string) (*dirLock, error) {
+	path := filepath.Join(dir, "lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		defer f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			who := "another holdfast daemon"
+			if b, _ := io.ReadAll(io.LimitReader(f, 32)); len(b) > 0 {
+				who += " (process " + strings.Trim(strings.TrimSpace(string(b)), "\x00") + ")"
+			}
+			return nil, fail(CodeBusy, "%s uses the %s %q; give this one a --run-dir and --state-dir of its own", who, what, dir)
+		}
+		return nil, fmt.Errorf("%s: lock %q: %w", what, path, err)
+	}
+	// For the message above only; not worth failing for on a full disk.
+	if f.Truncate(0) == nil {
+		f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
+	}
+	return &dirLock{f}, nil
+}
+
+func (l *dirLock) release() {
+	if l != nil {
+		l.file.Close()
+	}
+}

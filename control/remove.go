@@ -1,0 +1,237 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"holdfast/device"
+)
+
+// closeLimit bounds the clean end of a device: what is in flight, the last
+// flush, the in-use mark.
+const closeLimit = 2 * time.Minute
+
+// Remove takes a device away: its images are flushed and closed cleanly, then
+// it is forgotten. One that is in use is only removed with force; the error
+// says who uses it. A lost device has its images closed.
+//
+// Once begun, a removal goes on when ctx ends; only the waiting ends then.
+func (d *Daemon) Remove(ctx context.Context, name string, force bool) error {
+	return d.removeWith(ctx, name, func(ctx context.Context, s *slot) error {
+		if s.dev == nil && s.rec != nil {
+			return d.removeLost(s, force)
+		}
+		return d.removeLive(ctx, s, force)
+	})
+}
+
+// removeWith runs a removal with the name's token held.
+func (d *Daemon) removeWith(ctx context.Context, name string, remove func(context.Context, *slot) error) error {
+	d.mu.Lock()
+	known := d.slots[name] != nil
+	d.mu.Unlock()
+	if !known {
+		return fail(CodeNotFound, "there is no device %q", name)
+	}
+	s, err := d.acquire(ctx, name)
+	if err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() {
+		err := remove(context.WithoutCancel(ctx), s)
+		d.release(s)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fail(CodeInternal, "device %q: the removal goes on in the daemon: %w", name, ctx.Err())
+	}
+}
+
+func (d *Daemon) removeLive(ctx context.Context, s *slot, force bool) error {
+	if s.dev == nil {
+		return fail(CodeNotFound, "there is no device %q", s.name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, closeLimit)
+	defer cancel()
+	if !force {
+		users, err := d.usersOf(ctx, s.dev)
+		if err != nil {
+			d.log.Warn().Err(err).Str("device", s.name).Msg("users of the device are not known")
+		}
+		if len(users) > 0 {
+			return busy(s, users)
+		}
+	}
+	d.set(s, func() { s.phase = StateRemoving })
+	err := s.dev.Close(ctx, force)
+	if err != nil {
+		d.set(s, func() { s.phase = "" })
+		return d.closeFailed(ctx, s, err)
+	}
+	err = d.records.remove(s.name)
+	d.set(s, func() {
+		s.phase, s.dev = "", nil
+		if err != nil {
+			s.problem = "it was removed cleanly, but " + err.Error()
+			return
+		}
+		s.rec, s.problem, s.events = nil, "", nil
+	})
+	if err != nil {
+		return fail(CodeInternal, "device %q was removed, but its record stays: %w", s.name, err)
+	}
+	d.log.Info().Str("device", s.name).Bool("force", force).Msg("device removed")
+	return nil
+}
+
+// closeFailed decides what a device is after its Close did not succeed. Unless
+// it was only busy, the block device is gone and images may still be marked in
+// use: it is lost, as if its daemon had died, and its record stays.
+func (d *Daemon) closeFailed(ctx context.Context, s *slot, err error) error {
+	if errors.Is(err, device.ErrBusy) {
+		// Somebody came between our look and the driver's.
+		users, _ := d.usersOf(ctx, s.dev)
+		return busy(s, users)
+	}
+	d.log.Error().Err(err).Str("device", s.name).Msg("device was not closed cleanly")
+	d.set(s, func() { s.dev, s.problem = nil, "it was not closed cleanly: "+err.Error() })
+	return fail(CodeInternal, "device %q was not closed cleanly and is lost now: %w", s.name, err)
+}
+
+// removeLost closes the images that a dead daemon left in use.
+func (d *Daemon) removeLost(s *slot, force bool) error {
+	var err error
+	if s.rec.writable() != nil {
+		if why := s.rec.changed(d.boot); why != "" {
+			err = fail(CodeConflict, "lost device %q: %s; 'holdfast remove --force %s' forgets the device and leaves its images as they are", s.name, why, s.name)
+		} else if cerr := d.kernel.closeImages(s.rec.Spec); cerr != nil {
+			e := classify(cerr)
+			err = fail(e.Code, "lost device %q: its images cannot be closed cleanly: %w; 'holdfast image check --repair' may help, 'holdfast remove --force %s' forgets the device", s.name, cerr, s.name)
+		}
+	}
+	if err != nil && !force {
+		return err
+	}
+	if err != nil {
+		d.log.Warn().Err(err).Str("device", s.name).Msg("forgotten by force, its images may still be marked in use")
+	}
+	d.clearDead(s)
+	if err := d.records.remove(s.name); err != nil {
+		return fail(CodeInternal, "%w", err)
+	}
+	d.set(s, func() { s.rec, s.problem, s.events = nil, "", nil })
+	d.log.Info().Str("device", s.name).Msg("lost device forgotten")
+	return nil
+}
+
+func busy(s *slot, users []device.User) error {
+	who := "somebody who cannot be seen from here"
+	if len(users) > 0 {
+		who = userList(users)
+	}
+	e := fail(CodeBusy, "device %q (%s) is in use: %s", s.name, s.dev.Path(), who)
+	e.Users = users
+	return e
+}
+
+// userList names at most the first few.
+func userList(users []device.User) string {
+	const most = 5
+	var parts []string
+	for i, u := range users {
+		if i == most {
+			parts = append(parts, fmt.Sprintf("and %d more", len(users)-most))
+			break
+		}
+		parts = append(parts, u.String())
+	}
+	return strings.Join(parts, "; ")
+}
+
+// Shutdown removes every device cleanly. Those in use are reported and kept
+// until their users let go. When force is closed, or a value arrives on it,
+// what is left is removed regardless of its users: its I/O fails from then on,
+// but its images are flushed and closed cleanly. Creations are refused and
+// those under way taken back. Lost devices stay in the records.
+//
+// The error names the devices that did not end cleanly.
+func (d *Daemon) Shutdown(ctx context.Context, force <-chan struct{}) error {
+	d.mu.Lock()
+	d.stopping = true
+	d.mu.Unlock()
+	d.stopCreating()
+	reported := map[string]string{}
+	var failed []error
+	for {
+		left := d.removeAll(ctx, false)
+		for name, err := range left {
+			if CodeOf(err) != CodeBusy {
+				failed = append(failed, err) // and served no more
+				delete(left, name)
+				continue
+			}
+			// Each device once, and again when its users change.
+			if reported[name] == err.Error() {
+				continue
+			}
+			reported[name] = err.Error()
+			d.log.Warn().Str("device", name).Msgf("not removed yet: %v", err)
+		}
+		if len(left) == 0 {
+			return errors.Join(failed...)
+		}
+		select {
+		case <-time.After(d.poll):
+		case <-ctx.Done():
+			return fmt.Errorf("gave up with devices still served: %w", ctx.Err())
+		case <-force:
+			d.log.Warn().Int("devices", len(left)).Msg("second signal: removing devices that are in use")
+			for name, err := range d.removeAll(ctx, true) {
+				d.log.Error().Str("device", name).Err(err).Msg("not ended cleanly")
+				failed = append(failed, err)
+			}
+			return errors.Join(failed...)
+		}
+	}
+}
+
+// removeAll removes what is served, all devices at once, and returns those that
+// stayed with the reasons.
+func (d *Daemon) removeAll(ctx context.Context, force bool) map[string]error {
+	type result struct {
+		name string
+		err  error
+	}
+	d.mu.Lock()
+	var names []string
+	for _, s := range d.slots {
+		if s.dev != nil || s.phase != "" {
+			names = append(names, s.name)
+		}
+	}
+	d.mu.Unlock()
+	results := make(chan result)
+	for _, name := range names {
+		go func() {
+			// A creation that was taken back while we waited leaves nothing
+			// to remove, or a lost device to be left alone.
+			results <- result{name, d.removeWith(ctx, name, func(ctx context.Context, s *slot) error {
+				return d.removeLive(ctx, s, force)
+			})}
+		}()
+	}
+	left := map[string]error{}
+	for range names {
+		if r := <-results; r.err != nil && CodeOf(r.err) != CodeNotFound {
+			left[r.name] = r.err
+		}
+	}
+	return left
+}
