@@ -45,7 +45,7 @@ func findKernel(cache, series string, refresh bool) (*kernel, error) {
 	}
 	record := filepath.Join(cache, series+".json")
 	if !refresh {
-		if k := readRecord(record); k != nil {
+		if k := readRecord(record); k != nil && k.indexed() {
 			return k, nil
 		}
 	}
@@ -62,6 +62,9 @@ func findKernel(cache, series string, refresh bool) (*kernel, error) {
 	}
 	// Somebody else may have fetched it while we waited.
 	if k := readRecord(record); k != nil && !refresh {
+		if !k.indexed() {
+			return k, depmod(k.root(), k.Release)
+		}
 		return k, nil
 	}
 	return fetchKernel(cache, series, record)
@@ -83,6 +86,32 @@ func readRecord(record string) *kernel {
 		}
 	}
 	return &k
+}
+
+// root is the directory under which the modules lie in lib/modules.
+func (k *kernel) root() string {
+	return filepath.Dir(filepath.Dir(filepath.Dir(k.Modules)))
+}
+
+// indexed tells whether the machine's modprobe, which is the guest's as well,
+// can read the indices: kmod's wants binary ones, which busybox' depmod does not
+// make. So a kernel fetched before kmod was installed needs new ones.
+func (k *kernel) indexed() bool {
+	if _, err := lookDepmod(); err != nil {
+		return true
+	}
+	_, err := os.Stat(filepath.Join(k.Modules, "modules.dep.bin"))
+	return err == nil
+}
+
+// lookDepmod finds kmod's depmod, also if the caller's PATH has no sbin.
+func lookDepmod() (string, error) {
+	for _, p := range []string{"depmod", "/usr/sbin/depmod", "/sbin/depmod"} {
+		if path, err := exec.LookPath(p); err == nil {
+			return path, nil
+		}
+	}
+	return "", errors.New("no depmod: install kmod")
 }
 
 // fetchKernel downloads and unpacks the newest kernel of the series.
@@ -216,14 +245,15 @@ func slim(modules string) error {
 // depmod makes modules.dep and modules.alias, which Debian's packages leave to
 // their installation scripts.
 func depmod(root, release string) error {
-	for _, tool := range [][]string{{"depmod"}, {"/sbin/depmod"}, {"/usr/sbin/depmod"}, {"busybox", "depmod"}} {
-		if _, err := exec.LookPath(tool[0]); err != nil {
-			continue
-		}
-		_, err := output(tool[0], slices.Concat(tool[1:], []string{"-b", root, release})...)
+	path, err := lookDepmod()
+	if err == nil {
+		_, err = output(path, "-b", root, release)
 		return err
 	}
-	return errors.New("no depmod: install kmod")
+	if box, boxErr := exec.LookPath("busybox"); boxErr == nil {
+		_, err = output(box, "depmod", "-b", root, release)
+	}
+	return err
 }
 
 // output runs a command and returns what it prints; its error has the last

@@ -29,7 +29,12 @@ const keepLines = 4000
 var faultForm = regexp.MustCompile(`Kernel panic|\bBUG: |kernel BUG at|Oops: |Oops\b.*\[#|general protection fault|` +
 	`INFO: task .* blocked for more than|detected stalls? on|self-detected stall|soft lockup|hard LOCKUP|` +
 	`refcount_t: |list_(add|del) corruption|INFO: possible (circular|recursive) locking|Unable to handle kernel|` +
-	`UBSAN: |KASAN: |unregister_netdevice: waiting|double fault:|stack-protector: `)
+	`KASAN: |unregister_netdevice: waiting|double fault:|stack-protector: `)
+
+// warnForm matches what is told but isn't a failure. UBSAN is here because stock
+// 7.2 has a false alarm of its own when a ublk buffer is registered with a ring
+// (io_buffer_register_bvec fills an array before it sets its counted length).
+var warnForm = regexp.MustCompile(`WARNING: |UBSAN: `)
 
 // noteForm matches lines worth showing when a command has failed.
 var noteForm = regexp.MustCompile(`(?i)error|warn|fail|corrupt|timed? ?out|killed process|out of memory|segfault|cut here|ublk|XFS|EXT4-fs|I/O`)
@@ -62,7 +67,7 @@ func (c *console) line(s string) {
 		c.faults = append(c.faults, number)
 		c.panic = c.panic || strings.Contains(s, "Kernel panic")
 	}
-	if c.warned == "" && c.ready > 0 && strings.Contains(s, "WARNING: ") {
+	if c.warned == "" && c.ready > 0 && warnForm.MatchString(s) {
 		c.warned = strings.TrimSpace(s)
 	}
 }

@@ -18,6 +18,7 @@ func TestConsoleFaults(t *testing.T) {
 		"[   65.1] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:":                               true,
 		"[   65.1] watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [fio:123]":                         true,
 		"[   65.1] list_del corruption. prev->next should be ffff, but was 0000":                        true,
+		"[   35.4] UBSAN: array-index-out-of-bounds in io_uring/rsrc.c:1070:12":                         false,
 		"[    0.1] DEBUG: nothing":                                                                      false,
 		"[    5.3] WARNING: CPU: 0 PID: 1 at drivers/block/ublk_drv.c:100 ublk_x+0x1/0x2":               false,
 		"[    0.0] Kernel command line: console=ttyS0 panic=-1 rcupdate.rcu_cpu_stall_timeout=60":       false,
