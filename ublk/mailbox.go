@@ -1,9 +1,12 @@
 package ublk
 
 import (
+	"fmt"
 	"os"
 	"sync"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 )
 
 // mailbox brings work from other goroutines to a queue's thread: requests on a
@@ -31,6 +34,17 @@ var wakeValue = func() []byte {
 	b[0], b[7] = 1, 1 // not zero and not all ones in either byte order
 	return b
 }()
+
+// openMailbox makes the descriptor that wakes the queue's thread.
+func (q *Queue) openMailbox() error {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("eventfd: %w", err)
+	}
+	q.wakeFd, q.wake = fd, os.NewFile(uintptr(fd), "eventfd")
+	q.counter = new(uint64)
+	return nil
+}
 
 // mail puts a request that a goroutine has done with into the queue's mailbox.
 func (q *Queue) mail(r *Request) {

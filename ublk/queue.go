@@ -127,32 +127,35 @@ func (q *Queue) setup(cpus *CPUSet) error {
 		q.buffers = unsafe.Pointer(&q.mem[0])
 	}
 
-	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
-	if err != nil {
-		return fmt.Errorf("eventfd: %w", err)
-	}
-	q.wakeFd, q.wake = wake, os.NewFile(uintptr(wake), "eventfd")
-	q.counter = new(uint64)
-
-	// A tag has one entry at a time, the wake-up one more. A completion that was
-	// not consumed yet and the next of the same tag make two.
-	entries := 1 << bits.Len(uint(depth+1))
-	ring, err := uring.New(uring.Params{Entries: entries, CQEntries: 2 * entries})
-	if err != nil {
+	if err := q.openMailbox(); err != nil {
 		return err
 	}
-	q.ring = ring
-	_ = ring.RegisterRing() // an optimisation
+	if err := q.openRing(); err != nil {
+		return err
+	}
 	if d.cfg.Files > 0 {
-		if err := ring.RegisterFilesSparse(d.cfg.Files); err != nil {
+		if err := q.ring.RegisterFilesSparse(d.cfg.Files); err != nil {
 			return err
 		}
 	}
 	if q.zeroCopy {
-		if err := ring.RegisterBuffersSparse(depth); err != nil {
+		if err := q.ring.RegisterBuffersSparse(depth); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// openRing makes the ring. A tag has one entry at a time, the wake-up one more; a
+// completion that was not consumed yet and the next of the same tag make two.
+func (q *Queue) openRing() error {
+	entries := 1 << bits.Len(uint(len(q.requests)+1))
+	ring, err := uring.New(uring.Params{Entries: entries, CQEntries: 2 * entries})
+	if err != nil {
+		return err
+	}
+	_ = ring.RegisterRing() // an optimisation
+	q.ring = ring
 	return nil
 }
 
