@@ -2,8 +2,12 @@ package ploop
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
+	"iter"
 	"math"
+	"math/bits"
 )
 
 // delta is one open file of a stack.
@@ -169,6 +173,19 @@ func (d *delta) newPositions() (positions, error) {
 func (p positions) has(i uint64) bool { return p[i/64]>>(i%64)&1 != 0 }
 func (p positions) add(i uint64)      { p[i/64] |= 1 << (i % 64) }
 
+// all gives the members in rising order.
+func (p positions) all() iter.Seq[uint64] {
+	return func(yield func(uint64) bool) {
+		for w, v := range p {
+			for ; v != 0; v &= v - 1 {
+				if !yield(uint64(w)*64 + uint64(bits.TrailingZeros64(v))) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // batChunk is how much of a BAT is read at once, in bytes.
 const batChunk = 1 << 20
 
@@ -181,14 +198,13 @@ func (d *delta) scanBAT(visit func(i, sector uint64), bad func(i uint64, raw uin
 		return nil, err
 	}
 	h := &d.hdr
-	// Whole sectors, for direct I/O: the last one may go past the BAT, but
-	// the file may also end in it.
-	end := min((h.batEnd()+SectorSize-1)/SectorSize*SectorSize, d.size)
+	// Whole sectors, for direct I/O: the last one may go past the BAT.
+	end := (h.batEnd() + SectorSize - 1) / SectorSize * SectorSize
 	buf := AlignedBuffer(int(min(end, batChunk)))
 	i := uint64(0)
 	for off := int64(0); off < end; off += int64(len(buf)) {
 		b := buf[:min(int64(len(buf)), end-off)]
-		if _, err := d.file.ReadAt(b, off); err != nil {
+		if err := d.readSectors(b, off, min(h.batEnd()-off, int64(len(b)))); err != nil {
 			return nil, d.ioError("read BAT", off, err)
 		}
 		if off == 0 {
@@ -216,6 +232,16 @@ func (d *delta) scanBAT(visit func(i, sector uint64), bad func(i uint64, raw uin
 		}
 	}
 	return used, nil
+}
+
+// readSectors reads whole sectors, of which the file may lack all behind the
+// first need bytes.
+func (d *delta) readSectors(b []byte, off, need int64) error {
+	n, err := d.file.ReadAt(b, off)
+	if errors.Is(err, io.ErrUnexpectedEOF) && int64(n) >= need {
+		return nil
+	}
+	return err
 }
 
 // refuse is the bad callback of those who want no bad entry at all.

@@ -18,12 +18,14 @@ const (
 	sectionTransit  = 1 << 1 // keep it though unknown
 	maxExtension    = 64 << 20
 	maxBitmapMemory = 64 << 20
+	maxSections     = 4096
 )
 
 // extension is the loaded format extension.
 type extension struct {
 	bitmaps []*Bitmap
 	unknown []section // in the order of the file
+	places  []uint64  // sectors of the file where its own cluster and the bitmaps' begin
 }
 
 type section struct {
@@ -91,14 +93,17 @@ func parseExtension(d *delta, b []byte, off int64) (*extension, error) {
 	if sum := md5.Sum(b[extHeader:]); !bytes.Equal(sum[:], b[8:extHeader]) {
 		return nil, d.badExt(off+8, ErrCorrupt, "MD5 sum", fmt.Sprintf("%x", b[8:extHeader]), fmt.Sprintf("%x", sum))
 	}
-	x := &extension{}
-	memory := 0
+	x := &extension{places: []uint64{uint64(off / SectorSize)}}
+	memory, sections := 0, 0
 	for p := extHeader; ; {
 		if len(b)-p < 8 || le.Uint64(b[p:]) == 0 {
 			return x, nil // the end, by its mark or by the cluster's
 		}
 		if len(b)-p < sectionHeader {
 			return nil, d.badExt(off+int64(p), ErrCorrupt, "section", fmt.Sprintf("%d bytes to the end of the cluster", len(b)-p), fmt.Sprintf("at least %d", sectionHeader))
+		}
+		if sections++; sections > maxSections {
+			return nil, d.badExt(off+int64(p), ErrLimit, "sections", fmt.Sprintf("more than %d", maxSections), "fewer")
 		}
 		s := section{magic: le.Uint64(b[p:]), flags: le.Uint64(b[p+8:])}
 		n := int64(le.Uint32(b[p+16:]))
@@ -107,7 +112,7 @@ func parseExtension(d *delta, b []byte, off int64) (*extension, error) {
 		}
 		s.data = b[p+sectionHeader : p+sectionHeader+int(n)]
 		if s.magic == bitmapMagic {
-			m, err := readBitmap(d, s, off+int64(p)+sectionHeader, &memory)
+			m, err := x.readBitmap(d, s, off+int64(p)+sectionHeader, &memory)
 			if err != nil {
 				return nil, err
 			}
@@ -124,7 +129,7 @@ func parseExtension(d *delta, b []byte, off int64) (*extension, error) {
 }
 
 // readBitmap loads the bits of a bitmap section whose data lies at off.
-func readBitmap(d *delta, s section, off int64, memory *int) (*Bitmap, error) {
+func (x *extension) readBitmap(d *delta, s section, off int64, memory *int) (*Bitmap, error) {
 	le, h := binary.LittleEndian, &d.hdr
 	if len(s.data) < bitmapHeader {
 		return nil, d.badExt(off, ErrCorrupt, "dirty bitmap", fmt.Sprintf("%d bytes", len(s.data)), fmt.Sprintf("at least %d", bitmapHeader))
@@ -146,7 +151,7 @@ func readBitmap(d *delta, s section, off int64, memory *int) (*Bitmap, error) {
 	}
 	*memory += int(words) * 8
 	m.bits = make([]uint64, words)
-	buf := AlignedBuffer(int(h.ClusterSize()))
+	var buf []byte
 	for i := range l1 {
 		at := le.Uint64(s.data[bitmapHeader+8*i:])
 		first, last := i*perL1, min((i+1)*perL1, m.granules())
@@ -159,7 +164,14 @@ func readBitmap(d *delta, s section, off int64, memory *int) (*Bitmap, error) {
 		case at < h.DataStart() || at > uint64(d.size/SectorSize) || int64(at)*SectorSize+h.ClusterSize() > d.size:
 			return nil, d.badExt(off+bitmapHeader+8*int64(i), ErrCorrupt, "dirty bitmap's L1 entry", fmt.Sprintf("sector %d", at), fmt.Sprintf("a cluster of data within the file's %d sectors", d.size/SectorSize))
 		default:
-			if _, err := d.file.ReadAt(buf, int64(at)*SectorSize); err != nil {
+			x.places = append(x.places, at)
+			// No more than the bits take: a small bitmap in a large cluster
+			// must not cost the cluster, since there may be many.
+			n := (int(last-first+7)/8 + SectorSize - 1) / SectorSize * SectorSize
+			if len(buf) < n {
+				buf = AlignedBuffer(n)
+			}
+			if _, err := d.file.ReadAt(buf[:n], int64(at)*SectorSize); err != nil {
 				return nil, d.ioError("read dirty bitmap", int64(at)*SectorSize, err)
 			}
 			for g := first; g < last; g++ {

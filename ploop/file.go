@@ -66,7 +66,8 @@ func openFile(path string, write, direct bool) (*osFile, error) {
 	return f, nil
 }
 
-func (f *osFile) prepare(path string, write, direct bool) error {
+// checkKind refuses what can't hold an image.
+func (f *osFile) checkKind(path string) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(f.fd, &st); err != nil {
 		return &IOError{Op: "stat", File: path, Offset: -1, Err: err}
@@ -74,7 +75,14 @@ func (f *osFile) prepare(path string, write, direct bool) error {
 	if t := st.Mode & unix.S_IFMT; t != unix.S_IFREG && t != unix.S_IFBLK {
 		return &FormatError{File: path, Offset: -1, What: "file", Found: "neither a regular file nor a block device", Class: ErrNotPloop}
 	}
-	var err error
+	return nil
+}
+
+func (f *osFile) prepare(path string, write, direct bool) error {
+	err := f.checkKind(path)
+	if err != nil {
+		return err
+	}
 	if f.locked, err = lockFile(f.fd, path, write); err != nil {
 		return err
 	}
@@ -158,6 +166,11 @@ func (f *osFile) ReadAt(p []byte, off int64) (int, error) {
 			return done, io.ErrUnexpectedEOF
 		default:
 			done += n
+			if f.direct && done%SectorSize != 0 && done < len(p) {
+				// Only the end of the file cuts a sector, and direct I/O
+				// can't be asked for what follows it.
+				return done, io.ErrUnexpectedEOF
+			}
 		}
 	}
 	return len(p), nil

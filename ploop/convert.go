@@ -1,0 +1,203 @@
+package ploop
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+)
+
+// ConvertOptions say what to make of an image.
+type ConvertOptions struct {
+	To Format
+	// ClusterSize of a ploop image in bytes; 0: the source's if that is one,
+	// otherwise [DefaultClusterSize].
+	ClusterSize int64
+	// Progress is told how much of the disk is done, now and then, in bytes;
+	// nil: nobody.
+	Progress func(done, total int64)
+}
+
+// Convert copies the disk in src into a new file dst of another format,
+// version or cluster size. What reads as zeroes is not stored. dst must not
+// exist; it appears, whole and durable, when Convert succeeds, and not at all
+// when it fails or ctx ends it.
+func Convert(ctx context.Context, src ImageRef, dst string, o ConvertOptions) error {
+	return ConvertStack(ctx, []ImageRef{src}, dst, o)
+}
+
+// ConvertStack is Convert for the disk of a whole stack, base first.
+func ConvertStack(ctx context.Context, refs []ImageRef, dst string, o ConvertOptions) (err error) {
+	s, err := Open(refs, Options{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+
+	c := &converter{src: s, progress: o.Progress}
+	if o.To != FormatRaw {
+		if o.ClusterSize == 0 && !s.top.ref.Raw {
+			o.ClusterSize = s.cluster
+		}
+		if c.hdr, err = (CreateOptions{Size: s.size, ClusterSize: o.ClusterSize, Version: int(o.To)}).header(); err != nil {
+			return fmt.Errorf("convert to %s: %w", dst, err)
+		}
+		c.bat = make([]uint32, c.hdr.BATEntries)
+	}
+	if c.dst, err = newDraft(dst); err != nil {
+		return err
+	}
+	if err := c.run(ctx); err != nil {
+		c.dst.discard()
+		return fmt.Errorf("convert to %s: %w", dst, err)
+	}
+	return c.dst.publish()
+}
+
+// converter copies one disk. It writes the BAT last: nobody but it sees the
+// file before that.
+type converter struct {
+	src      *Stack
+	dst      *draft
+	progress func(done, total int64)
+
+	hdr  *Header  // of a ploop dst; nil: raw
+	bat  []uint32 // in memory, four bytes a cluster
+	used uint64   // clusters given out
+}
+
+const (
+	convertBuffer = 4 << 20
+	// convertGrain is the finest that zeroes are left out by, in bytes; a
+	// file system's block.
+	convertGrain = 4096
+)
+
+func (c *converter) run(ctx context.Context) error {
+	size := c.src.size
+	if c.hdr != nil {
+		if err := c.dst.begin(c.hdr); err != nil {
+			return err
+		}
+	} else if err := c.dst.Truncate(size); err != nil {
+		return err
+	}
+	buf := AlignedBuffer(convertBuffer)
+	err := c.src.extents(func(x Extent) error {
+		if c.progress != nil {
+			c.progress(x.Start, size)
+		}
+		if !x.Data {
+			return nil
+		}
+		for off, end := x.Start, x.Start+x.Length; off < end; {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			// Up to a multiple of the buffer, so that grains are aligned.
+			b := buf[:min(end, off/convertBuffer*convertBuffer+convertBuffer)-off]
+			if _, err := c.src.ReadAt(b, off); err != nil {
+				return err
+			}
+			if err := c.store(b, off); err != nil {
+				return err
+			}
+			off += int64(len(b))
+			if c.progress != nil {
+				c.progress(off, size)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if c.hdr != nil {
+		if err := c.writeBAT(); err != nil {
+			return err
+		}
+	}
+	if c.progress != nil {
+		c.progress(size, size)
+	}
+	return nil
+}
+
+// store writes what isn't zero of b, which is at off of the disk.
+func (c *converter) store(b []byte, off int64) error {
+	lo, to := 0, int64(0) // b[lo:p] waits to be written at to
+	flush := func(p int) error {
+		if lo == p {
+			return nil
+		}
+		_, err := c.dst.WriteAt(b[lo:p], to)
+		lo = p
+		return err
+	}
+	for p, q := 0, 0; p < len(b); p = q {
+		at := off + int64(p)
+		n := convertGrain - at%convertGrain
+		if c.hdr != nil {
+			n = min(n, c.hdr.ClusterSize()-at%c.hdr.ClusterSize())
+		}
+		q = min(p+int(n), len(b))
+		if allZero(b[p:q]) {
+			if err := flush(p); err != nil {
+				return err
+			}
+			lo = q
+			continue
+		}
+		if c.hdr != nil {
+			at = c.place(at)
+		}
+		if at != to+int64(p-lo) {
+			if err := flush(p); err != nil {
+				return err
+			}
+		}
+		if lo == p {
+			to = at
+		}
+	}
+	return flush(len(b))
+}
+
+// place gives the place in dst for a byte of the disk, allocating its cluster
+// if that hasn't one.
+func (c *converter) place(off int64) int64 {
+	i := off / c.hdr.ClusterSize()
+	if c.bat[i] == 0 {
+		c.bat[i], _ = c.hdr.entryOf(c.hdr.sectorAt(c.used)) // newHeader saw that all fit
+		c.used++
+	}
+	return int64(c.hdr.sectorOf(c.bat[i]))*SectorSize + off%c.hdr.ClusterSize()
+}
+
+// writeBAT ends a ploop image: its last cluster whole, and the table.
+func (c *converter) writeBAT() error {
+	if err := c.dst.Truncate(int64(c.hdr.sectorAt(c.used)) * SectorSize); err != nil {
+		return err
+	}
+	return writeBAT(c.dst.File, c.bat)
+}
+
+// writeBAT writes a table behind the header.
+func writeBAT(f *os.File, bat []uint32) error {
+	b := make([]byte, 64<<10)
+	off := int64(headerSize)
+	for len(bat) > 0 {
+		n := min(len(bat), len(b)/batEntrySize)
+		for i, v := range bat[:n] {
+			binary.LittleEndian.PutUint32(b[i*batEntrySize:], v)
+		}
+		if !allZero(b[:n*batEntrySize]) { // as is what the file has there now
+			if _, err := f.WriteAt(b[:n*batEntrySize], off); err != nil {
+				return err
+			}
+		}
+		bat, off = bat[n:], off+int64(n*batEntrySize)
+	}
+	return nil
+}

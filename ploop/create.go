@@ -1,0 +1,123 @@
+package ploop
+
+import (
+	"fmt"
+	"math"
+)
+
+// DefaultClusterSize is what the ploop tool and QEMU make, in bytes.
+const DefaultClusterSize = 1 << 20
+
+// CreateOptions describe an image to make.
+type CreateOptions struct {
+	// Size of the disk in bytes, a multiple of 512. 0: the backing's.
+	Size int64
+	// ClusterSize in bytes, a multiple of 512 up to [MaxClusterSize].
+	// 0: a ploop backing's, otherwise [DefaultClusterSize].
+	ClusterSize int64
+	// Version of the format, 1 or 2; 0: 2.
+	Version int
+	// Backing is the image that the new one will lie over; only its geometry
+	// is taken, and the new one fits it. The format has no field to name it.
+	Backing *ImageRef
+}
+
+// Create makes an empty image. It never replaces a file: one that exists is
+// [fs.ErrExist]. The image is durable when Create returns, and after an error
+// there is none.
+func Create(path string, o CreateOptions) error {
+	h, err := o.header()
+	if err != nil {
+		return fmt.Errorf("create %s: %w", path, err)
+	}
+	d, err := newDraft(path)
+	if err != nil {
+		return err
+	}
+	if err := d.begin(h); err != nil {
+		d.discard()
+		return err
+	}
+	return d.publish()
+}
+
+// begin writes the head of an image without clusters.
+func (d *draft) begin(h *Header) error {
+	if _, err := d.WriteAt(h.encode(), 0); err != nil {
+		return err
+	}
+	return d.Truncate(int64(h.DataStart()) * SectorSize)
+}
+
+// header makes the header that the options ask for.
+func (o CreateOptions) header() (*Header, error) {
+	if o.Backing != nil {
+		if err := o.takeBacking(); err != nil {
+			return nil, err
+		}
+	}
+	if o.ClusterSize == 0 {
+		o.ClusterSize = DefaultClusterSize
+	}
+	if o.Version == 0 {
+		o.Version = 2
+	}
+	switch {
+	case o.Version != 1 && o.Version != 2:
+		return nil, fmt.Errorf("%w: format version %d, there are 1 and 2", ErrUnsupported, o.Version)
+	case o.Size <= 0 || o.Size%SectorSize != 0:
+		return nil, fmt.Errorf("%w: size of %d bytes, it must be a positive multiple of %d", ErrGeometry, o.Size, SectorSize)
+	case o.ClusterSize < 0 || o.ClusterSize%SectorSize != 0:
+		return nil, fmt.Errorf("%w: clusters of %d bytes, it must be a multiple of %d", ErrGeometry, o.ClusterSize, SectorSize)
+	case o.ClusterSize > MaxClusterSize:
+		return nil, fmt.Errorf("%w: clusters of %d bytes, at most %d are possible", ErrLimit, o.ClusterSize, MaxClusterSize)
+	}
+	return newHeader(o.Version, uint64(o.Size/SectorSize), uint32(o.ClusterSize/SectorSize))
+}
+
+// takeBacking fills in the geometry of the backing and checks what was given.
+func (o *CreateOptions) takeBacking() error {
+	i, err := ReadInfo(*o.Backing)
+	if err != nil {
+		return err
+	}
+	if o.Size == 0 {
+		o.Size = i.Size
+	}
+	if o.Size < i.Size {
+		return fmt.Errorf("%w: size of %d bytes, the backing %q has %d", ErrGeometry, o.Size, o.Backing, i.Size)
+	}
+	if i.Format == FormatRaw {
+		return nil // any cluster size lies over it
+	}
+	if o.ClusterSize == 0 {
+		o.ClusterSize = i.ClusterSize
+	}
+	if o.ClusterSize != i.ClusterSize {
+		return fmt.Errorf("%w: clusters of %d bytes, the backing %q has %d", ErrGeometry, o.ClusterSize, o.Backing, i.ClusterSize)
+	}
+	return nil
+}
+
+// newHeader lays out an image as every other software takes it: the data
+// begins at the first cluster behind the BAT, which is the one place that
+// dm-ploop accepts, and as far as version 1 allows the offset is spelled out.
+func newHeader(version int, sectors uint64, clusterSectors uint32) (*Header, error) {
+	n := (sectors + uint64(clusterSectors) - 1) / uint64(clusterSectors)
+	if n > MaxBATEntries {
+		return nil, fmt.Errorf("%w: %d clusters, at most %d are possible; larger clusters make fewer of them", ErrLimit, n, MaxBATEntries)
+	}
+	h := &Header{Version: version, ClusterSectors: clusterSectors, BATEntries: uint32(n), Sectors: sectors, Heads: 16}
+	h.Cylinders = uint32(min(sectors/(16*32), math.MaxUint32))
+	first := (uint64(h.batEnd()) + uint64(h.ClusterSize()) - 1) / uint64(h.ClusterSize())
+	off := first * uint64(clusterSectors)
+	if off > math.MaxUint32 {
+		return nil, fmt.Errorf("%w: a BAT of %d bytes, it doesn't fit the format", ErrLimit, h.batEnd())
+	}
+	h.DataOff = uint32(off)
+	// The last place must have an entry that can say it.
+	if _, ok := h.entryOf(h.sectorAt(n - 1)); !ok || version == 1 && sectors > math.MaxUint32 {
+		return nil, fmt.Errorf("%w: %d bytes, a version %d image with clusters of %d bytes can't map as much", ErrLimit, sectors*SectorSize, version, h.ClusterSize())
+	}
+	return h, nil
+}

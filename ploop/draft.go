@@ -1,0 +1,82 @@
+package ploop
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// draft is a file under construction. It has a temporary name beside its
+// final one, so that nobody ever sees half an image, and neither a failure nor
+// a power cut leaves one under the final name.
+type draft struct {
+	*os.File
+	final string
+}
+
+// newDraft refuses a final name that is taken, which publish does again.
+func newDraft(final string) (*draft, error) {
+	if _, err := os.Lstat(final); err == nil {
+		return nil, &fs.PathError{Op: "create", Path: final, Err: fs.ErrExist}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	// CreateTemp gives mode 0600: what is in a disk is its owner's matter.
+	f, err := os.CreateTemp(filepath.Dir(final), ".holdfast-*.tmp")
+	if err != nil {
+		return nil, err
+	}
+	return &draft{File: f, final: final}, nil
+}
+
+// publish makes the content durable, gives the file its final name, and makes
+// that durable too. After an error nothing of the draft is left.
+func (d *draft) publish() (err error) {
+	defer func() {
+		if err != nil {
+			d.discard()
+		}
+	}()
+	if err := d.Sync(); err != nil {
+		return err
+	}
+	err = unix.Renameat2(unix.AT_FDCWD, d.Name(), unix.AT_FDCWD, d.final, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		// A file system without it: a hard link doesn't replace either.
+		if err = unix.Link(d.Name(), d.final); err == nil {
+			err = unix.Unlink(d.Name())
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("create %s: %w", d.final, err)
+	}
+	if err := d.Close(); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(d.final))
+}
+
+// discard removes the draft. It does nothing after publish.
+func (d *draft) discard() {
+	if d.Close() == nil {
+		os.Remove(d.Name())
+	}
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	// Some file systems can't sync a directory and say so; theirs is then
+	// durable by other means, or not at all, and no caller could do better.
+	if err := f.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EOPNOTSUPP) {
+		return err
+	}
+	return nil
+}

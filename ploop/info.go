@@ -1,0 +1,167 @@
+package ploop
+
+import (
+	"encoding/hex"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Format is the format of an image file. As text it is raw, ploop1 or ploop2.
+type Format int
+
+// The formats. The ploop ones have the number of their version.
+const (
+	FormatRaw Format = 0
+	FormatV1  Format = 1
+	FormatV2  Format = 2
+)
+
+func (f Format) String() string {
+	switch f {
+	case FormatRaw:
+		return "raw"
+	case FormatV1:
+		return "ploop1"
+	case FormatV2:
+		return "ploop2"
+	}
+	return fmt.Sprintf("Format(%d)", int(f))
+}
+
+// MarshalText is for JSON.
+func (f Format) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
+
+// UnmarshalText is the inverse of MarshalText.
+func (f *Format) UnmarshalText(b []byte) error {
+	for _, k := range []Format{FormatRaw, FormatV1, FormatV2} {
+		if string(b) == k.String() {
+			*f = k
+			return nil
+		}
+	}
+	return fmt.Errorf("image format %q: there are raw, ploop1 and ploop2", b)
+}
+
+// Info is what an image says of itself. Sizes and offsets are in bytes.
+type Info struct {
+	File        string `json:"file"`
+	Format      Format `json:"format"`
+	Size        int64  `json:"size"` // of the disk
+	ClusterSize int64  `json:"cluster_size,omitempty"`
+	Clusters    uint64 `json:"clusters,omitempty"` // of the disk
+	BATEntries  uint32 `json:"bat_entries,omitempty"`
+	Allocated   uint64 `json:"allocated,omitempty"`   // clusters in the file
+	BadEntries  uint64 `json:"bad_entries,omitempty"` // BAT entries that point nowhere sensible
+	DataOffset  int64  `json:"data_offset,omitempty"`
+	FileSize    int64  `json:"file_size"`
+	DiskUsage   int64  `json:"disk_usage"` // what the file system stores of the file
+	// InUse says that the image is open for writing, or was and wasn't
+	// closed; Locked, that someone has it open now (where the file system
+	// carries locks).
+	InUse     bool     `json:"in_use"`
+	Locked    bool     `json:"locked"`
+	Flags     uint32   `json:"flags,omitempty"`
+	Heads     uint32   `json:"heads,omitempty"`
+	Cylinders uint32   `json:"cylinders,omitempty"`
+	Extension *ExtInfo `json:"extension,omitempty"`
+}
+
+// ExtInfo describes the format extension of an image.
+type ExtInfo struct {
+	Offset   int64         `json:"offset"`
+	Ignored  bool          `json:"ignored,omitempty"` // the image was last closed by software that didn't know it
+	Error    string        `json:"error,omitempty"`   // why it can't be taken
+	Bitmaps  []BitmapInfo  `json:"bitmaps,omitempty"`
+	Sections []SectionInfo `json:"sections,omitempty"` // unknown ones
+}
+
+// BitmapInfo describes a dirty bitmap.
+type BitmapInfo struct {
+	ID          string `json:"id"`          // as a UUID
+	Granularity int64  `json:"granularity"` // in bytes
+	Dirty       int64  `json:"dirty"`       // in bytes, whole granules
+}
+
+// SectionInfo describes a section of the extension that this software doesn't know.
+type SectionInfo struct {
+	Magic     string `json:"magic"`
+	Size      int    `json:"size"`
+	Necessary bool   `json:"necessary,omitempty"` // who can't read it must not write the image
+	Transit   bool   `json:"transit,omitempty"`   // who can't read it must carry it
+}
+
+// ReadInfo reads an image's header and counts its clusters. It takes no lock
+// and so works on images in use, whose figures may be old when it returns.
+func ReadInfo(ref ImageRef) (*Info, error) {
+	d, err := openDelta(ref, openUnlocked, false, false)
+	if err != nil {
+		return nil, err
+	}
+	defer d.file.Close()
+	h := &d.hdr
+	i := &Info{File: ref.Path, Format: Format(h.Version), Size: int64(h.Sectors) * SectorSize, FileSize: d.size}
+	var st unix.Stat_t
+	if err := unix.Fstat(d.file.Fd(), &st); err != nil {
+		return nil, d.ioError("stat", -1, err)
+	}
+	i.DiskUsage = st.Blocks * 512
+	lk := unix.Flock_t{Type: unix.F_WRLCK}
+	if unix.FcntlFlock(uintptr(d.file.Fd()), unix.F_OFD_GETLK, &lk) == nil {
+		i.Locked = lk.Type != unix.F_UNLCK
+	}
+	if ref.Raw {
+		return i, nil
+	}
+	i.ClusterSize, i.Clusters, i.BATEntries = h.ClusterSize(), h.Clusters(), h.BATEntries
+	i.DataOffset = int64(h.DataStart()) * SectorSize
+	i.InUse, i.Flags, i.Heads, i.Cylinders = h.InUse == inUseDirty, h.Flags, h.Heads, h.Cylinders
+	if h.ExtOff != 0 {
+		i.Extension = d.extInfo()
+	}
+	_, err = d.scanBAT(func(uint64, uint64) { i.Allocated++ }, func(uint64, uint32, batProblem) error {
+		i.BadEntries++
+		return nil
+	})
+	return i, err
+}
+
+func (d *delta) extInfo() *ExtInfo {
+	x := &ExtInfo{Offset: int64(d.hdr.ExtOff) * SectorSize, Ignored: d.hdr.InUse != inUseClosed}
+	if d.extErr != nil {
+		x.Error = d.extErr.Error()
+	}
+	if d.ext == nil {
+		return x
+	}
+	for _, b := range d.ext.bitmaps {
+		g := int64(b.Granularity) * SectorSize
+		x.Bitmaps = append(x.Bitmaps, BitmapInfo{ID: uuid(b.ID), Granularity: g, Dirty: int64(b.Dirty()) * g})
+	}
+	for _, s := range d.ext.unknown {
+		x.Sections = append(x.Sections, SectionInfo{Magic: fmt.Sprintf("%#x", s.magic), Size: len(s.data),
+			Necessary: s.flags&sectionNeeded != 0, Transit: s.flags&sectionTransit != 0})
+	}
+	return x
+}
+
+func uuid(id [16]byte) string {
+	s := hex.EncodeToString(id[:])
+	return s[:8] + "-" + s[8:12] + "-" + s[12:16] + "-" + s[16:20] + "-" + s[20:]
+}
+
+// openUnlocked is for looking on while someone else may write.
+func openUnlocked(path string, _, _ bool) (file, error) {
+	// O_NONBLOCK as in openFile; reads of files and block devices don't care.
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &IOError{Op: "open", File: path, Offset: -1, Err: err}
+	}
+	f := &osFile{f: os.NewFile(uintptr(fd), path), fd: fd}
+	if err := f.checkKind(path); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
