@@ -1,0 +1,279 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"holdfast/device"
+	"holdfast/ploop"
+)
+
+// fakeKernel serves devices that are only numbers. It fails the test when the
+// daemon breaks its promises: a device is opened only under a record that says
+// so, and never one whose images are open already.
+type fakeKernel struct {
+	t        *testing.T
+	stateDir string
+
+	mu       sync.Mutex
+	notReady error
+	openErr  error         // of every open
+	openHold chan struct{} // opens wait for it, or for their context
+	opening  int           // opens so far
+	closeErr map[string]error
+	inUse    map[string][]device.User // by device name
+	live     map[string]*fakeDevice
+	next     int
+	taken    map[string]bool // opened or closed with take-over, by name
+	deleted  []int
+	stackErr error // of closeImages
+}
+
+func newFake(t *testing.T) *fakeKernel {
+	return &fakeKernel{t: t, closeErr: map[string]error{}, inUse: map[string][]device.User{},
+		live: map[string]*fakeDevice{}, taken: map[string]bool{}}
+}
+
+type fakeDevice struct {
+	k      *fakeKernel
+	id     int
+	spec   device.Spec
+	event  func(device.Event)
+	forced bool
+}
+
+func (k *fakeKernel) ready() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.notReady
+}
+
+func (k *fakeKernel) open(ctx context.Context, spec device.Spec, takeOver bool, event func(device.Event)) (live, error) {
+	rec, err := readRecord(records{filepath.Join(k.stateDir, "devices")}.path(spec.Name))
+	if err != nil {
+		k.t.Errorf("open of %s without a good record: %v", spec.Name, err)
+	} else if rec.Spec.Name != spec.Name || len(rec.Images) != len(spec.Images) {
+		k.t.Errorf("open of %+v under record %+v", spec, rec)
+	}
+	k.mu.Lock()
+	hold := k.openHold
+	k.opening++
+	k.mu.Unlock()
+	if hold != nil {
+		select {
+		case <-hold:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.openErr != nil {
+		return nil, k.openErr
+	}
+	for _, d := range k.live {
+		if d.spec.Images[len(d.spec.Images)-1] == spec.Images[len(spec.Images)-1] && !spec.ReadOnly {
+			k.t.Errorf("%s and %s write to the same image", d.spec.Name, spec.Name)
+		}
+	}
+	d := &fakeDevice{k: k, id: k.next, spec: spec, event: event}
+	k.next++
+	k.live[spec.Name] = d
+	k.taken[spec.Name] = takeOver
+	return d, nil
+}
+
+func (k *fakeKernel) closeImages(spec device.Spec) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.taken[spec.Name] = true
+	return k.stackErr
+}
+
+func (k *fakeKernel) deleteDead(_ context.Context, rec *record) (bool, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.deleted = append(k.deleted, rec.ID)
+	return true, nil
+}
+
+func (k *fakeKernel) users(disks map[int]string) (map[int][]device.User, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	out := map[int][]device.User{}
+	for name, d := range k.live {
+		if _, ok := disks[d.id]; ok {
+			out[d.id] = k.inUse[name]
+		}
+	}
+	return out, nil
+}
+
+func (k *fakeKernel) close() {}
+
+func (k *fakeKernel) setUsers(name string, users ...device.User) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.inUse[name] = users
+}
+
+func (d *fakeDevice) ID() int      { return d.id }
+func (d *fakeDevice) Path() string { return fmt.Sprintf("/dev/ublkb%d", d.id) }
+
+func (d *fakeDevice) Status() device.Status {
+	st := device.Status{Name: d.spec.Name, ID: d.id, Path: d.Path(), Size: 1 << 30, State: "live", ReadOnly: d.spec.ReadOnly}
+	for i, r := range d.spec.Images {
+		st.Images = append(st.Images, ploop.ImageStatus{Path: r.Path, Level: i})
+	}
+	return st
+}
+
+func (d *fakeDevice) Close(_ context.Context, force bool) error {
+	d.k.mu.Lock()
+	defer d.k.mu.Unlock()
+	if err := d.k.closeErr[d.spec.Name]; err != nil {
+		if !errors.Is(err, device.ErrBusy) {
+			delete(d.k.live, d.spec.Name)
+		}
+		return err
+	}
+	if len(d.k.inUse[d.spec.Name]) > 0 && !force {
+		return device.ErrBusy
+	}
+	if d.k.live[d.spec.Name] != d {
+		d.k.t.Errorf("%s closed twice", d.spec.Name)
+	}
+	delete(d.k.live, d.spec.Name)
+	d.forced = force
+	return nil
+}
+
+// fixture is a daemon on a fake kernel, a client of it, and image files.
+type fixture struct {
+	t       *testing.T
+	k       *fakeKernel
+	d       *Daemon
+	c       *Client
+	dir     string
+	serving chan error
+}
+
+func newFixture(t *testing.T) *fixture {
+	f := &fixture{t: t, k: newFake(t), dir: t.TempDir()}
+	f.k.stateDir = f.stateDir()
+	f.start()
+	t.Cleanup(f.crash)
+	return f
+}
+
+func (f *fixture) stateDir() string { return filepath.Join(f.dir, "state") }
+func (f *fixture) runDir() string   { return filepath.Join(f.dir, "run") }
+
+func (f *fixture) start() {
+	f.t.Helper()
+	d, err := start(Config{RunDir: f.runDir(), StateDir: f.stateDir(), Version: "test", Log: zerolog.Nop()}, f.k)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	d.settle, d.poll = 300*time.Millisecond, 10*time.Millisecond
+	f.d, f.c, f.serving = d, NewClient(f.runDir()), make(chan error, 1)
+	go func() { f.serving <- d.Serve() }()
+}
+
+// crash ends the daemon as kill -9 would, as far as others can see.
+func (f *fixture) crash() {
+	if f.d == nil {
+		return
+	}
+	f.d.Close()
+	if err := <-f.serving; err != nil {
+		f.t.Errorf("Serve: %v", err)
+	}
+	f.d = nil
+	f.k.mu.Lock()
+	clear(f.k.live)
+	f.k.mu.Unlock()
+}
+
+func (f *fixture) restart() {
+	f.t.Helper()
+	f.crash()
+	f.start()
+}
+
+// image makes a file that stands for an image.
+func (f *fixture) image(name string) ploop.ImageRef {
+	f.t.Helper()
+	path := filepath.Join(f.dir, name)
+	if _, err := os.Stat(path); err != nil {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	return ploop.ImageRef{Path: path}
+}
+
+// spec is a device on images of those names, base first.
+func (f *fixture) spec(name string, images ...string) device.Spec {
+	s := device.Spec{Name: name}
+	for _, i := range images {
+		s.Images = append(s.Images, f.image(i))
+	}
+	return s
+}
+
+func (f *fixture) create(name string, images ...string) *Device {
+	f.t.Helper()
+	dev, err := f.c.Create(context.Background(), f.spec(name, images...))
+	if err != nil {
+		f.t.Fatalf("create %s: %v", name, err)
+	}
+	return dev
+}
+
+func (f *fixture) states() map[string]string {
+	f.t.Helper()
+	snap, err := f.c.Snapshot(context.Background())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	m := map[string]string{}
+	for _, d := range snap.Devices {
+		m[d.Name] = d.State
+	}
+	return m
+}
+
+// recorded are the names in the state directory.
+func (f *fixture) recorded() []string {
+	f.t.Helper()
+	recs, _, err := records{filepath.Join(f.stateDir(), "devices")}.load()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	names := []string{}
+	for _, r := range recs {
+		names = append(names, r.Spec.Name)
+	}
+	return names
+}
+
+// wantCode fails unless err has the code.
+func wantCode(t *testing.T, err error, code Code) *Error {
+	t.Helper()
+	var e *Error
+	if !errors.As(err, &e) || e.Code != code {
+		t.Fatalf("got error %v (%v), want code %s", err, CodeOf(err), code)
+	}
+	return e
+}
+
+var mounted = device.User{Kind: "mount", Device: "ublkb0", Name: "/mnt"}

@@ -1,0 +1,133 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+)
+
+func (f *fixture) shutdown() (force chan struct{}, done chan error) {
+	force, done = make(chan struct{}), make(chan error, 1)
+	go func() { done <- f.d.Shutdown(ctx, force) }()
+	return force, done
+}
+
+func waitFor(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+func TestShutdownIdle(t *testing.T) {
+	f := newFixture(t)
+	f.create("a", "a")
+	f.create("b", "b")
+	_, done := f.shutdown()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if len(f.k.live) != 0 || len(f.recorded()) != 0 {
+		t.Errorf("left: %v, %v", f.k.live, f.recorded())
+	}
+}
+
+func TestShutdownWaitsForUsers(t *testing.T) {
+	f := newFixture(t)
+	f.create("idle", "a")
+	f.create("busy", "b")
+	f.k.setUsers("busy", mounted)
+	_, done := f.shutdown()
+	waitFor(t, "the idle device's removal", func() bool { return len(f.states()) == 1 })
+	time.Sleep(5 * f.d.poll)
+	if f.states()["busy"] != "live" {
+		t.Errorf("states %v", f.states())
+	}
+	if snap, _ := f.c.Snapshot(ctx); !snap.Daemon.Stopping {
+		t.Error("a snapshot doesn't say that the daemon is stopping")
+	}
+	_, err := f.c.Create(ctx, f.spec("new", "c"))
+	wantCode(t, err, CodeStopping)
+	select {
+	case err := <-done:
+		t.Fatalf("did not wait: %v", err)
+	default:
+	}
+	f.k.setUsers("busy")
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if len(f.recorded()) != 0 {
+		t.Errorf("records %v", f.recorded())
+	}
+}
+
+func TestShutdownSecondSignal(t *testing.T) {
+	f := newFixture(t)
+	f.create("busy", "b")
+	f.k.setUsers("busy", mounted)
+	dev := f.k.live["busy"]
+	force, done := f.shutdown()
+	time.Sleep(3 * f.d.poll)
+	close(force)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if !dev.forced || len(f.recorded()) != 0 {
+		t.Errorf("forced %v, records %v", dev.forced, f.recorded())
+	}
+}
+
+func TestShutdownTellsOfUncleanEnd(t *testing.T) {
+	f := newFixture(t)
+	f.create("bad", "b")
+	f.create("good", "g")
+	f.k.closeErr["bad"] = errors.New("input/output error")
+	_, done := f.shutdown()
+	if err := <-done; err == nil {
+		t.Error("no error")
+	}
+	if !slices.Equal(f.recorded(), []string{"bad"}) {
+		t.Errorf("records %v", f.recorded())
+	}
+}
+
+func TestShutdownTakesBackCreations(t *testing.T) {
+	f := newFixture(t)
+	f.create("lost", "l")
+	f.restart()
+	f.k.openHold = make(chan struct{}) // never
+	created := make(chan error, 2)
+	for _, name := range []string{"lost", "new"} {
+		image := name[:1]
+		go func() { _, err := f.d.Create(ctx, f.spec(name, image)); created <- err }()
+	}
+	waitFor(t, "creations", func() bool {
+		s := f.states()
+		return s["lost"] == StateCreating && s["new"] == StateCreating
+	})
+	_, done := f.shutdown()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	wantCode(t, <-created, CodeStopping)
+	wantCode(t, <-created, CodeStopping)
+	if !slices.Equal(f.recorded(), []string{"lost"}) || f.k.taken["lost"] {
+		t.Errorf("records %v, taken %v", f.recorded(), f.k.taken)
+	}
+}
+
+func TestShutdownGivesUp(t *testing.T) {
+	f := newFixture(t)
+	f.create("busy", "b")
+	f.k.setUsers("busy", mounted)
+	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	if err := f.d.Shutdown(short, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+}
