@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"holdfast/hack/debian"
 )
 
 // kernel is a kernel in the cache, ready to boot.
@@ -121,27 +123,25 @@ func fetchKernel(cache, series, record string) (*kernel, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(work)
-	a, err := newApt(work)
+	a, err := debian.New(work, kernelSuites...)
 	if err != nil {
 		return nil, err
 	}
 	logf("fetching a %s kernel (once; kept in %s)", series, cache)
 	// A suite that is gone makes update fail, but the others are there.
-	updateErr := a.update()
-	p, err := a.resolve(series)
+	updateErr := a.Update()
+	p, err := resolve(a, series)
 	if err != nil {
 		return nil, errors.Join(err, updateErr)
 	}
 	logf("downloading %s %s", strings.Join(p.names, " "), p.version)
-	if err := a.download(p); err != nil {
-		return nil, err
-	}
 	tree := filepath.Join(work, "tree")
-	debs, _ := filepath.Glob(filepath.Join(work, "*.deb"))
-	for _, d := range debs {
-		if _, err := output("dpkg-deb", "-x", d, tree); err != nil {
-			return nil, err
-		}
+	names := make([]string, len(p.names))
+	for i, n := range p.names {
+		names[i] = n + "=" + p.version
+	}
+	if err := a.Fetch(tree, names...); err != nil {
+		return nil, err
 	}
 	return install(cache, series, record, tree, p)
 }
@@ -234,7 +234,7 @@ func slim(modules string) error {
 			continue
 		}
 		for batch := range slices.Chunk(files, 500) {
-			if _, err := output(tool[0], slices.Concat(tool[1:], batch)...); err != nil {
+			if _, err := debian.Output(tool[0], slices.Concat(tool[1:], batch)...); err != nil {
 				return err
 			}
 		}
@@ -247,27 +247,11 @@ func slim(modules string) error {
 func depmod(root, release string) error {
 	path, err := lookDepmod()
 	if err == nil {
-		_, err = output(path, "-b", root, release)
+		_, err = debian.Output(path, "-b", root, release)
 		return err
 	}
 	if box, boxErr := exec.LookPath("busybox"); boxErr == nil {
-		_, err = output(box, "depmod", "-b", root, release)
+		_, err = debian.Output(box, "depmod", "-b", root, release)
 	}
 	return err
-}
-
-// output runs a command and returns what it prints; its error has the last
-// lines of its standard error.
-func output(name string, args ...string) (string, error) {
-	cmd := exec.Command(name, args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
-		tail := lines[max(0, len(lines)-5):]
-		err = fmt.Errorf("%s: %w: %s", name, err, strings.Join(tail, "; "))
-	}
-	return string(out), err
 }

@@ -213,25 +213,27 @@ func execute(ctx context.Context, o *options) (int, error) {
 		return 0, err
 	}
 	code := m.run(ctx, choice, o.allowOops)
-	if code == 0 {
-		cleanOut()
-	}
+	cleanOut(code)
 	return code, nil
 }
 
-// prepareOut makes the output directory. clean removes a temporary one in
-// which the guest has left nothing.
-func prepareOut(dir string) (path string, clean func(), err error) {
+// prepareOut makes the output directory. clean, given our exit code, removes
+// what nobody needs of a temporary one: our test binaries, the kernel log of a
+// success, and the directory itself if the guest has left nothing there.
+func prepareOut(dir string) (path string, clean func(code int), err error) {
 	if dir != "" {
 		if path, err = filepath.Abs(dir); err != nil {
 			return "", nil, err
 		}
-		return path, func() {}, os.MkdirAll(path, 0o755)
+		return path, func(int) {}, os.MkdirAll(path, 0o755)
 	}
 	path, err = os.MkdirTemp("", "holdfast-results-")
-	return path, func() {
-		os.Remove(filepath.Join(path, "console.log"))
+	return path, func(code int) {
 		os.RemoveAll(filepath.Join(path, "tests"))
+		if code != 0 {
+			return
+		}
+		os.Remove(filepath.Join(path, "console.log"))
 		if os.Remove(path) != nil {
 			logf("the guest's files are in %s", path)
 		}

@@ -63,6 +63,7 @@ type outcome struct {
 	exited   bool          // the guest told an exit code
 	code     int
 	timedOut bool
+	running  string // import path of the last Go package whose tests started
 	err      string // the guest's own error, or QEMU's
 	console  *console
 }
@@ -206,6 +207,8 @@ func (m *machine) boot(ctx context.Context, a accelerator, bound time.Duration) 
 				limit.Reset(m.timeout)
 			case guest.MsgReady:
 				o.console.markReady()
+			case guest.MsgRun:
+				o.running = rest
 			case guest.MsgExit:
 				o.exited = true
 				o.code, _ = strconv.Atoi(rest)

@@ -3,20 +3,17 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+
+	"holdfast/hack/debian"
 )
 
-// apt runs apt's tools with a sources list, state and cache of its own, so that
-// the machine's stay as they are.
-type apt struct {
-	dir     string
-	options []string
-}
+// kernelSuites are the Debian suites searched for a series. Which of them has
+// which kernel changes over time, so all are asked; one that is gone is passed
+// over.
+var kernelSuites = []string{"bookworm-backports", "trixie", "trixie-backports", "sid"}
 
 // packages are what makes up one kernel.
 type packages struct {
@@ -28,80 +25,27 @@ type packages struct {
 // metapackage depends on the newest kernel of a suite.
 const metapackage = "linux-image-amd64"
 
-func newApt(dir string) (*apt, error) {
-	for _, tool := range []string{"apt-get", "apt-cache", "dpkg-deb"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			return nil, fmt.Errorf("no %s: kernels are fetched as Debian packages; put a cache filled elsewhere under HOLDFAST_VM_CACHE", tool)
-		}
-	}
-	var m aptSource
-	if url := os.Getenv("HOLDFAST_VM_MIRROR"); url != "" {
-		m.URI = url
-	} else {
-		var err error
-		if m, err = machineMirror("/etc/apt"); err != nil {
-			return nil, err
-		}
-	}
-	for _, d := range []string{"lists/partial", "cache/archives/partial"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
-			return nil, err
-		}
-	}
-	list, status := filepath.Join(dir, "sources.list"), filepath.Join(dir, "status")
-	if err := os.WriteFile(list, []byte(sourcesList(m, kernelSuites)), 0o644); err != nil {
-		return nil, err
-	}
-	if err := os.WriteFile(status, nil, 0o644); err != nil {
-		return nil, err
-	}
-	return &apt{dir, []string{
-		"-oDir::Etc::sourcelist=" + list,
-		"-oDir::Etc::sourceparts=-",
-		"-oDir::Etc::preferencesparts=-",
-		"-oDir::State::lists=" + filepath.Join(dir, "lists"),
-		"-oDir::State::status=" + status,
-		"-oDir::Cache=" + filepath.Join(dir, "cache"),
-		"-oAPT::Architecture=amd64",
-		"-oAPT::Architectures=amd64",
-		"-oAPT::Sandbox::User=", // _apt can't look into the caller's home
-		"-oAcquire::Languages=none",
-		"-oAcquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
-		"-oAcquire::Retries=3",
-	}}, nil
-}
-
-func (a *apt) update() error {
-	_, err := output("apt-get", slices.Concat(a.options, []string{"-q", "update"})...)
-	return err
-}
-
-func (a *apt) show(pkg string) ([]map[string]string, error) {
-	out, err := output("apt-cache", slices.Concat(a.options, []string{"show", pkg})...)
-	return splitStanzas(out), err
-}
-
 // resolve finds the newest kernel of the series: what a suite's metapackage
 // points to, or, when all suites have moved on, a versioned package that is
 // still there.
-func (a *apt) resolve(series string) (*packages, error) {
-	metas, err := a.show(metapackage)
+func resolve(a *debian.Apt, series string) (*packages, error) {
+	metas, err := a.Show(metapackage)
 	if err != nil {
 		return nil, err
 	}
 	image, version := pickImage(metas, series)
 	if image == "" {
-		out, err := output("apt-cache", slices.Concat(a.options, []string{"search", "--names-only", `^linux-image-[0-9]`})...)
+		out, err := a.Search(`^linux-image-[0-9]`)
 		if err != nil {
 			return nil, err
 		}
 		for _, name := range versionedImages(out, series) {
-			stanzas, err := a.show(name)
+			stanzas, err := a.Show(name)
 			if err != nil {
 				return nil, err
 			}
 			for _, s := range stanzas {
-				if image == "" || compareVersions(s["version"], version) > 0 {
+				if image == "" || debian.CompareVersions(s["version"], version) > 0 {
 					image, version = name, s["version"]
 				}
 			}
@@ -114,7 +58,7 @@ func (a *apt) resolve(series string) (*packages, error) {
 		}
 		return nil, fmt.Errorf("no suite of %v has a %s kernel (%s: %s)", kernelSuites, series, metapackage, strings.Join(have, ", "))
 	}
-	stanzas, err := a.show(image + "=" + version)
+	stanzas, err := a.Show(image + "=" + version)
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +75,7 @@ var dependency = regexp.MustCompile(`[a-z0-9][a-z0-9+.-]*`)
 func pickImage(metas []map[string]string, series string) (image, version string) {
 	for _, m := range metas {
 		v := m["version"]
-		if !inSeries(v, series) || (image != "" && compareVersions(v, version) <= 0) {
+		if !debian.InSeries(v, series) || (image != "" && debian.CompareVersions(v, version) <= 0) {
 			continue
 		}
 		for _, d := range strings.Split(m["depends"], ",") {
@@ -172,14 +116,4 @@ func kernelPackages(image, version, depends string) *packages {
 		}
 	}
 	return p
-}
-
-// download fetches the packages into a.dir.
-func (a *apt) download(p *packages) error {
-	args := slices.Concat([]string{"-c", `cd "$1" && shift && exec "$@"`, "sh", a.dir, "apt-get"}, a.options, []string{"-q", "download"})
-	for _, n := range p.names {
-		args = append(args, n+"="+p.version)
-	}
-	_, err := output("sh", args...)
-	return err
 }

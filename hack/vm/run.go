@@ -170,6 +170,10 @@ func (m *machine) verdict(o *outcome, a accelerator, allowOops bool) int {
 		logf("FAIL: the guest ended without a verdict")
 		code = exitFault
 	}
+	if o.running != "" && !o.exited {
+		// Nobody else says so in the form that go test has.
+		fmt.Fprintf(m.stdout, "FAIL\t%s\t[the guest did not live to its end]\n", o.running)
+	}
 	if code != 0 {
 		m.showLog(o, 60)
 	}

@@ -16,6 +16,7 @@ type console struct {
 	lines  []string // the last keepLines
 	first  int      // number of lines[0], counted from the start
 	ready  int      // number of the first line after the guest was ready
+	hung   int      // number of the line after which blocked tasks are listed
 	faults []int    // numbers of lines that match faultForm
 	panic  bool
 	warned string // the first warning since ready
@@ -32,8 +33,8 @@ var faultForm = regexp.MustCompile(`Kernel panic|\bBUG: |kernel BUG at|Oops: |Oo
 	`KASAN: |unregister_netdevice: waiting|double fault:|stack-protector: `)
 
 // warnForm matches what is told but isn't a failure. UBSAN is here because stock
-// 7.2 has a false alarm of its own when a ublk buffer is registered with a ring
-// (io_buffer_register_bvec fills an array before it sets its counted length).
+// 7.2 reports an index out of range in io_buffer_register_bvec the first time a
+// ublk buffer is registered with a ring, whoever the server is.
 var warnForm = regexp.MustCompile(`WARNING: |UBSAN: `)
 
 // noteForm matches lines worth showing when a command has failed.
@@ -67,6 +68,9 @@ func (c *console) line(s string) {
 		c.faults = append(c.faults, number)
 		c.panic = c.panic || strings.Contains(s, "Kernel panic")
 	}
+	if strings.Contains(s, "Show Blocked State") {
+		c.hung = number
+	}
 	if c.warned == "" && c.ready > 0 && warnForm.MatchString(s) {
 		c.warned = strings.TrimSpace(s)
 	}
@@ -80,8 +84,8 @@ func (c *console) markReady() {
 }
 
 // report returns lines of the kernel log to show: from the first fault on if
-// there is one, otherwise the last ones since ready that look important, or,
-// before that, simply the last ones.
+// there is one, or the list of blocked tasks that a time-out asks for, otherwise
+// the last ones since ready that look important; before that, simply the last.
 func (c *console) report(limit int) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -89,6 +93,9 @@ func (c *console) report(limit int) []string {
 		// An oops has some lines of context before its first telling one.
 		from := max(0, c.faults[0]-3-c.first)
 		return c.lines[from:min(len(c.lines), from+limit)]
+	}
+	if c.hung > 0 {
+		return c.lines[max(0, c.hung-c.first):min(len(c.lines), c.hung-c.first+limit)]
 	}
 	if c.ready == 0 {
 		return c.lines[max(0, len(c.lines)-limit):]

@@ -26,6 +26,7 @@ const (
 const (
 	MsgUp    = "up"    // guest to host: user space is reached
 	MsgReady = "ready" // guest to host: everything is mounted, the first command starts
+	MsgRun   = "run"   // guest to host: "run PACKAGE", its test binary starts
 	MsgExit  = "exit"  // guest to host: "exit CODE", all commands are done and /results is synced
 	MsgError = "error" // guest to host: "error TEXT", the guest could not be set up
 	MsgDump  = "dump"  // host to guest: time is up, show what hangs

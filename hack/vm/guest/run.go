@@ -41,6 +41,9 @@ func (r *runner) isOver() bool {
 // run runs one command and returns its exit code; 128+n if signal n ended it.
 func (r *runner) run(c *Command) int {
 	began := time.Now()
+	if c.Package != "" {
+		fmt.Fprintln(r.control, MsgRun, c.Package)
+	}
 	code := r.exec(c)
 	if c.Package == "" {
 		return code
