@@ -54,7 +54,7 @@ func TestRandomOperations(t *testing.T) {
 		"v1 64K over v2": {1, 128, 128 * 20, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
+			dir := memDir(t)
 			rng := rand.New(rand.NewPCG(7, uint64(g.cluster)))
 			model := make([]byte, g.sectors*SectorSize)
 			var refs []ImageRef

@@ -1,0 +1,271 @@
+package ploop
+
+import (
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+)
+
+// simFile is storage in memory that knows what would survive a power cut: all
+// that completed before the last completed Sync began, and of everything
+// after it whatever the cut chooses, torn at sectors. Operations are in flight
+// for a while, so that cuts and faults can fall in between.
+type simFile struct {
+	w       *simWorld
+	now     []byte // what reads see
+	durable []byte
+	pending []*simOp // in the order of their start
+}
+
+// simWorld is what the files of a stack share: the lock, which a model may
+// share as well, and the hooks.
+type simWorld struct {
+	sync.Mutex
+	files map[string]*simFile
+	yield bool // let other goroutines run while an operation is in flight
+	// event is called, locked, before and after each change of a file.
+	event func()
+	// fault decides, locked, what becomes of an operation; nil: it works.
+	fault func(f *simFile, kind string, off, n int64) simFault
+	syncs int
+}
+
+// simFault is what an operation comes to.
+type simFault struct {
+	err     error
+	arrives bool // it is done nevertheless
+}
+
+type simOp struct {
+	kind          byte // w, t(runcate), a(llocate), z(ero)
+	off, n        int64
+	data          []byte
+	done, durable bool
+	superseded    map[int64]bool // its sectors that a durable write went over
+}
+
+func newSimWorld() *simWorld { return &simWorld{files: map[string]*simFile{}} }
+
+func (w *simWorld) add(name string, b []byte) ImageRef {
+	w.files[name] = &simFile{w: w, now: slices.Clone(b), durable: slices.Clone(b)}
+	return ImageRef{Path: name}
+}
+
+// addImage adds an empty image.
+func (w *simWorld) addImage(name string, version int, clusterSectors uint32, sectors uint64) ImageRef {
+	h, err := newHeader(version, sectors, clusterSectors)
+	if err != nil {
+		panic(err)
+	}
+	b := make([]byte, h.DataStart()*SectorSize)
+	copy(b, h.encode())
+	return w.add(name, b)
+}
+
+func (w *simWorld) open(path string, write, direct bool) (file, error) {
+	f := w.files[path]
+	if f == nil {
+		return nil, fmt.Errorf("no file %q", path)
+	}
+	return f, nil
+}
+
+func (w *simWorld) happens() {
+	if w.event != nil {
+		w.event()
+	}
+}
+
+// apply does op to b, those sectors of it that keep wants.
+func (op *simOp) apply(b []byte, keep func() bool) []byte {
+	reach := func(n int64) {
+		if int64(len(b)) < n {
+			b = append(b, make([]byte, n-int64(len(b)))...)
+		}
+	}
+	switch op.kind {
+	case 't':
+		if keep() {
+			reach(op.off)
+			b = b[:op.off:op.off]
+		}
+	case 'a':
+		if keep() {
+			reach(op.off + op.n)
+		}
+	default:
+		for at := int64(0); at < op.n; at += SectorSize {
+			if op.superseded[(op.off+at)/SectorSize] || !keep() {
+				continue
+			}
+			if op.kind == 'z' {
+				if off := op.off + at; off < int64(len(b)) {
+					clear(b[off:min(off+SectorSize, int64(len(b)))])
+				}
+				continue
+			}
+			end := min(at+SectorSize, op.n)
+			reach(op.off + end)
+			copy(b[op.off+at:], op.data[at:end])
+		}
+	}
+	return b
+}
+
+func all() bool { return true }
+
+func (f *simFile) do(op *simOp, kind string) error {
+	f.w.Lock()
+	defer f.w.Unlock()
+	f.pending = append(f.pending, op)
+	f.w.happens()
+	if f.w.yield {
+		f.w.Unlock()
+		runtime.Gosched()
+		f.w.Lock()
+	}
+	var fault simFault
+	if f.w.fault != nil {
+		fault = f.w.fault(f, kind, op.off, op.n)
+	}
+	if fault.err == nil || fault.arrives {
+		f.now = op.apply(f.now, all)
+		op.done = true
+	} else {
+		f.pending = slices.DeleteFunc(f.pending, func(o *simOp) bool { return o == op })
+	}
+	f.w.happens()
+	return fault.err
+}
+
+func (f *simFile) ReadAt(p []byte, off int64) (int, error) {
+	f.w.Lock()
+	defer f.w.Unlock()
+	if f.w.fault != nil {
+		if fault := f.w.fault(f, "read", off, int64(len(p))); fault.err != nil {
+			return 0, fault.err
+		}
+	}
+	n := 0
+	if off < int64(len(f.now)) {
+		n = copy(p, f.now[off:])
+	}
+	if n < len(p) {
+		return n, io.ErrUnexpectedEOF
+	}
+	return n, nil
+}
+
+func (f *simFile) WriteAt(p []byte, off int64) (int, error) {
+	if err := f.do(&simOp{kind: 'w', off: off, n: int64(len(p)), data: slices.Clone(p)}, "write"); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// WriteDurable is a write with RWF_DSYNC.
+func (f *simFile) WriteDurable(p []byte, off int64) error {
+	op := &simOp{kind: 'w', off: off, n: int64(len(p)), data: slices.Clone(p)}
+	if err := f.do(op, "write"); err != nil {
+		return err
+	}
+	f.w.Lock()
+	defer f.w.Unlock()
+	for _, o := range f.pending {
+		if o == op {
+			break
+		}
+		if o.superseded == nil {
+			o.superseded = map[int64]bool{}
+		}
+		for at := int64(0); at < op.n; at += SectorSize {
+			o.superseded[(off+at)/SectorSize] = true
+		}
+	}
+	f.settle([]*simOp{op})
+	return nil
+}
+
+func (f *simFile) settle(ops []*simOp) {
+	for _, op := range ops {
+		if !op.durable {
+			op.durable = true
+			f.durable = op.apply(f.durable, all)
+		}
+	}
+	f.pending = slices.DeleteFunc(f.pending, func(o *simOp) bool { return o.durable })
+}
+
+func (f *simFile) Sync() error {
+	f.w.Lock()
+	defer f.w.Unlock()
+	f.w.syncs++
+	var ops []*simOp
+	for _, op := range f.pending {
+		if op.done {
+			ops = append(ops, op)
+		}
+	}
+	f.w.happens()
+	if f.w.yield {
+		f.w.Unlock()
+		runtime.Gosched()
+		f.w.Lock()
+	}
+	if f.w.fault != nil {
+		if fault := f.w.fault(f, "sync", 0, 0); fault.err != nil {
+			return fault.err
+		}
+	}
+	f.settle(ops)
+	f.w.happens()
+	return nil
+}
+
+// loseCache is what a failed sync may do: of what isn't durable yet some gets
+// there, torn, and the rest never will, whatever later syncs say, although
+// reads go on to see it.
+func (f *simFile) loseCache(rng *rand.Rand) {
+	f.durable = f.cut(rng)
+	f.pending = slices.DeleteFunc(f.pending, func(o *simOp) bool { return o.done })
+}
+
+// cut gives what the file may hold after a power cut, locked.
+func (f *simFile) cut(rng *rand.Rand) []byte {
+	b := slices.Clone(f.durable)
+	bias := rng.Float64() // from "nothing arrived" to "nearly everything"
+	for _, op := range f.pending {
+		whole, keep := rng.IntN(2) == 0, rng.Float64() < bias
+		b = op.apply(b, func() bool {
+			if whole {
+				return keep
+			}
+			return rng.Float64() < bias
+		})
+	}
+	return b
+}
+
+func (f *simFile) Truncate(size int64) error {
+	return f.do(&simOp{kind: 't', off: size}, "truncate")
+}
+
+func (f *simFile) Allocate(off, n int64) error {
+	return f.do(&simOp{kind: 'a', off: off, n: n}, "allocate")
+}
+
+func (f *simFile) Zero(off, n int64, keep bool) error {
+	return f.do(&simOp{kind: 'z', off: off, n: n}, "zero")
+}
+
+func (f *simFile) Size() (int64, error) {
+	f.w.Lock()
+	defer f.w.Unlock()
+	return int64(len(f.now)), nil
+}
+
+func (f *simFile) Fd() int      { return -1 }
+func (f *simFile) Close() error { return nil }
