@@ -163,6 +163,10 @@ type positions []uint64
 
 func (d *delta) newPositions() (positions, error) {
 	n := d.fileClusters()
+	if d.size/SectorSize > int64(entrySector) {
+		return nil, &FormatError{File: d.ref.Path, Offset: -1, What: "file size", Class: ErrLimit,
+			Found: fmt.Sprintf("%d bytes", d.size), Want: fmt.Sprintf("at most %d sectors", entrySector)}
+	}
 	if n > maxFileClusters {
 		return nil, &FormatError{File: d.ref.Path, Offset: -1, What: "file size", Class: ErrLimit,
 			Found: fmt.Sprintf("%d bytes, %d clusters", d.size, n), Want: fmt.Sprintf("at most %d clusters", uint64(maxFileClusters))}
