@@ -65,10 +65,10 @@ type CheckReport struct {
 // ImageCheck is the verdict on one image, before repair.
 type ImageCheck struct {
 	File      string `json:"file"`
-	Format    Format `json:"format"`
-	InUse     bool   `json:"in_use"`    // was not closed cleanly
-	Clusters  uint64 `json:"clusters"`  // of the disk
-	Allocated uint64 `json:"allocated"` // clusters of the disk that the file holds
+	Format    string `json:"format,omitempty"` // as Format's text; empty: the header can't be read
+	InUse     bool   `json:"in_use"`           // was not closed cleanly
+	Clusters  uint64 `json:"clusters"`         // of the disk
+	Allocated uint64 `json:"allocated"`        // clusters of the disk that the file holds
 	// Free counts clusters between used ones that nothing refers to. They are
 	// no fault: the next allocations take them.
 	Free uint64 `json:"free"`
@@ -186,7 +186,7 @@ func checkImage(ref ImageRef, open opener, repair bool) (*ImageCheck, error) {
 		return nil, err
 	}
 	defer d.file.Close()
-	c.hdr, c.Format, c.Clusters = &d.hdr, Format(d.hdr.Version), d.hdr.Clusters()
+	c.hdr, c.Format, c.Clusters = &d.hdr, d.format(), d.hdr.Clusters()
 	if ref.Raw {
 		return c, nil
 	}
