@@ -39,10 +39,14 @@ func daemonCommand() *cli.Command {
 			}
 			cfg := control.Config{Version: version(), Log: log}
 			// Absolute, as they are shown to clients with other directories.
-			if cfg.RunDir, err = filepath.Abs(c.String("run-dir")); err != nil {
+			if cfg.RunDir, err = filepath.Abs(runDir(c)); err != nil {
 				return err
 			}
-			if cfg.StateDir, err = filepath.Abs(c.String("state-dir")); err != nil {
+			stateDir := c.String("state-dir")
+			if stateDir == "" {
+				stateDir = control.DefaultStateDir
+			}
+			if cfg.StateDir, err = filepath.Abs(stateDir); err != nil {
 				return err
 			}
 			return serve(cfg)

@@ -17,7 +17,7 @@ import (
 // queryLimit bounds a question to the daemon, which answers those at once.
 const queryLimit = 30 * time.Second
 
-func client(c *cli.Context) *control.Client { return control.NewClient(c.String("run-dir")) }
+func client(c *cli.Context) *control.Client { return control.NewClient(runDir(c)) }
 
 func createCommand() *cli.Command {
 	return &cli.Command{
@@ -25,11 +25,11 @@ func createCommand() *cli.Command {
 		Description: "Give --image once for each image of the stack, base first; only the last is written to.\n" +
 			"A raw base is given as raw@FILE.",
 		Flags: []cli.Flag{
-			&cli.StringSliceFlag{Name: "image", Aliases: []string{"i"}, Usage: "`FILE`, base first (repeatable)"},
+			&cli.GenericFlag{Name: "image", Aliases: []string{"i"}, Usage: "`FILE`, base first (repeatable)", Value: new(fileNames)},
 			&cli.BoolFlag{Name: "read-only", Aliases: []string{"r"}, Usage: "write to no image"},
-			&cli.IntFlag{Name: "queues", Usage: "`N` queues, each with a thread (default: by the number of processors)"},
-			&cli.IntFlag{Name: "depth", Usage: "`N` requests at once in a queue (default: 128)"},
-			&cli.StringFlag{Name: "data-path", Usage: "auto, copy or zero-copy", Value: "auto"},
+			&cli.IntFlag{Name: "queues", Usage: "`N` queues, each with a thread", DefaultText: "one per processor, at most 4"},
+			&cli.IntFlag{Name: "depth", Usage: "`N` requests at once in a queue", DefaultText: "128"},
+			&cli.StringFlag{Name: "data-path", Usage: "`PATH` of the data: auto (the best the kernel has), copy or zero-copy", Value: "auto"},
 			runDirFlag(),
 		},
 		Action: func(c *cli.Context) error {
@@ -43,7 +43,7 @@ func createCommand() *cli.Command {
 					return usagef("%s: --%s %d: want at least 1", commandName(c), f, c.Int(f))
 				}
 			}
-			if spec.Images, err = imageRefs(c.StringSlice("image")); err != nil {
+			if spec.Images, err = imageRefs(*c.Generic("image").(*fileNames)); err != nil {
 				return err
 			}
 			if len(spec.Images) == 0 {
@@ -58,6 +58,27 @@ func createCommand() *cli.Command {
 		},
 	}
 }
+
+// fileNames is a repeatable flag that keeps every byte of a name: cli's own
+// trims blanks and mends what is not UTF-8.
+type fileNames []string
+
+func (f *fileNames) Set(s string) error {
+	if s != serialized {
+		*f = append(*f, s)
+	}
+	return nil
+}
+
+func (f *fileNames) String() string { return strings.Join(*f, " ") }
+func (f *fileNames) Get() any       { return []string(*f) }
+
+// serialized is what cli copies from a flag to its alias, by Set. Both are this
+// one value, so there is nothing to copy. No argument has a NUL.
+const serialized = "\x00"
+
+// Serialize makes cli copy something else than the String.
+func (f *fileNames) Serialize() string { return serialized }
 
 // imageRefs reads images as given by a user, and makes their paths absolute:
 // the daemon has another working directory.

@@ -106,6 +106,14 @@ func runDirFlag() *cli.StringFlag {
 	return &cli.StringFlag{Name: runDirName, Usage: "`DIR` of the daemon's control socket", Value: control.DefaultRunDir, EnvVars: []string{"HOLDFAST_RUN_DIR"}}
 }
 
+// runDir is the run directory of a command; an empty variable is none.
+func runDir(c *cli.Context) string {
+	if dir := c.String(runDirName); dir != "" {
+		return dir
+	}
+	return control.DefaultRunDir
+}
+
 func jsonFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "json", Aliases: []string{"j"}, Usage: "print JSON, as docs/cli.md describes it"}
 }
@@ -138,7 +146,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 func prepare(c *cli.Command) {
 	c.HideHelpCommand = true
 	c.OnUsageError = func(_ *cli.Context, err error, _ bool) error {
-		msg := strings.Replace(err.Error(), "for flag -", "for flag --", 1)
+		msg := strings.NewReplacer(" for flag -", " for flag --", " for -", " for flag --").Replace(err.Error())
 		return usagef("%s: %s", strings.TrimPrefix(c.HelpName, "holdfast "), msg)
 	}
 	for _, sub := range c.Subcommands {
