@@ -77,13 +77,13 @@ func (d *Daemon) create(ctx context.Context, s *slot, spec device.Spec) error {
 		// A reader sets no mark; only what we wrote to can carry ours.
 		takeOver = !old.Spec.ReadOnly
 	}
-	// Before anything is noted or touched: without a driver nothing comes of it.
-	if err := d.kernel.ready(); err != nil {
-		return classify(err)
-	}
 	ids, err := identify(spec.Images)
 	if err != nil {
 		return err
+	}
+	// Before anything is noted or touched: without a driver nothing comes of it.
+	if err := d.kernel.ready(); err != nil {
+		return classify(err)
 	}
 	rec := &record{Spec: spec, ID: -1, BootID: d.boot, PID: os.Getpid(), Created: time.Now().UTC(), Images: ids}
 	if err := d.reserve(s, rec); err != nil {

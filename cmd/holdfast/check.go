@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -67,7 +68,7 @@ func printCheck(c *cli.Context, r *ploop.CheckReport) error {
 				verdict += fmt.Sprintf(", %d repaired", im.Repaired)
 			}
 		}
-		if im.Format != ploop.FormatRaw {
+		if strings.HasPrefix(im.Format, "ploop") {
 			verdict += fmt.Sprintf("; %d of %d clusters allocated, %d free in between", im.Allocated, im.Clusters, im.Free)
 		}
 		if _, err := fmt.Fprintf(c.App.Writer, "%s: %s\n", quote(im.File), verdict); err != nil {

@@ -13,7 +13,7 @@ const units = "KMGTPE"
 // that is a power of 1024: 512M, 10G, 1T; also 10GiB. "10GB" is refused, as
 // nobody can know which of the two gigabytes was meant.
 func parseSize(s string) (int64, error) {
-	digits := strings.TrimRight(s, "KMGTPEBikmgtpe")
+	digits := strings.TrimRight(s, "KMGTPEIBkmgtpeib")
 	unit := strings.TrimSuffix(strings.ToUpper(s[len(digits):]), "IB")
 	n, err := strconv.ParseUint(digits, 10, 63)
 	if digits == "" || err != nil && !strings.Contains(err.Error(), "out of range") {

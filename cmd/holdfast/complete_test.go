@@ -1,0 +1,125 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"holdfast/control"
+	"holdfast/device"
+)
+
+// fakeDaemon answers with the devices vol1, vol2 and other, in a new run
+// directory.
+func fakeDaemon(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, "control.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var snap control.Snapshot
+	for i, name := range []string{"other", "vol1", "vol2"} {
+		snap.Devices = append(snap.Devices, control.Device{Status: device.Status{Name: name, ID: i, Path: "/dev/ublkb" + string(rune('0'+i)), Size: 1 << 30, State: "live"}})
+	}
+	snap.Devices[2].Users = []device.User{{Kind: "mount", Device: "ublkb2", Name: "/mnt/my disk"}, {Kind: "process", Device: "ublkb2", Name: "fio", PID: 7}}
+	snap.Devices[0].Problem, snap.Devices[0].Advice = "a problem", "some advice"
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/devices", func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(snap) })
+	srv := &http.Server{Handler: mux}
+	go srv.Serve(l)
+	t.Cleanup(func() { srv.Close() })
+	return dir
+}
+
+func TestList(t *testing.T) {
+	dir := fakeDaemon(t)
+	var out, errs bytes.Buffer
+	if code := run([]string{"list", "--run-dir", dir}, &out, &errs); code != 0 {
+		t.Fatalf("exit %d: %s", code, &errs)
+	}
+	want := `NAME  DEVICE      SIZE RO STATE IMAGES TOP USERS
+other /dev/ublkb0   1G  0 live       0 -   -
+vol1  /dev/ublkb1   1G  0 live       0 -   -
+vol2  /dev/ublkb2   1G  0 live       0 -   "/mnt/my disk",fio:7
+`
+	if out.String() != want {
+		t.Errorf("got\n%swant\n%s", &out, want)
+	}
+	if !strings.Contains(errs.String(), "holdfast: warning: device other: a problem; some advice\n") {
+		t.Errorf("stderr %q", &errs)
+	}
+}
+
+func TestComplete(t *testing.T) {
+	dir := fakeDaemon(t)
+	t.Setenv("HOLDFAST_RUN_DIR", dir)
+	for _, tt := range []struct {
+		line string // the last word is being typed; ~ is the empty word
+		want string
+	}{
+		{"~", ":words daemon create list show remove image completion version help"},
+		{"re", ":words remove"},
+		{"image ~", ":words create info map check convert"},
+		{"image c", ":words create check convert"},
+		{"image info ~", ":files"},
+		{"image create --size ~", ":words"},
+		{"image create --backing ~", ":files"},
+		{"image convert --from ~", ":words raw ploop"},
+		{"image convert --from = ~", ":words raw ploop"}, // bash's way to split
+		{"image convert --from = r", ":words raw"},
+		{"image convert --from =", ":words raw ploop"},
+		{"show ~", ":words other vol1 vol2"},
+		{"show v", ":words vol1 vol2"},
+		{"show vol1 ~", ":words"},
+		{"show --json v", ":words vol1 vol2"},
+		{"rm -f ~", ":words other vol1 vol2"},
+		{"remove --f", ":words --force"},
+		{"remove -- --f", ":words"},
+		{"create ~", ":words"},
+		{"create v --image ~", ":files"},
+		{"create v --image f --re", ":words --read-only"},
+		{"show --run-dir /nowhere ~", ":words"},
+		{"--run-dir " + dir + " show o", ":words other"},
+		{"--r", ":words --run-dir"},
+		{"completion ~", ":words bash zsh"},
+		{"frob ~", ":words"},
+	} {
+		var out, errs bytes.Buffer
+		code := run(append([]string{"__complete", "--"}, words(tt.line)...), &out, &errs)
+		if got := strings.Join(strings.Fields(out.String()), " "); code != 0 || got != tt.want {
+			t.Errorf("%s: exit %d, %q, want %q %s", tt.line, code, got, tt.want, &errs)
+		}
+	}
+}
+
+// TestBashScript has a real bash run the script.
+func TestBashScript(t *testing.T) {
+	bash, err := exec.LookPath("bash")
+	if err != nil {
+		t.Skip("no bash here")
+	}
+	dir := fakeDaemon(t)
+	bin := t.TempDir()
+	if err := os.Symlink(binary(t), filepath.Join(bin, "holdfast")); err != nil {
+		t.Fatal(err)
+	}
+	script := bashScript + `
+COMP_WORDS=(holdfast show v); COMP_CWORD=2
+_holdfast
+printf '%s\n' "${COMPREPLY[@]}"
+`
+	cmd := exec.Command(bash, "-c", script)
+	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "HOLDFAST_RUN_DIR="+dir)
+	out, err := cmd.CombinedOutput()
+	if err != nil || !slices.Equal(strings.Fields(string(out)), []string{"vol1", "vol2"}) {
+		t.Errorf("%q, %v", out, err)
+	}
+}
