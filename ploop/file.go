@@ -230,8 +230,18 @@ func (f *osFile) Size() (int64, error) {
 	return unix.Seek(f.fd, 0, io.SeekEnd)
 }
 
-func (f *osFile) Fd() int      { return f.fd }
-func (f *osFile) Close() error { return f.f.Close() }
+func (f *osFile) Fd() int { return f.fd }
+
+// Close also gives the lock back by name. Closing alone would not do it yet if
+// the file is registered with a ring: the kernel takes a ring down in the
+// background, and its references go only then. Whoever closes has waited for
+// all transfers; it is for the others, the killed, that the lock stays.
+func (f *osFile) Close() error {
+	if f.locked {
+		unix.FcntlFlock(uintptr(f.fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK})
+	}
+	return f.f.Close()
+}
 
 func retry(f func() error) error {
 	for {
