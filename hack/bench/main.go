@@ -46,8 +46,14 @@ func run(ctx context.Context, args []string) error {
 	switch args[0] {
 	case "native":
 		return native(ctx, args[1:])
+	case "vm":
+		return vm(ctx, args[1:])
 	case "engine": // one run of our side of native, in a process of its own
 		return engineMain(args[1:])
+	case "guest": // vm's part in the guest
+		return guestMain(ctx, args[1:])
+	case "serve": // a server of ours in the guest, for profiles
+		return serveMain(ctx, args[1:])
 	}
 	return fmt.Errorf("%q: want native or vm", args[0])
 }

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// guestOptions are those of the part of vm that runs in the guest.
+type guestOptions struct {
+	dir     string // of the files
+	out     string
+	kublk   string
+	profile string
+	size    int64
+	rounds  int
+	run     time.Duration
+	quick   bool
+	only    string
+}
+
+func guestMain(ctx context.Context, args []string) error {
+	var g guestOptions
+	f := flag.NewFlagSet("guest", flag.ContinueOnError)
+	f.StringVar(&g.dir, "dir", "/tmp", "`directory` for the files that are served")
+	f.StringVar(&g.out, "out", "/results", "`directory` for the results")
+	f.StringVar(&g.kublk, "kublk", "kublk", "the C server's `program`")
+	f.StringVar(&g.profile, "profile", "", "holdfast's CPU profiles go to this `prefix`")
+	f.Int64Var(&g.size, "size", 256, "`MiB` of each device")
+	f.IntVar(&g.rounds, "rounds", 3, "`number` of rounds of the quick set; the rest has one")
+	f.DurationVar(&g.run, "run", 3*time.Second, "`time` of one run")
+	f.BoolVar(&g.quick, "quick", false, "only the quick set")
+	f.StringVar(&g.only, "only", "", "only loads of this `name`")
+	if err := f.Parse(args); err != nil {
+		return flag.ErrHelp
+	}
+	servers, err := startServers(&g)
+	if err != nil {
+		return err
+	}
+	defer stopServers(servers)
+	old, err := filepath.Glob(filepath.Join(g.out, "fio-*.json"))
+	if err != nil {
+		return err
+	}
+	for _, f := range old {
+		if err := os.Remove(f); err != nil {
+			return err
+		}
+	}
+	raw, err := os.Create(filepath.Join(g.out, "runs.jsonl"))
+	if err != nil {
+		return err
+	}
+	defer raw.Close()
+	enc := json.NewEncoder(raw)
+	var runs []*vmRun
+	for _, l := range loads(g.quick) {
+		if g.only != "" && l.String() != g.only {
+			continue
+		}
+		rounds := 1
+		if l.quick() {
+			rounds = g.rounds
+		}
+		for round := range rounds {
+			for i := range servers {
+				// Every round begins with another one.
+				s := servers[(i+round)%len(servers)]
+				r, err := runFio(ctx, s, l, round, g.run, g.out)
+				if err != nil {
+					return err
+				}
+				if err := enc.Encode(r); err != nil {
+					return err
+				}
+				runs = append(runs, r)
+			}
+		}
+		fmt.Fprintf(os.Stderr, "bench: %s: %s\n", time.Now().Format(time.TimeOnly), l)
+	}
+	text := vmTable(runs)
+	fmt.Print(text)
+	return os.WriteFile(filepath.Join(g.out, "table.txt"), []byte(text), 0o644)
+}
