@@ -45,6 +45,16 @@ type Place struct {
 // outcome; until then no one reuses that place. write asks for a place that may
 // be written.
 func (r *Reader) Locate(off int64, n int, write bool) Place {
+	at := r.locate(off, n, write)
+	if at.Where == Direct && at.Level == 0 && at.Offset+int64(n) > r.s.baseEnd {
+		// A raw base may end within a cluster; the rest reads as zeroes.
+		r.Leave(at.Token)
+		return Place{}
+	}
+	return at
+}
+
+func (r *Reader) locate(off int64, n int, write bool) Place {
 	s := r.s
 	i := uint64(off) / uint64(s.cluster)
 	in := off - int64(i)*s.cluster

@@ -3,6 +3,7 @@ package ploop
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -37,6 +38,7 @@ type Stack struct {
 	size     int64  // of the disk, in bytes
 	cluster  int64  // in bytes
 	clusters uint64 // of the disk
+	baseEnd  int64  // the size of a raw base, which may end within a cluster
 
 	table *table
 	locks clusterLocks
@@ -177,6 +179,10 @@ func (s *Stack) fit() error {
 	s.size = int64(t.Sectors) * SectorSize
 	s.cluster = t.ClusterSize()
 	s.clusters = t.Clusters()
+	s.baseEnd = math.MaxInt64
+	if base := s.deltas[0]; base.ref.Raw {
+		s.baseEnd = base.size
+	}
 	return nil
 }
 

@@ -44,7 +44,7 @@ func (s *Stack) ReadAt(p []byte, off int64) (int, error) {
 
 func (s *Stack) readPiece(i uint64, in int64, p []byte) error {
 	for {
-		at := s.slow.Locate(int64(i)*s.cluster+in, len(p), false)
+		at := s.slow.locate(int64(i)*s.cluster+in, len(p), false)
 		switch at.Where {
 		case Zero:
 			clear(p)
