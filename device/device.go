@@ -61,7 +61,8 @@ type Device struct {
 	spaceMu  sync.Mutex
 	closing  chan struct{} // closed by Close: fail what is parked
 	closeMu  sync.Mutex
-	stopped  bool
+	stopping bool // the way back is closed
+	closed   bool
 	ioErrors zerolog.Logger // log, with bursts cut
 }
 
@@ -187,25 +188,29 @@ func (d *Device) tell(kind, format string, args ...any) {
 // is the answer and nothing has changed. With force, requests under way are
 // finished and parked ones fail with EIO.
 //
-// After another error the block device is gone, but an image could not be
-// closed cleanly; its in_use is still set.
+// When ctx ends before the requests under way do, the images stay as they are,
+// and Close may be called again. After another error the block device is gone,
+// but an image could not be closed cleanly; its in_use is still set.
 func (d *Device) Close(ctx context.Context, force bool) error {
 	d.closeMu.Lock()
 	defer d.closeMu.Unlock()
-	if d.stopped {
+	if d.closed {
 		return nil
 	}
-	if !force {
-		if err := d.claim(ctx); err != nil {
-			return err
+	if !d.stopping {
+		if !force {
+			if err := d.claim(ctx); err != nil {
+				return err
+			}
 		}
+		d.stopping = true
+		close(d.closing)
 	}
-	d.stopped = true
-	close(d.closing)
 	if err := d.dev.Stop(ctx); err != nil {
 		// Requests may still be under way: the images stay open and locked.
 		return fmt.Errorf("device %s (%s): stop: %w", d.spec.Name, d.Path(), err)
 	}
+	d.closed = true
 	err := d.stack.Close()
 	d.tell("removed", "%s is gone", d.Path())
 	return err

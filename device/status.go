@@ -18,7 +18,7 @@ type Status struct {
 	Clusters    uint64        `json:"clusters"`     // of the disk
 	Allocated   int64         `json:"allocated"`    // clusters that the top image holds
 	ReadOnly    bool          `json:"read_only"`
-	State       string        `json:"state"` // live, or parked: requests wait for space
+	State       string        `json:"state"` // live; parked: requests wait for space; stopped: taken away behind our back
 	Queues      int           `json:"queues"`
 	Depth       int           `json:"depth"`
 	DataPath    string        `json:"data_path"` // copy or zero-copy
@@ -74,6 +74,11 @@ func (d *Device) Status() Status {
 	c.Parked = d.parked.Load()
 	if c.Parked > 0 {
 		st.State = "parked"
+	}
+	select {
+	case <-d.dev.Done():
+		st.State = "stopped"
+	default:
 	}
 	return st
 }
