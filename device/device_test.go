@@ -2,7 +2,7 @@ package device
 
 import (
 	"context"
-		"fmt"
+	"fmt"
 	"hash/crc32"
 	"io"
 	"os"
