@@ -83,7 +83,9 @@ type Config struct {
 	// multiple of it; 0 does not. DISCARD and WRITE_ZEROES may still cross.
 	ChunkSectors int
 	// DMAAlign is what the memory of requests is aligned to at least; set it to the
-	// alignment that files opened with O_DIRECT want (512), default 4.
+	// alignment that files opened with O_DIRECT want (512), default 4. Before Linux
+	// 6.15 the driver has no such parameter and it stays 4, which does not matter
+	// there: on the copy path the buffers are ours and page-aligned.
 	DMAAlign int
 
 	ReadOnly      bool
