@@ -307,6 +307,9 @@ func (d *Daemon) devices(only string) []Device {
 		switch {
 		case e.dev != nil:
 			e.Status = e.dev.Status()
+			if e.Problem != "" {
+				e.Advice = fmt.Sprintf("see to its storage, then 'holdfast remove %s' again", e.Name)
+			}
 			disks[e.ID] = e.Path
 		case e.phase == "":
 			e.State, e.Advice = StateLost, lostAdvice(e.Name)

@@ -203,6 +203,26 @@ func TestUncleanCloseIsLost(t *testing.T) {
 	}
 }
 
+func TestSlowCloseIsTriedAgain(t *testing.T) {
+	f := newFixture(t)
+	f.create("v", "i")
+	f.k.closeErr["v"] = fmt.Errorf("stop: %w", context.DeadlineExceeded)
+	e := wantCode(t, f.c.Remove(ctx, "v", false), CodeInternal)
+	dev, err := f.c.Device(ctx, "v")
+	if err != nil || !strings.Contains(e.Message, "try again") || dev.Path == "" || dev.Problem == "" || dev.Advice == "" {
+		t.Errorf("%q, %+v, %v", e.Message, dev, err)
+	}
+	// A shutdown goes on trying.
+	_, done := f.shutdown()
+	time.Sleep(3 * f.d.poll)
+	f.k.mu.Lock()
+	delete(f.k.closeErr, "v")
+	f.k.mu.Unlock()
+	if err := <-done; err != nil || len(f.recorded()) != 0 {
+		t.Errorf("%v, %v", err, f.recorded())
+	}
+}
+
 func TestLostDevice(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "base", "top")

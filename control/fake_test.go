@@ -140,7 +140,7 @@ func (d *fakeDevice) Close(_ context.Context, force bool) error {
 	d.k.mu.Lock()
 	defer d.k.mu.Unlock()
 	if err := d.k.closeErr[d.spec.Name]; err != nil {
-		if !errors.Is(err, device.ErrBusy) {
+		if !errors.Is(err, device.ErrBusy) && !errors.Is(err, context.DeadlineExceeded) {
 			delete(d.k.live, d.spec.Name)
 		}
 		return err

@@ -91,14 +91,20 @@ func (d *Daemon) removeLive(ctx context.Context, s *slot, force bool) error {
 	return nil
 }
 
-// closeFailed decides what a device is after its Close did not succeed. Unless
-// it was only busy, the block device is gone and images may still be marked in
-// use: it is lost, as if its daemon had died, and its record stays.
+// closeFailed decides what a device is after its Close did not succeed. A busy
+// one is as before. One whose requests did not end in time can be closed again.
+// Otherwise the block device is gone and images may still be marked in use: it
+// is lost, as if its daemon had died, and its record stays.
 func (d *Daemon) closeFailed(ctx context.Context, s *slot, err error) error {
 	if errors.Is(err, device.ErrBusy) {
 		// Somebody came between our look and the driver's.
 		users, _ := d.usersOf(ctx, s.dev)
 		return busy(s, users)
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		d.log.Warn().Err(err).Str("device", s.name).Msg("device has not ended yet")
+		d.set(s, func() { s.problem = "its removal has begun, and waits for requests in its storage" })
+		return fail(CodeInternal, "device %q: requests are still under way in its storage, try again: %w", s.name, err)
 	}
 	d.log.Error().Err(err).Str("device", s.name).Msg("device was not closed cleanly")
 	d.set(s, func() { s.dev, s.problem = nil, "it was not closed cleanly: "+err.Error() })
@@ -172,8 +178,8 @@ func (d *Daemon) Shutdown(ctx context.Context, force <-chan struct{}) error {
 	for {
 		left := d.removeAll(ctx, false)
 		for name, err := range left {
-			if CodeOf(err) != CodeBusy {
-				failed = append(failed, err) // and served no more
+			if !d.serves(name) {
+				failed = append(failed, err)
 				delete(left, name)
 				continue
 			}
@@ -200,6 +206,13 @@ func (d *Daemon) Shutdown(ctx context.Context, force <-chan struct{}) error {
 			return errors.Join(failed...)
 		}
 	}
+}
+
+func (d *Daemon) serves(name string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.slots[name]
+	return s != nil && s.dev != nil
 }
 
 // removeAll removes what is served, all devices at once, and returns those that
