@@ -1,0 +1,238 @@
+package ploop
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+)
+
+// writeSmall puts an image of the malformed tests' kind into a file.
+func writeSmall(t testing.TB, im *smallImage) ImageRef {
+	t.Helper()
+	ref := ImageRef{Path: filepath.Join(memDir(t), "image")}
+	if err := os.WriteFile(ref.Path, im.b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return ref
+}
+
+// bitmapsOf opens an image and gives its bitmaps, as they are in the file.
+func bitmapsOf(t testing.TB, ref ImageRef) []*Bitmap {
+	t.Helper()
+	d, err := openDelta(ref, openOSFile, false, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.file.Close()
+	if d.extErr != nil {
+		t.Fatal(d.extErr)
+	}
+	if d.ext == nil {
+		return nil
+	}
+	return d.ext.bitmaps
+}
+
+func (b *Bitmap) set() (granules []uint64) {
+	for g := range b.granules() {
+		if b.bits[g/64]>>(g%64)&1 != 0 {
+			granules = append(granules, g)
+		}
+	}
+	return granules
+}
+
+// TestBitmap: a dirty bitmap survives our writing to the image, with the bits
+// of what was written set, and a crash invalidates it.
+func TestBitmap(t *testing.T) {
+	ref := writeSmall(t, newSmallImage(2).withBitmap(
+		section{magic: 1, data: []byte("dropped")},
+		section{magic: 2, flags: sectionTransit, data: []byte("carried along")}))
+	mustCheck(t, ExitClean, ref)
+	want := []uint64{0, 2, 319}
+	b := bitmapsOf(t, ref)
+	if len(b) != 1 || !slices.Equal(b[0].set(), want) || string(b[0].ID[:]) != "0123456789abcdef" {
+		t.Fatalf("the test's own bitmap is %v", b[0].set())
+	}
+
+	write := func(s *Stack, off, n int64) {
+		t.Helper()
+		p := bytes.Repeat([]byte{9}, int(n))
+		if _, err := s.WriteAt(p, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A new cluster, one in place, a fast one, zeroes, a discard.
+	s := mustOpen(t, []ImageRef{ref}, Options{})
+	write(s, 20*4096+512, 1024)
+	want = append(want, 161, 162)
+	write(s, 0, 512)
+	r := s.NewReader()
+	if at := r.Locate(3*512, 512, true); at.Where != Direct {
+		t.Fatalf("%+v", at)
+	} else {
+		r.Leave(at.Token)
+	}
+	want = append(want, 3)
+	if err := s.WriteZeroes(7*4096+512, 512, true); err != nil {
+		t.Fatal(err)
+	}
+	want = append(want, 57)
+	if err := s.Discard(20*4096, 4096); err != nil {
+		t.Fatal(err)
+	}
+	for g := range uint64(8) {
+		want = append(want, 160+g)
+	}
+	if i, err := ReadInfo(ref); err != nil || i.Extension != nil || !i.InUse {
+		t.Errorf("while open: %+v, %v", i, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(want)
+	want = slices.Compact(want)
+	b = bitmapsOf(t, ref)
+	if len(b) != 1 || !slices.Equal(b[0].set(), want) {
+		t.Fatalf("the bitmap came back as %v, want %v", b[0].set(), want)
+	}
+	mustCheck(t, ExitClean, ref)
+	i, err := ReadInfo(ref)
+	if err != nil || i.Extension == nil || len(i.Extension.Sections) != 1 || !i.Extension.Sections[0].Transit || i.Extension.Sections[0].Magic != "0x2" {
+		t.Fatalf("the extension came back as %+v, %v", i.Extension, err)
+	}
+	if u := i.Extension.Bitmaps[0].ID; u != "30313233-3435-3637-3839-616263646566" {
+		t.Errorf("UUID %s", u)
+	}
+
+	// Reading leaves it alone.
+	before, _ := os.ReadFile(ref.Path)
+	readDisk(t, ref)
+	if now, _ := os.ReadFile(ref.Path); !bytes.Equal(now, before) {
+		t.Error("reading changed the file")
+	}
+
+	// A crash: whoever comes next must not believe in the bitmap.
+	s = mustOpen(t, []ImageRef{ref}, Options{})
+	write(s, 30*4096, 4096)
+	if err := s.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	s.closeFiles()
+	if b := bitmapsOf(t, ref); b != nil {
+		t.Errorf("after a crash there is the bitmap %v", b[0].set())
+	}
+	if err := mustOpen(t, []ImageRef{ref}, Options{TakeOver: true}).Close(); err != nil {
+		t.Fatal(err)
+	}
+	if b := bitmapsOf(t, ref); b != nil {
+		t.Errorf("after a crash and a close there is the bitmap %v", b[0].set())
+	}
+}
+
+// TestBitmapShapes carries bitmaps whose tables are all clear, all set and
+// mixed over several clusters of bits.
+func TestBitmapShapes(t *testing.T) {
+	const c, sectors = 2, 40000 // 8192 bits a cluster: 5 of them
+	w := newSimWorld()
+	ref := w.addImage("a", 2, c, sectors)
+	s, err := Open([]ImageRef{ref}, Options{open: w.open})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rng := rand.New(rand.NewPCG(1, 1))
+	var want [][]uint64
+	for _, granularity := range []uint32{1, 7, 128, 1 << 20} {
+		m := &Bitmap{Granularity: granularity, sectors: sectors, ID: [16]byte{byte(granularity)}}
+		m.bits = make([]uint64, (m.granules()+63)/64)
+		for g := range m.granules() {
+			switch g / 8192 {
+			case 1:
+				m.bits[g/64] |= 1 << (g % 64)
+			case 2, 4:
+				m.bits[g/64] |= rng.Uint64() & 1 << (g % 64)
+			}
+		}
+		s.bitmaps = append(s.bitmaps, m)
+		want = append(want, m.set())
+	}
+	s.unknown = append(s.unknown, section{magic: 5, flags: sectionTransit, data: []byte("odd length!")})
+	for round := range 3 {
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		r, err := check([]ImageRef{ref}, CheckOptions{}, w.open)
+		if err != nil || r.ExitCode() != ExitClean {
+			// The unknown section may point at the old bitmaps' places, so
+			// they stay; that isn't clean, and isn't wrong.
+			if round == 0 || err != nil {
+				t.Fatalf("%+v, %v", r.Images[0], err)
+			}
+		}
+		if s, err = Open([]ImageRef{ref}, Options{open: w.open}); err != nil {
+			t.Fatal(err)
+		}
+		if len(s.bitmaps) != len(want) || len(s.unknown) != 1 || string(s.unknown[0].data) != "odd length!" {
+			t.Fatalf("round %d: %d bitmaps, sections %v", round, len(s.bitmaps), s.unknown)
+		}
+		for i, m := range s.bitmaps {
+			if !slices.Equal(m.set(), want[i]) || m.ID[0] != byte(m.Granularity) {
+				t.Errorf("round %d: bitmap %d differs", round, i)
+			}
+		}
+	}
+}
+
+// TestBitmapIgnored: software that knows no extension leaves in_use 0, and
+// with it whatever ext_off says is void.
+func TestBitmapIgnored(t *testing.T) {
+	im := newSmallImage(2).withBitmap()
+	im.put32(44, 0)
+	ref := writeSmall(t, im)
+	mustCheck(t, ExitLeaks, ref)
+	if i, err := ReadInfo(ref); err != nil || !i.Extension.Ignored || i.Extension.Bitmaps != nil {
+		t.Errorf("%+v, %v", i.Extension, err)
+	}
+	r, err := Check([]ImageRef{ref}, CheckOptions{Repair: true})
+	if err != nil || r.ExitCode() != ExitClean || r.Images[0].Repaired != 2 {
+		t.Errorf("%+v, %v", r.Images[0], err)
+	}
+	b, _ := os.ReadFile(ref.Path)
+	if binary.LittleEndian.Uint64(b[56:]) != 0 {
+		t.Error("ext_off still points into what was cut off")
+	}
+	mustCheck(t, ExitClean, ref)
+}
+
+// TestNecessarySection: what must be understood keeps an image from being
+// written, not from being read.
+func TestNecessarySection(t *testing.T) {
+	ref := writeSmall(t, newSmallImage(2).withBitmap(section{magic: 3, flags: sectionNeeded | sectionTransit}))
+	before, _ := os.ReadFile(ref.Path)
+	_, err := Open([]ImageRef{ref}, Options{})
+	wantLine(t, err, ErrUnsupported, ref.Path, "0x3")
+	if disk := readDisk(t, ref); disk[0] != 1 {
+		t.Error("it reads as something else")
+	}
+	if now, _ := os.ReadFile(ref.Path); !bytes.Equal(now, before) {
+		t.Error("the file was changed")
+	}
+}
+
+// TestInteropBitmap: QEMU reads an image whose bitmap we have carried along.
+func TestInteropBitmap(t *testing.T) {
+	ref := writeSmall(t, newSmallImage(2).withBitmap())
+	disk := scatter(t, []ImageRef{ref}, rand.New(rand.NewPCG(8, 8)), 3)
+	if len(bitmapsOf(t, ref)) != 1 {
+		t.Fatal("the bitmap is gone")
+	}
+	before, _ := os.ReadFile(ref.Path)
+	wantSame(t, disk, "driver=parallels,read-only=on,file.filename="+ref.Path, ref)
+	if now, _ := os.ReadFile(ref.Path); !bytes.Equal(now, before) {
+		t.Error("QEMU changed the file by reading it")
+	}
+}
