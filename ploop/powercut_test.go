@@ -23,9 +23,15 @@ type cutModel struct {
 	next    uint64
 	groups  []sync.Mutex // operations don't overlap; of groupSectors each
 	running bool         // between Open and Close
+	// lost is, by sector, how many versions had been begun when a failed sync
+	// lost what it was to make durable: no later flush covers those.
+	lost []int
 }
 
 const groupSectors = 2
+
+// errWrong is a wrong byte, as opposed to an operation that failed.
+var errWrong = errors.New("the disk is wrong")
 
 func newCutModel(w *simWorld, now []uint64) *cutModel {
 	m := &cutModel{w: w, next: 1, acked: make([]int, len(now)), floor: make([]int, len(now)),
@@ -107,7 +113,9 @@ func (m *cutModel) flush(do func() error) error {
 	m.w.Lock()
 	defer m.w.Unlock()
 	for i := range marks {
-		m.floor[i] = max(m.floor[i], marks[i])
+		if m.lost == nil || marks[i] >= m.lost[i] {
+			m.floor[i] = max(m.floor[i], marks[i])
+		}
 	}
 	return nil
 }
@@ -168,11 +176,11 @@ func (k *worker) step() error {
 		for i := first; i < first+n; i++ {
 			h := m.history[i]
 			v, ok := stamped(p[(i-first)*SectorSize:], i)
-			if was := h[len(h)-2]; !ok || v != 0 && v != was {
+			if !ok || !slices.Contains(h[m.acked[i]:], v) {
 				m.w.Unlock()
-				return fmt.Errorf("sector %d is version %d (%v) after a discard of %d", i, v, ok, was)
+				return fmt.Errorf("%w: sector %d is version %d (%v) after a discard of %d", errWrong, i, v, ok, h[m.acked[i]:])
 			} else if v != 0 {
-				m.history[i] = h[:len(h)-1]
+				m.history[i] = append(h[:len(h)-1], v) // as good as written again
 			}
 		}
 		m.w.Unlock()
@@ -225,14 +233,16 @@ func (k *worker) fast(fua bool) error {
 	return err
 }
 
-// compare wants the newest versions in p. The caller has locked the range.
+// compare wants the newest versions in p, where any that wasn't acknowledged
+// may be it. The caller has locked the range.
 func (m *cutModel) compare(p []byte, first int) error {
 	m.w.Lock()
 	defer m.w.Unlock()
 	for i := range len(p) / SectorSize {
 		h := m.history[first+i]
-		if v, ok := stamped(p[i*SectorSize:], first+i); !ok || v != h[len(h)-1] {
-			return fmt.Errorf("sector %d reads as version %d (%v), want %d", first+i, v, ok, h[len(h)-1])
+		h = h[m.acked[first+i]:]
+		if v, ok := stamped(p[i*SectorSize:], first+i); !ok || !slices.Contains(h, v) {
+			return fmt.Errorf("%w: sector %d is version %d (%v), want one of %v", errWrong, first+i, v, ok, h)
 		}
 	}
 	return nil

@@ -31,6 +31,8 @@ type simWorld struct {
 	// fault decides, locked, what becomes of an operation; nil: it works.
 	fault func(f *simFile, kind string, off, n int64) simFault
 	syncs int
+	// beforeSync is called, not locked, when a Sync begins; nil: nothing.
+	beforeSync func()
 }
 
 // simFault is what an operation comes to.
@@ -200,6 +202,9 @@ func (f *simFile) settle(ops []*simOp) {
 }
 
 func (f *simFile) Sync() error {
+	if f.w.beforeSync != nil {
+		f.w.beforeSync()
+	}
 	f.w.Lock()
 	defer f.w.Unlock()
 	f.w.syncs++
