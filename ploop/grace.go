@@ -24,6 +24,8 @@ type grace struct {
 
 	tell sync.Mutex
 	cond *sync.Cond // on tell: some counter reached zero
+
+	skip bool // tests' control: don't wait
 }
 
 func (g *grace) init() { g.cond = sync.NewCond(&g.tell) }
@@ -52,6 +54,9 @@ func (g *grace) leave(r *Reader, p uint32) {
 // wait returns when every transfer that was counted before the call has left.
 // It must not be called between enter and leave.
 func (g *grace) wait() {
+	if g.skip {
+		return
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.waiting.Add(1)
