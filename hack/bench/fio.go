@@ -98,7 +98,7 @@ type fioOutput struct {
 func runFio(ctx context.Context, s *server, l load, round int, runtime time.Duration, dir string) (*vmRun, error) {
 	args := []string{
 		"--name=bench", "--filename=" + s.path, "--direct=1", "--ioengine=io_uring", "--fixedbufs", "--registerfiles",
-		"--thread", "--group_reporting", "--time_based", fmt.Sprintf("--runtime=%gs", runtime.Seconds()),
+		"--thread", "--group_reporting", "--time_based", fmt.Sprintf("--runtime=%dms", runtime.Milliseconds()),
 		"--rw=" + l.rw(), "--bs=" + strconv.Itoa(l.Block), "--iodepth=" + strconv.Itoa(l.Depth), "--numjobs=" + strconv.Itoa(l.Jobs),
 		"--norandommap", "--randseed=" + strconv.Itoa(round+1), "--output-format=json",
 	}

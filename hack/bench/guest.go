@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -21,6 +23,7 @@ type guestOptions struct {
 	run     time.Duration
 	quick   bool
 	only    string
+	servers string
 }
 
 func guestMain(ctx context.Context, args []string) error {
@@ -35,6 +38,7 @@ func guestMain(ctx context.Context, args []string) error {
 	f.DurationVar(&g.run, "run", 3*time.Second, "`time` of one run")
 	f.BoolVar(&g.quick, "quick", false, "only the quick set")
 	f.StringVar(&g.only, "only", "", "only loads of this `name`")
+	f.StringVar(&g.servers, "servers", strings.Join(tableServers, ","), "comma-separated `names` of the servers to measure")
 	if err := f.Parse(args); err != nil {
 		return flag.ErrHelp
 	}
@@ -43,6 +47,11 @@ func guestMain(ctx context.Context, args []string) error {
 		return err
 	}
 	defer stopServers(servers)
+	wanted := strings.Split(g.servers, ",")
+	measured := slices.DeleteFunc(slices.Clone(servers), func(s *server) bool { return !slices.Contains(wanted, s.name) })
+	if len(measured) == 0 {
+		return fmt.Errorf("-servers %s: want some of %v", g.servers, tableServers)
+	}
 	old, err := filepath.Glob(filepath.Join(g.out, "fio-*.json"))
 	if err != nil {
 		return err
@@ -68,9 +77,9 @@ func guestMain(ctx context.Context, args []string) error {
 			rounds = g.rounds
 		}
 		for round := range rounds {
-			for i := range servers {
+			for i := range measured {
 				// Every round begins with another one.
-				s := servers[(i+round)%len(servers)]
+				s := measured[(i+round)%len(measured)]
 				r, err := runFio(ctx, s, l, round, g.run, g.out)
 				if err != nil {
 					return err

@@ -22,6 +22,7 @@ func vm(ctx context.Context, args []string) error {
 	rounds := f.Int("rounds", 3, "`number` of rounds of the quick set; the rest has one")
 	runTime := f.Duration("run", 2*time.Second, "`time` of one run")
 	only := f.String("only", "", "only the load of this `name`, such as '4k randread d32 j1'")
+	servers := f.String("servers", strings.Join(tableServers, ","), "comma-separated `names` of the servers to measure")
 	profile := f.Bool("profile", false, "keep CPU profiles of holdfast, which cost some speed")
 	timeout := f.Duration("timeout", 30*time.Minute, "give up after this `time`")
 	if err := f.Parse(args); err != nil {
@@ -44,7 +45,7 @@ func vm(ctx context.Context, args []string) error {
 		return err
 	}
 	guest := []string{"run", "holdfast/hack/vm", "-kernel", bootSeries, "-mem", "4G", "-timeout", timeout.String(), "-out", dir, "-files", dir, "-files", kublk, "--",
-		self, "guest", "-kublk", kublk, "-rounds", fmt.Sprint(*rounds), "-run", runTime.String(), "-only", *only, fmt.Sprintf("-quick=%t", *quick)}
+		self, "guest", "-kublk", kublk, "-rounds", fmt.Sprint(*rounds), "-run", runTime.String(), "-only", *only, "-servers", *servers, fmt.Sprintf("-quick=%t", *quick)}
 	if *profile {
 		guest = append(guest, "-profile", "/results/cpu")
 	}
