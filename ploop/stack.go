@@ -194,13 +194,13 @@ func (s *Stack) load() (err error) {
 	for _, d := range s.deltas {
 		if d.ref.Raw {
 			for i := range min(d.hdr.Clusters(), s.clusters) {
-				s.table.store(i, makeEntry(0, i*uint64(d.hdr.ClusterSectors)))
+				s.table.init(i, makeEntry(0, i*uint64(d.hdr.ClusterSectors)))
 			}
 			continue
 		}
 		n := int64(0)
 		used, err := d.scanBAT(func(i, sector uint64) {
-			s.table.store(i, makeEntry(d.level, sector))
+			s.table.init(i, makeEntry(d.level, sector))
 			n++
 		}, d.refuse)
 		if err != nil {
