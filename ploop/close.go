@@ -39,6 +39,9 @@ func (s *Stack) endWriting() error {
 			}
 		}
 	}
+	if err := s.index.restoreAll(s); err != nil {
+		return err
+	}
 	s.space.next = s.space.usedEnd()
 	if len(s.unknown) > 0 {
 		s.space.next = max(s.space.next, d.fileClusters())

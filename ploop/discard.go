@@ -77,7 +77,7 @@ func (s *Stack) unmap(clusters []uint64) (err error) {
 		e, err := s.settled(i)
 		if err != nil {
 			for _, op := range ops {
-				s.table.store(op.cluster, op.from)
+				s.table.unsetBusy(op.cluster)
 			}
 			return err
 		}
@@ -95,12 +95,16 @@ func (s *Stack) unmap(clusters []uint64) (err error) {
 		return nil
 	}
 	s.grace.wait()
+	gen := s.index.syncFailed.Load()
 	if err := s.index.commit(s, ops, nil); err != nil {
 		return err
 	}
 	if !s.noOrder {
 		if err := s.sync(); err != nil {
 			return err // the places stay unused until the next open
+		}
+		if gen != s.index.syncFailed.Load() {
+			return nil // as above: another sync failed, and with it perhaps this change
 		}
 	}
 	h := &s.top.hdr

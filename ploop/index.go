@@ -26,6 +26,8 @@ type index struct {
 	// that succeeds would not tell, so those writes fail.
 	syncFailed atomic.Uint64
 
+	lost lostIndex
+
 	// doubt holds, by sector of the BAT, changes whose write failed and that
 	// couldn't be read back. Their entries stay busy. Only the leader uses it.
 	doubt map[int64][]indexOp
@@ -115,7 +117,10 @@ func (x *index) process(s *Stack, batch []*indexRequest) {
 			continue
 		}
 		if len(r.ops) == 0 {
-			r.err = x.settle(s, sectorOfEntry(r.cluster))
+			at := sectorOfEntry(r.cluster)
+			if r.err = x.settle(s, at); r.err == nil {
+				r.err = x.restore(s, at)
+			}
 			continue
 		}
 		for k := range r.ops {
@@ -129,7 +134,7 @@ func (x *index) process(s *Stack, batch []*indexRequest) {
 			// Not touched: these entries are as they were.
 			for _, op := range ops {
 				op.err = err
-				s.table.store(op.cluster, op.from)
+				s.table.unsetBusy(op.cluster)
 			}
 			continue
 		}
@@ -200,22 +205,26 @@ func (x *index) writeRun(s *Stack, sectors []int64, bySector map[int64][]*indexO
 	}
 	b := AlignedBuffer(len(sectors) * SectorSize)
 	x.fill(s, b, sectors[0], changes)
+	gen := x.syncFailed.Load()
 	_, err := s.top.file.WriteAt(b, sectors[0])
-	s.indexSeq.Add(1)
 	if err != nil {
 		err = s.top.ioError("write index", sectors[0], err)
+		x.written(s, sectors, gen, func() {})
 		for _, at := range sectors {
 			x.failed(s, at, bySector[at], err)
 		}
 		return
 	}
-	for _, at := range sectors {
-		for _, op := range bySector[at] {
-			x.publish(s, op.cluster, op.from, op.to)
+	x.written(s, sectors, gen, func() {
+		for _, at := range sectors {
+			for _, op := range bySector[at] {
+				x.publish(s, op.cluster, op.from, op.to)
+			}
 		}
-	}
+	})
 }
 
+// publish puts an entry into the table; the caller holds x.lost.
 func (x *index) publish(s *Stack, i uint64, from, to entry) {
 	s.table.store(i, to)
 	inTop := func(e entry) bool { return e.mapped() && e.level() == s.Top() }
@@ -272,9 +281,12 @@ func (x *index) settle(s *Stack, at int64) error {
 		return &FormatError{File: s.top.ref.Path, Offset: at, Class: ErrCorrupt, What: "index read back after a failed write",
 			Found: "entries that this device never wrote", Want: "those before or after the write; something else writes to the image"}
 	}
+	x.lost.Lock()
+	defer x.lost.Unlock()
 	for _, op := range ops {
 		x.publish(s, op.cluster, op.from, found[op.cluster])
 	}
+	x.mark(s, at)
 	delete(x.doubt, at)
 	return nil
 }

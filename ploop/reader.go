@@ -70,7 +70,7 @@ func (r *Reader) locate(off int64, n int, write bool) Place {
 			s.grace.leave(r, token)
 			return Place{Where: Zero}
 		}
-	case !write || e.level() == s.Top() && !s.readOnly:
+	case !write || e.level() == s.Top() && !s.readOnly && !e.lost():
 		if write && s.bitmaps != nil {
 			s.markDirty(off, int64(n))
 		}
@@ -92,7 +92,7 @@ func (s *Stack) FlushBegin() uint64 { return s.indexSeq.Load() }
 // FlushEnd takes what FlushBegin gave.
 func (s *Stack) FlushEnd(seq uint64, ok bool) {
 	if !ok {
-		s.index.syncFailed.Add(1)
+		s.index.lose(s)
 		return
 	}
 	for {

@@ -234,7 +234,13 @@ func (f *simFile) Sync() error {
 // there, torn, and the rest never will, whatever later syncs say, although
 // reads go on to see it.
 func (f *simFile) loseCache(rng *rand.Rand) {
-	f.durable = f.cut(rng)
+	for _, op := range f.pending {
+		// The file system's own changes are in its journal, which keeps
+		// them or gives up altogether.
+		if op.done {
+			f.durable = op.apply(f.durable, func() bool { return op.kind != 'w' || rng.IntN(2) == 0 })
+		}
+	}
 	f.pending = slices.DeleteFunc(f.pending, func(o *simOp) bool { return o.done })
 }
 

@@ -13,6 +13,7 @@ import (
 //
 //	bits 0–47   sector of the file where the cluster begins
 //	bits 48–55  level+1; 0: in no file, reads as zeroes
+//	bit 62      lost: a failed sync may have lost this entry in the file
 //	bit 63      busy: take the slow way
 //
 // A zero word is thus "not allocated", and a fresh table is anonymous memory
@@ -21,6 +22,7 @@ type entry uint64
 
 const (
 	entryBusy       entry = 1 << 63
+	entryLost       entry = 1 << 62
 	entryLevelShift       = 48
 	entrySector     entry = 1<<entryLevelShift - 1
 )
@@ -33,6 +35,7 @@ func (e entry) mapped() bool  { return e>>entryLevelShift&0xff != 0 }
 func (e entry) level() int    { return int(e>>entryLevelShift&0xff) - 1 }
 func (e entry) sector() int64 { return int64(e & entrySector) }
 func (e entry) busy() bool    { return e&entryBusy != 0 }
+func (e entry) lost() bool    { return e&entryLost != 0 }
 
 // table is the merged BAT, off the Go heap: it may be half a gigabyte that
 // the garbage collector has no business with.
@@ -64,3 +67,6 @@ func (t *table) init(i uint64, e entry) {
 
 func (t *table) store(i uint64, e entry) { t.e[i].Store(uint64(e)) }
 func (t *table) setBusy(i uint64)        { t.e[i].Or(uint64(entryBusy)) }
+func (t *table) unsetBusy(i uint64)      { t.e[i].And(^uint64(entryBusy)) }
+func (t *table) setLost(i uint64)        { t.e[i].Or(uint64(entryLost)) }
+func (t *table) unsetLost(i uint64)      { t.e[i].And(^uint64(entryLost)) }

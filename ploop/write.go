@@ -83,14 +83,15 @@ func (d *delta) write(p []byte, off int64) error {
 // settled gives a cluster's entry, whose lock the caller holds, after
 // finding out what a failed change left in the file.
 func (s *Stack) settled(i uint64) (entry, error) {
-	e := s.table.load(i)
-	if !e.busy() {
-		return e, nil
+	for {
+		e := s.table.load(i)
+		if !e.busy() && !e.lost() {
+			return e, nil
+		}
+		if err := s.index.resolve(s, i); err != nil {
+			return 0, err
+		}
 	}
-	if err := s.index.resolve(s, i); err != nil {
-		return 0, err
-	}
-	return s.table.load(i), nil
 }
 
 // WriteAt writes p at off; both must be whole sectors of the disk. When it

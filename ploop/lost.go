@@ -1,0 +1,115 @@
+package ploop
+
+import (
+	"maps"
+	"slices"
+	"sync"
+)
+
+// lostIndex remembers which sectors of the BAT aren't known to be durable, for
+// when a sync fails.
+//
+// A failed sync may have lost, for good, what it was to make durable: reads
+// go on to see it (in a cache), and a later sync succeeds without it. The
+// user of the disk was told that the flush failed and expects no more of what
+// was written before. But a write after it, to a cluster whose entry was
+// lost, followed by a flush that succeeds, has to last. So the entries of
+// lost sectors are marked, which sends writes the slow way, and there the
+// sector is written anew first. Reads are not concerned.
+type lostIndex struct {
+	sync.Mutex
+	recent  map[int64]uint64   // sector, and indexSeq when it was last written
+	sectors map[int64]struct{} // those that are lost
+}
+
+// maxRecent is how many sectors are kept before the durable ones are dropped.
+const maxRecent = 1024
+
+// written notes that sectors of the BAT were written, or perhaps were, and
+// publishes what they say. gen is syncFailed from before the write: a sync
+// that failed meanwhile may have lost this write as well.
+func (x *index) written(s *Stack, sectors []int64, gen uint64, publish func()) {
+	l := &x.lost
+	l.Lock()
+	defer l.Unlock()
+	if l.recent == nil {
+		l.recent, l.sectors = map[int64]uint64{}, map[int64]struct{}{}
+	}
+	if synced := s.synced.Load(); len(l.recent) > maxRecent {
+		maps.DeleteFunc(l.recent, func(_ int64, seq uint64) bool { return seq <= synced })
+	}
+	// After the write, so that a flush that begins now counts it, and before
+	// the entries can be seen, so that nobody takes them for durable.
+	seq := s.indexSeq.Add(1)
+	for _, at := range sectors {
+		l.recent[at] = seq
+		if x.syncFailed.Load() != gen {
+			l.sectors[at] = struct{}{}
+		} else {
+			delete(l.sectors, at)
+		}
+	}
+	publish()
+	for _, at := range sectors {
+		x.mark(s, at)
+	}
+}
+
+// mark brings the marks of a sector's entries in line. The caller holds x.lost.
+func (x *index) mark(s *Stack, at int64) {
+	_, lost := x.lost.sectors[at]
+	first := uint64(max(at-headerSize, 0)) / batEntrySize
+	end := min(uint64(at+SectorSize-headerSize)/batEntrySize, s.clusters)
+	for i := first; i < end; i++ {
+		if e := s.table.load(i); lost && !e.lost() {
+			s.table.setLost(i)
+		} else if !lost && e.lost() {
+			s.table.unsetLost(i)
+		}
+	}
+}
+
+// lose notes that a sync failed.
+func (x *index) lose(s *Stack) {
+	l := &x.lost
+	l.Lock()
+	defer l.Unlock()
+	x.syncFailed.Add(1)
+	synced := s.synced.Load()
+	for at, seq := range l.recent {
+		if seq > synced {
+			l.sectors[at] = struct{}{}
+			x.mark(s, at)
+		}
+	}
+}
+
+// restore writes a lost sector anew. Only the leader calls it, or Close.
+func (x *index) restore(s *Stack, at int64) error {
+	x.lost.Lock()
+	_, lost := x.lost.sectors[at]
+	x.lost.Unlock()
+	if !lost {
+		return nil
+	}
+	gen := x.syncFailed.Load()
+	b := AlignedBuffer(SectorSize)
+	x.fill(s, b, at, nil)
+	if _, err := s.top.file.WriteAt(b, at); err != nil {
+		return s.top.ioError("write index", at, err)
+	}
+	x.written(s, []int64{at}, gen, func() {})
+	return nil
+}
+
+func (x *index) restoreAll(s *Stack) error {
+	x.lost.Lock()
+	sectors := slices.Sorted(maps.Keys(x.lost.sectors))
+	x.lost.Unlock()
+	for _, at := range sectors {
+		if err := x.restore(s, at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
