@@ -157,9 +157,6 @@ func (d *Daemon) openRecorded(ctx context.Context, s *slot, rec, old *record, ta
 		undo()
 		return nil, fail(CodeInternal, "%w", err)
 	}
-	if old != nil {
-		d.clearDead(&slot{name: s.name, rec: old})
-	}
 	dev, err := d.kernel.open(ctx, rec.Spec, takeOver, d.event(s))
 	if err != nil {
 		undo()
@@ -179,7 +176,9 @@ func (d *Daemon) openRecorded(ctx context.Context, s *slot, rec, old *record, ta
 		d.log.Warn().Err(err).Str("device", s.name).Msg("the device's number could not be noted")
 	}
 	d.set(s, func() { s.rec = &numbered })
-	d.log.Info().Str("device", s.name).Str("path", dev.Path()).Bool("taken_over", takeOver).Msg("device created")
+	if takeOver {
+		d.log.Info().Str("device", s.name).Msg("taken over from a daemon that died")
+	}
 	return dev, nil
 }
 

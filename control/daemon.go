@@ -143,9 +143,11 @@ func (d *Daemon) readRecords() error {
 }
 
 // clearDead deletes what the kernel still has of a lost device. It can't fail:
-// a device that stays is dead, and only takes up a number.
+// a device that stays is dead, and only takes up a number. It is done once, at
+// the start, and the number forgotten then: the driver may give it to the next
+// device, which looks just as dead until it is started.
 func (d *Daemon) clearDead(s *slot) {
-	if s.rec.ID < 0 || s.rec.BootID != d.boot {
+	if s.rec.ID < 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -156,6 +158,10 @@ func (d *Daemon) clearDead(s *slot) {
 		d.log.Warn().Str("device", s.name).Msgf("the kernel keeps the dead device /dev/ublkb%d: %v", s.rec.ID, err)
 	case done:
 		d.log.Info().Str("device", s.name).Msgf("deleted the dead device /dev/ublkb%d", s.rec.ID)
+	}
+	s.rec.ID = -1
+	if err := d.records.save(s.rec); err != nil {
+		d.log.Warn().Err(err).Send()
 	}
 }
 

@@ -254,6 +254,9 @@ func TestLostDevice(t *testing.T) {
 	if !f.k.taken["v"] {
 		t.Error("not taken over")
 	}
+	if !slices.Equal(f.k.deleted, []int{0}) {
+		t.Errorf("deleted from the kernel: %v; the number may be another device's by now", f.k.deleted)
+	}
 	if dev, _ := f.c.Device(ctx, "v"); dev.Problem != "" || dev.Advice != "" || dev.State != "live" {
 		t.Errorf("%+v", dev)
 	}

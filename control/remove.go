@@ -87,7 +87,6 @@ func (d *Daemon) removeLive(ctx context.Context, s *slot, force bool) error {
 	if err != nil {
 		return fail(CodeInternal, "device %q was removed, but its record stays: %w", s.name, err)
 	}
-	d.log.Info().Str("device", s.name).Bool("force", force).Msg("device removed")
 	return nil
 }
 
@@ -128,7 +127,6 @@ func (d *Daemon) removeLost(s *slot, force bool) error {
 	if err != nil {
 		d.log.Warn().Err(err).Str("device", s.name).Msg("forgotten by force, its images may still be marked in use")
 	}
-	d.clearDead(s)
 	if err := d.records.remove(s.name); err != nil {
 		return fail(CodeInternal, "%w", err)
 	}

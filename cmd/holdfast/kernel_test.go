@@ -1,0 +1,220 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"holdfast/ublk"
+)
+
+// needKernel is for tests with real devices. In a VM of hack/vm, which sets
+// HOLDFAST_VM, they must run; elsewhere they do for root where there is a driver.
+func needKernel(t *testing.T) {
+	t.Helper()
+	inVM := os.Getenv("HOLDFAST_VM") != ""
+	if inVM {
+		if out, err := exec.Command("modprobe", "ublk_drv").CombinedOutput(); err != nil {
+			t.Fatalf("modprobe ublk_drv: %v: %s", err, out)
+		}
+	}
+	ctl, err := ublk.Open("")
+	if err == nil {
+		ctl.Close()
+	} else if inVM {
+		t.Fatal(err)
+	} else {
+		t.Skip(err)
+	}
+}
+
+func (d dir) sh(name string, args ...string) {
+	d.t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		d.t.Fatalf("%s %q: %v: %s", name, args, err, out)
+	}
+}
+
+// create makes an image and serves it; the answer is the path and a newline.
+func (d dir) create(name string, args ...string) string {
+	d.t.Helper()
+	if _, err := os.Stat(d.file(name + ".hds")); err != nil {
+		d.ok("image", "create", "--size", "64M", d.file(name+".hds"))
+	}
+	out := d.ok(append([]string{"create", name, "--image", d.file(name + ".hds")}, args...)...)
+	path := strings.TrimSuffix(out, "\n")
+	if fi, err := os.Stat(path); err != nil || fi.Mode()&os.ModeDevice == 0 || strings.ContainsAny(path, " \n") {
+		d.t.Fatalf("create printed %q", out)
+	}
+	return path
+}
+
+// mount makes a file system on first use and mounts it.
+func (d dir) mount(path string, fresh bool) {
+	d.t.Helper()
+	if fresh {
+		d.sh("mkfs.ext4", "-q", path)
+	}
+	os.Mkdir(d.file("mnt"), 0o755)
+	d.sh("mount", path, d.file("mnt"))
+	d.t.Cleanup(func() { syscall.Unmount(d.file("mnt"), syscall.MNT_DETACH) })
+}
+
+func (d dir) umount() {
+	d.t.Helper()
+	if err := syscall.Unmount(d.file("mnt"), 0); err != nil {
+		d.t.Fatalf("umount: %v", err)
+	}
+}
+
+func (d dir) clean(name string) {
+	d.t.Helper()
+	d.ok("image", "check", d.file(name+".hds"))
+	if d.object("image", "info", d.file(name+".hds"))["in_use"] != false {
+		d.t.Errorf("%s is still marked in use", name)
+	}
+}
+
+// ends waits for a daemon's end and returns its exit code.
+func (d dir) ends(cmd *exec.Cmd) int {
+	d.t.Helper()
+	ended := make(chan struct{})
+	go func() { cmd.Wait(); close(ended) }()
+	select {
+	case <-ended:
+		return cmd.ProcessState.ExitCode()
+	case <-time.After(time.Minute):
+		cmd.Process.Signal(syscall.SIGQUIT)
+		<-ended
+		d.t.Fatalf("the daemon does not end:\n%s", d.read("log"))
+		return -1
+	}
+}
+
+func TestKernelDevice(t *testing.T) {
+	needKernel(t)
+	d := newDir(t)
+	d.daemon()
+	path := d.create("vol")
+	d.mount(path, true)
+	d.fails(4, "mounted on "+d.file("mnt"), "remove", "vol")
+	list := d.ok("list")
+	if !strings.Contains(list, path) || !strings.Contains(list, d.file("mnt")) {
+		t.Errorf("%s", list)
+	}
+	show := d.object("show", "vol")
+	if show["state"] != "live" || show["counters"].(map[string]any)["writes"] == float64(0) {
+		t.Errorf("%v", show)
+	}
+	d.fails(1, `belongs to device "vol"`, "create", "other", "--image", d.file("vol.hds"))
+	d.fails(1, "exists already", "create", "vol", "--image", d.file("vol.hds"))
+	d.fails(1, "", "image", "check", "--repair", d.file("vol.hds")) // locked
+	d.umount()
+
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.fails(4, "open in process", "remove", "vol")
+	f.Close()
+	d.ok("remove", "vol")
+	d.clean("vol")
+	if _, err := os.Stat(path); err == nil {
+		t.Error("the device is still there")
+	}
+
+	// By force under a mounted file system: whole images all the same.
+	d.mount(d.create("vol"), false)
+	d.ok("remove", "vol", "--force")
+	d.clean("vol")
+}
+
+func TestKernelSIGTERM(t *testing.T) {
+	needKernel(t)
+	d := newDir(t)
+	cmd := d.daemon()
+	d.mount(d.create("busy"), true)
+	idle := d.create("idle", "--data-path", "copy", "--queues", "1", "--depth", "16")
+	cmd.Process.Signal(syscall.SIGTERM)
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if _, err := os.Stat(idle); err != nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the idle device stays:\n%s", d.read("log"))
+		}
+	}
+	if err := os.WriteFile(d.file("mnt/x"), []byte("still here"), 0o600); err != nil {
+		t.Error(err)
+	}
+	d.fails(1, "stopping", "create", "new", "--image", d.file("idle.hds"))
+	d.umount()
+	if code := d.ends(cmd); code != 0 {
+		t.Errorf("exit %d:\n%s", code, d.read("log"))
+	}
+	d.clean("busy")
+	d.clean("idle")
+
+	// And a second signal, under the mounted file system.
+	cmd = d.daemon()
+	d.mount(d.create("busy"), false)
+	cmd.Process.Signal(syscall.SIGTERM)
+	for deadline := time.Now().Add(20 * time.Second); !bytes.Contains(d.read("log"), []byte("not removed yet")); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("no report of the user:\n%s", d.read("log"))
+		}
+	}
+	cmd.Process.Signal(syscall.SIGTERM)
+	if code := d.ends(cmd); code != 0 {
+		t.Errorf("exit %d:\n%s", code, d.read("log"))
+	}
+	d.clean("busy")
+}
+
+// TestKernelKilledDaemon: what a killed daemon leaves can be taken over, or
+// closed cleanly, and a stranger's in-use mark can't.
+func TestKernelKilledDaemon(t *testing.T) {
+	needKernel(t)
+	d := newDir(t)
+	kill := func(cmd *exec.Cmd) {
+		cmd.Process.Kill()
+		cmd.Wait()
+	}
+	cmd := d.daemon()
+	d.mount(d.create("vol"), true)
+	if err := os.WriteFile(d.file("mnt/x"), []byte("kept"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.umount()
+	kill(cmd)
+
+	cmd = d.daemon()
+	if show := d.object("show", "vol"); show["state"] != "lost" || show["advice"] == nil {
+		t.Errorf("%v", show)
+	}
+	path := d.create("vol")
+	d.mount(path, false)
+	if got := d.read("mnt/x"); string(got) != "kept" {
+		t.Errorf("%q", got)
+	}
+	kill(cmd) // with the file system mounted
+	cmd = d.daemon()
+	d.ok("remove", "vol")
+	d.clean("vol")
+	syscall.Unmount(d.file("mnt"), syscall.MNT_DETACH)
+
+	d.create("vol")
+	kill(cmd)
+	if err := os.RemoveAll(d.file("state")); err != nil {
+		t.Fatal(err)
+	}
+	d.daemon()
+	d.fails(1, "in_use", "create", "vol", "--image", d.file("vol.hds"))
+	d.ok("image", "check", "--repair", d.file("vol.hds"))
+	d.create("vol")
+	d.ok("remove", "vol")
+}
