@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -165,4 +166,5 @@ func TestControlOnAnotherFile(t *testing.T) {
 	if _, err := c.GetInfo(t.Context(), 0); !errors.Is(err, ErrClosed) {
 		t.Errorf("after Close: %v", err)
 	}
+	runtime.GC() // a pin that was left would panic
 }

@@ -163,9 +163,10 @@ func (c *Control) run(ctx context.Context, cmd command) (int32, error) {
 	}
 	cl := &call{cmd: cmd, result: make(chan int32, 1)}
 	if cmd.mem != nil {
-		cl.pin.Pin(cmd.mem)
+		cl.pin.Pin(cmd.mem) // until the completion has come
 	}
 	if err := c.post(cl); err != nil {
+		cl.pin.Unpin()
 		return fail(err)
 	}
 	done := func(res int32) (int32, error) {
