@@ -137,6 +137,8 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 func (c *Client) unreachable(ctx context.Context, err error) *Error {
 	var op *net.OpError
 	switch {
+	case errors.Is(ctx.Err(), context.Canceled):
+		return fail(CodeInternal, "gave up waiting for the daemon: %w", context.Cause(ctx))
 	case ctx.Err() != nil:
 		return fail(CodeUnreachable, "no answer from the daemon on %q: %w", c.socket, context.Cause(ctx))
 	case errors.Is(err, fs.ErrPermission):

@@ -200,4 +200,8 @@ func TestSilentDaemon(t *testing.T) {
 	defer cancel()
 	_, err = NewClient(dir).Snapshot(short)
 	wantCode(t, err, CodeUnreachable)
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	_, err = NewClient(dir).Snapshot(ended)
+	wantCode(t, err, CodeInternal)
 }
