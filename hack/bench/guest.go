@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // guestOptions are those of the part of vm that runs in the guest.
@@ -24,6 +26,7 @@ type guestOptions struct {
 	quick   bool
 	only    string
 	servers string
+	clock   string
 }
 
 func guestMain(ctx context.Context, args []string) error {
@@ -33,6 +36,7 @@ func guestMain(ctx context.Context, args []string) error {
 	f.StringVar(&g.out, "out", "/results", "`directory` for the results")
 	f.StringVar(&g.kublk, "kublk", "kublk", "the C server's `program`")
 	f.StringVar(&g.profile, "profile", "", "holdfast's CPU profiles go to this `prefix`")
+	f.StringVar(&g.clock, "clock", "wall", "what the guest's time is, if it is emulated, for the table's title")
 	f.Int64Var(&g.size, "size", 256, "`MiB` of each device")
 	f.IntVar(&g.rounds, "rounds", 3, "`number` of rounds of the quick set; the rest has one")
 	f.DurationVar(&g.run, "run", 3*time.Second, "`time` of one run")
@@ -92,7 +96,31 @@ func guestMain(ctx context.Context, args []string) error {
 		}
 		fmt.Fprintf(os.Stderr, "bench: %s: %s\n", time.Now().Format(time.TimeOnly), l)
 	}
-	text := vmTable(runs)
+	title, err := vmTitle(&g)
+	if err != nil {
+		return err
+	}
+	text := title + vmTable(runs)
 	fmt.Print(text)
 	return os.WriteFile(filepath.Join(g.out, "table.txt"), []byte(text), 0o644)
+}
+
+// vmTitle says what kind of figures follow.
+func vmTitle(g *guestOptions) (string, error) {
+	cpu, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return "", err
+	}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return "", err
+	}
+	kind := "a real processor"
+	switch emulated := strings.Contains(string(cpu), "QEMU TCG"); {
+	case emulated && g.clock == "instructions":
+		kind = "an emulated processor whose clock counts instructions: figures are lengths of path, and processor times include waiting for the other processor's turn"
+	case emulated:
+		kind = "an emulated processor by the host's clock: ratios only, and only if the host had nothing else to do"
+	}
+	return fmt.Sprintf("Linux %s on %s; files on %s, %d MiB; runs of %v\n", unix.ByteSliceToString(uts.Release[:]), kind, g.dir, g.size, g.run), nil
 }

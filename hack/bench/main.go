@@ -9,13 +9,19 @@
 //
 // # What the figures say
 //
-// Native figures are of this machine's disk and memory, and absolute. Those of
-// the VM are, where the processor is emulated, a cost in instructions: quote
-// ratios of two servers in one boot, never a rate.
+// Native figures are of this machine's disk and memory, and absolute.
 //
-// Every comparison takes turns: a round is one run of each side, one after the
-// other, and a ratio is the median of the rounds' ratios. So what else the
-// machine does falls on both.
+// The VM's are a comparison of servers in one boot. Where the processor is
+// emulated, time in the guest is made to be a count of instructions (QEMU's
+// icount): what else the machine does then has no influence, a second run shows
+// the same within a few per cent, and a rate says how long the way of a request
+// is, fio's and the kernel's part included. Two processors' instructions go on
+// one count, so nothing is gained by working at the same time. -clock wall
+// measures by the host's clock instead; on KVM that is always so.
+//
+// Natively, and by the host's clock, figures need company: a round is one run of
+// each side, one after the other, and a ratio is the median of the rounds'
+// ratios, so that what else the machine does falls on both.
 package main
 
 import (

@@ -19,14 +19,18 @@ func vm(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("vm", flag.ContinueOnError)
 	out := f.String("out", "build/bench/vm", "`directory` for the results")
 	quick := f.Bool("quick", false, "only 4k random, one job")
-	rounds := f.Int("rounds", 3, "`number` of rounds of the quick set; the rest has one")
-	runTime := f.Duration("run", 2*time.Second, "`time` of one run")
+	rounds := f.Int("rounds", 1, "`number` of rounds of the quick set; the rest has one")
+	runTime := f.Duration("run", 300*time.Millisecond, "`time` of one run, by the guest's clock")
 	only := f.String("only", "", "only the load of this `name`, such as '4k randread d32 j1'")
 	servers := f.String("servers", strings.Join(tableServers, ","), "comma-separated `names` of the servers to measure")
+	clock := f.String("clock", "instructions", "what an emulated guest's time is: instructions, or wall")
 	profile := f.Bool("profile", false, "keep CPU profiles of holdfast, which cost some speed")
 	timeout := f.Duration("timeout", 30*time.Minute, "give up after this `time`")
 	if err := f.Parse(args); err != nil {
 		return flag.ErrHelp
+	}
+	if *clock != "instructions" && *clock != "wall" {
+		return fmt.Errorf("-clock %s: want instructions or wall", *clock)
 	}
 	dir, err := filepath.Abs(*out)
 	if err != nil {
@@ -44,8 +48,8 @@ func vm(ctx context.Context, args []string) error {
 	if err := goTool(ctx, "build", "-o", self, "holdfast/hack/bench"); err != nil {
 		return err
 	}
-	guest := []string{"run", "holdfast/hack/vm", "-kernel", bootSeries, "-mem", "4G", "-timeout", timeout.String(), "-out", dir, "-files", dir, "-files", kublk, "--",
-		self, "guest", "-kublk", kublk, "-rounds", fmt.Sprint(*rounds), "-run", runTime.String(), "-only", *only, "-servers", *servers, fmt.Sprintf("-quick=%t", *quick)}
+	guest := []string{"run", "holdfast/hack/vm", fmt.Sprintf("-icount=%t", *clock == "instructions"), "-kernel", bootSeries, "-mem", "4G", "-timeout", timeout.String(), "-out", dir, "-files", dir, "-files", kublk, "--",
+		self, "guest", "-clock", *clock, "-kublk", kublk, "-rounds", fmt.Sprint(*rounds), "-run", runTime.String(), "-only", *only, "-servers", *servers, fmt.Sprintf("-quick=%t", *quick)}
 	if *profile {
 		guest = append(guest, "-profile", "/results/cpu")
 	}

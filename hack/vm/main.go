@@ -81,6 +81,7 @@ type options struct {
 	disks     list
 	append    string
 	allowOops bool
+	icount    bool
 	refresh   bool
 	fetchOnly bool
 	test      list
@@ -137,6 +138,7 @@ func parse(args []string) (*options, error) {
 	f.Var(&o.disks, "disk", "add a virtio disk of this `size[,cache]`, /dev/vda and on; cache as QEMU has it, default unsafe (repeatable)")
 	f.StringVar(&o.append, "append", "", "more kernel command `line`")
 	f.BoolVar(&o.allowOops, "allow-oops", false, "do not fail when the kernel reports a fault")
+	f.BoolVar(&o.icount, "icount", false, "where the guest is emulated, let its clock count instructions: timings then are costs in instructions and do not depend on what else the machine does")
 	f.BoolVar(&o.refresh, "refresh", false, "look for a newer kernel of the series")
 	f.BoolVar(&o.fetchOnly, "fetch", false, "only fetch the kernel")
 	f.Var(&o.test, "test", "run the Go tests of this package `pattern` (repeatable); arguments after -- go to the test binaries")
@@ -203,7 +205,7 @@ func execute(ctx context.Context, o *options) (int, error) {
 	}
 	m := &machine{
 		kernel: k, initramfs: filepath.Join(temp, "initramfs"), outDir: outDir,
-		memory: o.memory, cpus: o.cpus, append: o.append, timeout: o.timeout,
+		memory: o.memory, cpus: o.cpus, append: o.append, icount: o.icount, timeout: o.timeout,
 		stdout: os.Stdout, stderr: os.Stderr,
 	}
 	if m.disks, err = makeDisks(temp, o.disks); err != nil {

@@ -30,6 +30,7 @@ type machine struct {
 	cpus      int
 	disks     []disk
 	append    string // more kernel command line
+	icount    bool   // emulated: the clock counts instructions
 	timeout   time.Duration
 	stdout    io.Writer
 	stderr    io.Writer
@@ -92,6 +93,12 @@ func (m *machine) args(a accelerator) []string {
 	if m.append != "" {
 		cmdline += " " + m.append
 	}
+	var clock []string
+	if a == accelTCG && m.icount {
+		// 2 ns an instruction of any processor, and an idle guest skips to its
+		// next timer. QEMU can count with one thread only.
+		accel, clock = "tcg,thread=single", []string{"-icount", "shift=1,sleep=off"}
+	}
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none",
 		"-accel", accel, "-cpu", cpu, "-smp", strconv.Itoa(m.cpus), "-m", m.memory,
@@ -102,6 +109,7 @@ func (m *machine) args(a accelerator) []string {
 		"-device", "virtio-rng-pci",
 		"-serial", "chardev:sock0",
 	}
+	args = append(args, clock...)
 	for i := range sockCount {
 		args = append(args, "-chardev", fmt.Sprintf("socket,id=sock%d,fd=%d", i, 3+i))
 	}
