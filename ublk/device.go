@@ -156,7 +156,8 @@ func (d *Device) Start(ctx context.Context) error {
 
 // Stop removes the device for good, whoever has it open. In order: STOP_DEV, which
 // takes the disk away and waits for the requests in flight; the queues' threads
-// reap every tag, unmap and close their rings; /dev/ublkcN is closed; DEL_DEV.
+// reap every tag, unmap and close their rings; /dev/ublkcN is closed; DEL_DEV. The
+// number may stay taken until the last user has closed the dead disk.
 //
 // Stop waits for requests that the handler owns, to its deadline (Control.Timeout a
 // step without one). When that passes, the error says what was waited for, the
@@ -188,7 +189,12 @@ func (d *Device) Stop(ctx context.Context) error {
 		d.noteError(unix.Close(d.fd))
 		d.fd = -1
 	}
-	if err := d.ctl.Delete(ctx, id); err != nil && !errors.Is(err, ErrNoDevice) {
+	// The waiting form waits for those who still have the dead disk open.
+	err := d.ctl.DeleteAsync(ctx, id)
+	if errors.Is(err, unix.EOPNOTSUPP) { // before Linux 6.9
+		err = d.ctl.Delete(ctx, id)
+	}
+	if err != nil && !errors.Is(err, ErrNoDevice) {
 		return err
 	}
 	d.deleted = true
