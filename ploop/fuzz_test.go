@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 )
 
 // wantFormatError wants an error to be one of the package's, on one line.
@@ -57,6 +58,9 @@ const fuzzLimit = 1 << 20
 // openFuzzed opens an image in every way and holds the ways against each
 // other: what opens checks clean, and what doesn't has a finding or an error.
 func openFuzzed(t *testing.T, b []byte) {
+	// A fuzzer by itself waits for ever and says nothing. (Where one shows
+	// no executions for a while it minimizes: -fuzzminimizetime 2x.)
+	defer time.AfterFunc(20*time.Second, func() { panic("takes too long") }).Stop()
 	w := newSimWorld()
 	refs := []ImageRef{w.add("x", b)}
 	r, cerr := check(refs, CheckOptions{}, w.open)
