@@ -80,7 +80,7 @@ type slot struct {
 // Start takes the directories, reads the records, clears away what an earlier
 // daemon of ours left in the kernel, and opens the socket. Serve then answers.
 func Start(cfg Config) (*Daemon, error) {
-	return start(cfg, newKernel(cfg.Log))
+	return start(cfg, newKernel(cfg.Log, cfg.StateDir))
 }
 
 func start(cfg Config, k kernel) (_ *Daemon, err error) {
@@ -131,37 +131,27 @@ func (d *Daemon) readRecords() error {
 	for _, rec := range recs {
 		s := &slot{name: rec.Spec.Name, op: make(chan struct{}, 1), rec: rec}
 		d.slots[s.name] = s
+		s.problem = fmt.Sprintf("its daemon (process %d) died", rec.PID)
 		if rec.BootID != d.boot {
 			s.problem = "the machine went down while the device was served"
-		} else {
-			s.problem = fmt.Sprintf("its daemon (process %d) died", rec.PID)
-			d.clearDead(s)
 		}
 		d.log.Warn().Str("device", s.name).Msgf("device is lost: %s; %s", s.problem, lostAdvice(s.name))
 	}
+	d.clearDead()
 	return nil
 }
 
-// clearDead deletes what the kernel still has of a lost device. It can't fail:
-// a device that stays is dead, and only takes up a number. It is done once, at
-// the start, and the number forgotten then: the driver may give it to the next
-// device, which looks just as dead until it is started.
-func (d *Daemon) clearDead(s *slot) {
-	if s.rec.ID < 0 {
-		return
-	}
+// clearDead deletes what the kernel still has of earlier daemons' devices. It
+// can't fail: a device that stays is dead, and only takes up a number.
+func (d *Daemon) clearDead() {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	done, err := d.kernel.deleteDead(ctx, s.rec)
-	switch {
-	case err != nil:
-		d.log.Warn().Str("device", s.name).Msgf("the kernel keeps the dead device /dev/ublkb%d: %v", s.rec.ID, err)
-	case done:
-		d.log.Info().Str("device", s.name).Msgf("deleted the dead device /dev/ublkb%d", s.rec.ID)
+	deleted, err := d.kernel.deleteDead(ctx)
+	for _, id := range deleted {
+		d.log.Info().Msgf("deleted the dead device /dev/ublkb%d", id)
 	}
-	s.rec.ID = -1
-	if err := d.records.save(s.rec); err != nil {
-		d.log.Warn().Err(err).Send()
+	if err != nil {
+		d.log.Warn().Msg(err.Error())
 	}
 }
 

@@ -33,6 +33,7 @@ type fakeKernel struct {
 	live     map[string]*fakeDevice
 	next     int
 	taken    map[string]bool // opened or closed with take-over, by name
+	dead     []int // left by crashed daemons
 	deleted  []int
 	stackErr error // of closeImages
 }
@@ -98,11 +99,13 @@ func (k *fakeKernel) closeImages(spec device.Spec) error {
 	return k.stackErr
 }
 
-func (k *fakeKernel) deleteDead(_ context.Context, rec *record) (bool, error) {
+func (k *fakeKernel) deleteDead(context.Context) ([]int, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.deleted = append(k.deleted, rec.ID)
-	return true, nil
+	dead := k.dead
+	k.dead = nil
+	k.deleted = append(k.deleted, dead...)
+	return dead, nil
 }
 
 func (k *fakeKernel) users(disks map[int]string) (map[int][]device.User, error) {
@@ -199,6 +202,9 @@ func (f *fixture) crash() {
 	}
 	f.d = nil
 	f.k.mu.Lock()
+	for _, d := range f.k.live {
+		f.k.dead = append(f.k.dead, d.id)
+	}
 	clear(f.k.live)
 	f.k.mu.Unlock()
 }

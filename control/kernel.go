@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -36,9 +38,10 @@ type kernel interface {
 	// closeImages opens the images of a spec that was being served by a dead
 	// daemon of ours, and closes them cleanly.
 	closeImages(spec device.Spec) error
-	// deleteDead deletes the driver's device of a lost record, if it is there,
-	// ours, and without a server. It says whether it did.
-	deleteDead(ctx context.Context, rec *record) (bool, error)
+	// deleteDead deletes what earlier daemons of this state directory left of
+	// devices in the kernel, and gives their numbers. The caller holds the
+	// directory's lock, so that these daemons are known to be dead.
+	deleteDead(ctx context.Context) ([]int, error)
 	// users says who holds disks, given as number → path.
 	users(disks map[int]string) (map[int][]device.User, error)
 	close()
@@ -47,11 +50,25 @@ type kernel interface {
 // thisKernel is the machine's own.
 type thisKernel struct {
 	log zerolog.Logger
+	tag uint64 // of the devices of daemons with this state directory
 	mu  sync.Mutex
 	ctl *ublk.Control // nil until it could be opened
 }
 
-func newKernel(log zerolog.Logger) *thisKernel { return &thisKernel{log: log} }
+func newKernel(log zerolog.Logger, stateDir string) *thisKernel {
+	return &thisKernel{log: log, tag: tagOf(stateDir)}
+}
+
+// tagOf is the driver's mark on the devices of a state directory's daemons:
+// "hold" in ASCII, and a hash of the directory's name.
+func tagOf(stateDir string) uint64 {
+	if abs, err := filepath.Abs(stateDir); err == nil {
+		stateDir = abs
+	}
+	h := fnv.New32a()
+	h.Write([]byte(stateDir))
+	return 0x686f6c64<<32 | uint64(h.Sum32())
+}
 
 func (k *thisKernel) control() (*ublk.Control, error) {
 	k.mu.Lock()
@@ -76,7 +93,7 @@ func (k *thisKernel) open(ctx context.Context, spec device.Spec, takeOver bool, 
 	if err != nil {
 		return nil, err
 	}
-	dev, err := device.Open(ctx, spec, device.Options{Control: ctl, Log: k.log, TakeOver: takeOver, Event: event})
+	dev, err := device.Open(ctx, spec, device.Options{Control: ctl, Log: k.log, Tag: k.tag, TakeOver: takeOver, Event: event})
 	if err != nil {
 		return nil, err
 	}
@@ -93,29 +110,45 @@ func (k *thisKernel) closeImages(spec device.Spec) error {
 	return stack.Close()
 }
 
-func (k *thisKernel) deleteDead(ctx context.Context, rec *record) (bool, error) {
+func (k *thisKernel) deleteDead(ctx context.Context) (deleted []int, err error) {
 	ctl, err := k.control()
 	if errors.Is(err, ublk.ErrNoDriver) {
-		return false, nil
+		return nil, nil
 	}
 	if err != nil {
-		return false, err
+		return nil, err
 	}
+	ids, err := ctl.List()
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range ids {
+		done, e := deleteOwn(ctx, ctl, id, k.tag)
+		if e != nil {
+			err = errors.Join(err, fmt.Errorf("the kernel keeps the dead device /dev/ublkb%d: %w", id, e))
+		}
+		if done {
+			deleted = append(deleted, id)
+		}
+	}
+	return deleted, err
+}
+
+// deleteOwn deletes a device if it carries the tag, and says whether it did.
+func deleteOwn(ctx context.Context, ctl *ublk.Control, id int, tag uint64) (bool, error) {
 	for {
-		info, err := ctl.GetInfo(ctx, rec.ID)
+		info, err := ctl.GetInfo(ctx, id)
 		switch {
 		case errors.Is(err, ublk.ErrNoDevice):
 			return false, nil
 		case err != nil:
 			return false, err
-		case info.Tag != device.Tag:
-			return false, nil // the number was given to somebody else's device
+		case info.Tag != tag:
+			return false, nil
 		case info.State != ublk.Live:
-			return true, deleteDevice(ctx, ctl, rec.ID)
-		case info.ServerPID != rec.PID:
-			return false, nil // another daemon's
+			return true, deleteDevice(ctx, ctl, id)
 		}
-		// Our own earlier daemon's, which is dead: we hold its lock. The driver hears of its server's death once the last reference to
+		// The driver hears of its server's death once the last reference to
 		// the server's files is gone, which can be after the process is.
 		select {
 		case <-time.After(50 * time.Millisecond):

@@ -16,10 +16,6 @@ import (
 	"holdfast/ublk"
 )
 
-// Tag marks our devices in the driver (ublksrv_flags, which the kernel keeps
-// and doesn't look at): "holdfast" in ASCII.
-const Tag = 0x686f6c6466617374
-
 // ErrBusy is Close's answer while somebody has the device open.
 var ErrBusy = errors.New("device is in use")
 
@@ -27,6 +23,9 @@ var ErrBusy = errors.New("device is in use")
 type Options struct {
 	Control *ublk.Control
 	Log     zerolog.Logger
+	// Tag marks the device in the driver (ublksrv_flags, which the kernel keeps
+	// and doesn't look at), to be known again by.
+	Tag uint64
 	// TakeOver: in_use marks on the images are of our own crash.
 	TakeOver bool
 	// Event takes what happens to the device; it must not block. nil: nobody.
@@ -47,6 +46,7 @@ type Device struct {
 	log   zerolog.Logger
 	event func(Event)
 
+	tag     uint64
 	control *ublk.Control
 	dev     *ublk.Device
 	stack   *ploop.Stack
@@ -77,7 +77,7 @@ func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
 		return nil, err
 	}
 	d := &Device{
-		spec: spec, control: o.Control, event: o.Event,
+		spec: spec, control: o.Control, event: o.Event, tag: o.Tag,
 		log:     o.Log.With().Str("device", spec.Name).Logger(),
 		space:   make(chan struct{}),
 		closing: make(chan struct{}),
@@ -140,7 +140,7 @@ func (d *Device) config() ublk.Config {
 		FUA:           !st.ReadOnly,
 		Files:         len(st.Images),
 		DataPath:      dataPaths[d.spec.DataPath],
-		Tag:           Tag,
+		Tag:           d.tag,
 	}
 	if cfg.Queues == 0 {
 		cfg.Queues = min(runtime.NumCPU(), mostDefaultQueue)
