@@ -24,7 +24,7 @@ func TestVerifyFile(t *testing.T) {
 		if got := d.Config().DataPath; got != p {
 			t.Fatalf("the data path is %v", got)
 		}
-		verify(t, d, "24m")
+		verify(t, d, "16m")
 		s := d.Stats()
 		t.Logf("%+v", s)
 		if s.Reads == 0 || s.Writes == 0 || s.Discards == 0 {
@@ -44,7 +44,7 @@ func TestVerifyMemory(t *testing.T) {
 				const size = 32 << 20
 				h := newRAM(t, size, slow)
 				d := serve(t, c, Config{Size: size, Queues: 2, DataPath: p, DiscardGranularity: 512, WriteZeroes: true}, h)
-				verify(t, d, "12m")
+				verify(t, d, "6m")
 				if s := d.Stats(); slow && s.Wakeups == 0 {
 					t.Fatalf("no wake-up: %+v", s)
 				}
@@ -61,7 +61,7 @@ func TestVerifyWithoutRegisteredBuffers(t *testing.T) {
 	const size = 32 << 20
 	f := backing(t, size, 0)
 	d := serve(t, c, Config{Size: size, DataPath: ZeroCopy, DiscardGranularity: 4096, breakBufReg: true}, &fileHandler{f}, f)
-	verify(t, d, "12m")
+	verify(t, d, "6m")
 	if s := d.Stats(); s.Bounces == 0 || s.Bounces >= s.Reads+s.Writes {
 		t.Fatalf("some transfers should have bounced: %+v", s)
 	}
@@ -332,7 +332,7 @@ func TestAllocatesNothing(t *testing.T) {
 			t.Skip(err)
 		}
 		const size = 16 << 20
-		const requests = 100_000
+		const requests = 25_000 // TestQueueAllocatesNothing has more
 		f := backing(t, size, 0)
 		d := serve(t, c, Config{Size: size, DataPath: p, NoPartScan: true}, &fileHandler{f}, f)
 		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
