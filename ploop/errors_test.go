@@ -111,10 +111,7 @@ func faulty(seed uint64, lossy bool) error {
 }
 
 func faultySeeds(t *testing.T, lossy bool) {
-	seeds := 600
-	if testing.Short() || raceEnabled {
-		seeds = 100
-	}
+	seeds := cutSeeds(600)
 	for seed := range seeds {
 		if err := faulty(uint64(seed), lossy); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)

@@ -47,6 +47,7 @@ type indexRequest struct {
 	ops     []indexOp
 	gen     *uint64 // data was written under this count of syncFailed; nil: no data
 	cluster uint64  // without ops: settle what is in doubt about this one
+	all     bool    // without ops: write every lost sector anew instead
 	err     error
 	turn    chan bool // told once: true to lead, false when done
 }
@@ -62,6 +63,13 @@ func (x *index) commit(s *Stack, ops []indexOp, gen *uint64) error {
 // resolve reads back what a failed change of cluster i left in the file.
 func (x *index) resolve(s *Stack, i uint64) error {
 	r := &indexRequest{cluster: i}
+	x.run(s, r)
+	return r.err
+}
+
+// restoreLost writes anew what a failed sync may have lost.
+func (x *index) restoreLost(s *Stack) error {
+	r := &indexRequest{all: true}
 	x.run(s, r)
 	return r.err
 }
@@ -114,6 +122,10 @@ func (x *index) process(s *Stack, batch []*indexRequest) {
 			r.err = s.top.ioError("sync", -1, fmt.Errorf("an earlier one failed and may have lost this write: %w", unix.EIO))
 		}
 		if r.err != nil {
+			continue
+		}
+		if r.all {
+			r.err = x.restoreAll(s)
 			continue
 		}
 		if len(r.ops) == 0 {

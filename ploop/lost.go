@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // lostIndex remembers which sectors of the BAT aren't known to be durable, for
@@ -15,11 +16,14 @@ import (
 // was written before. But a write after it, to a cluster whose entry was
 // lost, followed by a flush that succeeds, has to last. So the entries of
 // lost sectors are marked, which sends writes the slow way, and there the
-// sector is written anew first. Reads are not concerned.
+// sector is written anew first. Reads are not concerned. A write that was
+// told its place before the sync failed, and ends after it, is the reason why
+// Flush writes all that is lost anew.
 type lostIndex struct {
 	sync.Mutex
 	recent  map[int64]uint64   // sector, and indexSeq when it was last written
 	sectors map[int64]struct{} // those that are lost
+	n       atomic.Int64       // how many; for looking without the lock
 }
 
 // maxRecent is how many sectors are kept before the durable ones are dropped.
@@ -49,6 +53,7 @@ func (x *index) written(s *Stack, sectors []int64, gen uint64, publish func()) {
 			delete(l.sectors, at)
 		}
 	}
+	l.n.Store(int64(len(l.sectors)))
 	publish()
 	for _, at := range sectors {
 		x.mark(s, at)
@@ -82,6 +87,7 @@ func (x *index) lose(s *Stack) {
 			x.mark(s, at)
 		}
 	}
+	l.n.Store(int64(len(l.sectors)))
 }
 
 // restore writes a lost sector anew. Only the leader calls it, or Close.

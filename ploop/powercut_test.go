@@ -191,7 +191,9 @@ func (k *worker) step() error {
 		return m.flush(func() error {
 			seq := s.FlushBegin()
 			err := s.top.file.Sync()
-			s.FlushEnd(seq, err == nil)
+			if !s.FlushEnd(seq, err == nil) && err == nil {
+				return s.Flush()
+			}
 			return err
 		})
 	default:
@@ -439,17 +441,23 @@ func powerCuts(seed uint64, noOrder bool) (cuts int, err error) {
 	return cuts, nil
 }
 
+// cutSeeds is how many seeds to play.
+func cutSeeds(usual int) int {
+	if n, err := strconv.Atoi(os.Getenv("HOLDFAST_POWERCUT_SEEDS")); err == nil {
+		return n
+	}
+	if testing.Short() || raceEnabled {
+		return usual / 5
+	}
+	return usual
+}
+
 // TestPowerCut is promise 2 of the engine: a power cut at any point leaves an
 // image that checks clean but for leaked clusters, and each sector holds a
 // version that was acknowledged or in flight, none older than the last flush.
 // HOLDFAST_POWERCUT_SEEDS asks for more than the usual number of seeds.
 func TestPowerCut(t *testing.T) {
-	seeds := 1000
-	if n, err := strconv.Atoi(os.Getenv("HOLDFAST_POWERCUT_SEEDS")); err == nil {
-		seeds = n
-	} else if testing.Short() || raceEnabled {
-		seeds = 300
-	}
+	seeds := cutSeeds(1000)
 	total := 0
 	for seed := range seeds {
 		n, err := powerCuts(uint64(seed), false)

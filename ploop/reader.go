@@ -87,18 +87,25 @@ func (r *Reader) Leave(token uint32) { r.s.grace.leave(r, token) }
 // Fds()[Top()]) that the caller does itself: everything acknowledged before
 // FlushBegin is durable when FlushEnd is told so. A failed one must be told as
 // well, since a later sync that succeeds says nothing of what this one lost.
-func (s *Stack) FlushBegin() uint64 { return s.indexSeq.Load() }
+func (s *Stack) FlushBegin() uint64 {
+	if s.index.lost.n.Load() != 0 {
+		return 0
+	}
+	return s.indexSeq.Load()
+}
 
-// FlushEnd takes what FlushBegin gave.
-func (s *Stack) FlushEnd(seq uint64, ok bool) {
+// FlushEnd takes what FlushBegin gave and says whether the flush is complete.
+// If it isn't, although the sync succeeded, then an earlier sync failed and
+// may have lost entries of the index, and only Flush writes them anew.
+func (s *Stack) FlushEnd(seq uint64, ok bool) (complete bool) {
 	if !ok {
 		s.index.lose(s)
-		return
+		return false
 	}
 	for {
 		was := s.synced.Load()
 		if was >= seq || s.synced.CompareAndSwap(was, seq) {
-			return
+			return seq != 0
 		}
 	}
 }

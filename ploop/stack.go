@@ -118,6 +118,8 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 		return nil, err
 	}
 	s.grace.init()
+	s.indexSeq.Store(1) // 0 is FlushBegin's way to say more
+	s.synced.Store(1)
 	s.slow = s.NewReader()
 	return s, nil
 }

@@ -221,11 +221,16 @@ func (s *Stack) Flush() error {
 	if s.readOnly {
 		return nil
 	}
+	if s.index.lost.n.Load() != 0 {
+		if err := s.index.restoreLost(s); err != nil {
+			return err
+		}
+	}
 	return s.sync()
 }
 
 func (s *Stack) sync() error {
-	seq := s.FlushBegin()
+	seq := s.indexSeq.Load()
 	err := s.top.file.Sync()
 	s.FlushEnd(seq, err == nil)
 	return s.top.ioError("sync", -1, err)
