@@ -3,10 +3,12 @@ package ploop
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 )
 
@@ -220,6 +222,31 @@ func TestNecessarySection(t *testing.T) {
 	}
 	if now, _ := os.ReadFile(ref.Path); !bytes.Equal(now, before) {
 		t.Error("the file was changed")
+	}
+}
+
+// TestBitmapUnreadable: a bitmap that can't be read now isn't thrown away.
+func TestBitmapUnreadable(t *testing.T) {
+	w := newSimWorld()
+	refs := []ImageRef{w.add("a", newSmallImage(2).withBitmap().b)}
+	end := int64(len(w.files["a"].now))
+	w.fault = func(_ *simFile, kind string, off, n int64) simFault {
+		if kind == "read" && off == end-4096 {
+			return simFault{err: syscall.EIO}
+		}
+		return simFault{}
+	}
+	before := slices.Clone(w.files["a"].now)
+	if _, err := Open(refs, Options{open: w.open}); !errors.Is(err, syscall.EIO) {
+		t.Errorf("opens for writing: %v", err)
+	}
+	if !bytes.Equal(w.files["a"].now, before) {
+		t.Error("the file was changed")
+	}
+	if s, err := Open(refs, Options{ReadOnly: true, open: w.open}); err != nil {
+		t.Error(err)
+	} else {
+		s.Close()
 	}
 }
 

@@ -224,7 +224,9 @@ func (s *Stack) beginWriting() error {
 	if d.ref.Raw {
 		return nil
 	}
-	if errors.Is(d.extErr, ErrUnsupported) {
+	var ioe *IOError
+	if errors.Is(d.extErr, ErrUnsupported) || errors.As(d.extErr, &ioe) {
+		// What couldn't be read may be sound, and mustn't be thrown away.
 		return d.extErr
 	}
 	if d.extErr != nil {
