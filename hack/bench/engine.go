@@ -83,6 +83,10 @@ func (e *engine) close() error {
 	return err
 }
 
+// submitPart is how many requests are prepared at most before the kernel gets
+// them.
+const submitPart = 8
+
 // run does p.Count requests and returns how often it entered the kernel. It
 // allocates nothing.
 func (e *engine) run(p *pattern) (enters int, err error) {
@@ -93,6 +97,15 @@ func (e *engine) run(p *pattern) (enters int, err error) {
 				return enters, err
 			}
 			sent++
+			// What one entry submits goes to the disk together and at its end.
+			// Handing in a large batch by parts lets the disk begin; all at
+			// once has cost 10 to 15% of the rate at depth 32 on virtio.
+			if e.ring.Pending() >= submitPart {
+				if _, err := e.ring.Submit(); err != nil && err != unix.EAGAIN && err != unix.EBUSY {
+					return enters, err
+				}
+				enters++
+			}
 			off = (off + p.Step) % size
 		}
 		if _, err := e.ring.SubmitAndWait(1, -1); err != nil && err != unix.EAGAIN && err != unix.EBUSY {
