@@ -138,8 +138,8 @@ func (s *server) ready(ended <-chan error) error {
 	}
 }
 
-// stopServers ends what startServers started; only holdfast's end is waited for,
-// since it has something left to say. The rest ends with the guest.
+// stopServers ends what startServers started and gives each some seconds for it:
+// holdfast has something left to say. What then still runs ends with the guest.
 func stopServers(all []*server) {
 	for _, s := range all {
 		if s.undo != nil {
