@@ -19,6 +19,11 @@ import (
 // sector is written anew first. Reads are not concerned. A write that was
 // told its place before the sync failed, and ends after it, is the reason why
 // Flush writes all that is lost anew.
+//
+// What remains: of two syncs at the same time one may fail and lose data, and
+// the other succeed and its caller go on before the first one's caller is
+// heard of here. Then an entry may be written whose data is lost. It takes a
+// failing flush, a second one within the same moment, and a power cut.
 type lostIndex struct {
 	sync.Mutex
 	recent  map[int64]uint64   // sector, and indexSeq when it was last written
@@ -79,6 +84,7 @@ func (x *index) lose(s *Stack) {
 	l := &x.lost
 	l.Lock()
 	defer l.Unlock()
+	l.n.Add(1) // before the count, for those who look at both without the lock
 	x.syncFailed.Add(1)
 	synced := s.synced.Load()
 	for at, seq := range l.recent {

@@ -113,7 +113,12 @@ func (s *Stack) FlushEnd(seq uint64, ok bool) (complete bool) {
 // IndexDirty says that the index has changes which are in the file but not yet
 // durable. While it hasn't, a write that is itself durable (RWF_DSYNC) to a
 // Direct place satisfies FUA; otherwise the whole file must be synced.
-func (s *Stack) IndexDirty() bool { return s.synced.Load() != s.indexSeq.Load() }
+func (s *Stack) IndexDirty() bool {
+	// A failed sync in between, with a good one behind it, would make dirty
+	// look clean.
+	gen := s.index.syncFailed.Load()
+	return s.index.lost.n.Load() != 0 || s.synced.Load() != s.indexSeq.Load() || s.index.syncFailed.Load() != gen
+}
 
 // markDirty sets the bits of a range in every dirty bitmap.
 func (s *Stack) markDirty(off, n int64) {
