@@ -19,7 +19,7 @@ func vm(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("vm", flag.ContinueOnError)
 	out := f.String("out", "build/bench/vm", "`directory` for the results")
 	quick := f.Bool("quick", false, "only 4k random, one job")
-	rounds := f.Int("rounds", 1, "`number` of rounds of the quick set; the rest has one")
+	rounds := f.Int("rounds", 3, "`number` of rounds of the quick set; the rest has one")
 	runTime := f.Duration("run", 300*time.Millisecond, "`time` of one run, by the guest's clock")
 	only := f.String("only", "", "only the load of this `name`, such as '4k randread d32 j1'")
 	servers := f.String("servers", strings.Join(tableServers, ","), "comma-separated `names` of the servers to measure")
