@@ -33,7 +33,7 @@ type fakeKernel struct {
 	live     map[string]*fakeDevice
 	next     int
 	taken    map[string]bool // opened or closed with take-over, by name
-	dead     []int // left by crashed daemons
+	dead     []int           // left by crashed daemons
 	deleted  []int
 	stackErr error // of closeImages
 }
