@@ -72,7 +72,11 @@ func TestRandomOperations(t *testing.T) {
 				refs = append(refs, makeImage(t, filepath.Join(dir, string(rune('a'+level))), g.version, g.cluster, g.sectors))
 				for range 3 {
 					s := mustOpen(t, refs, Options{})
-					randomOperations(t, s, rng, model, 200)
+					n := 200
+					if raceEnabled {
+						n = 40 // the detector looks at each byte of the model
+					}
+					randomOperations(t, s, rng, model, n)
 					if err := s.Close(); err != nil {
 						t.Fatal(err)
 					}
