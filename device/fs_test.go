@@ -132,6 +132,40 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
+// TestTruncated cuts the image's file behind the device's back: what is gone is
+// an error to the reader, never zeroes.
+func TestTruncated(t *testing.T) {
+	ctl := openControl(t)
+	for _, path := range dataPathsOf(t, ctl) {
+		t.Run(path, func(t *testing.T) {
+			refs := makeStack(t, t.TempDir(), 1, 2, 4<<20, 1<<20)
+			d := serve(t, ctl, Spec{Name: "cut", Images: refs, DataPath: path})
+			run(t, "dd", "if=/dev/urandom", "of="+d.Path(), "bs=1M", "count=4", "oflag=direct")
+			if err := os.Truncate(refs[0].Path, 3<<20+512); err != nil {
+				t.Fatal(err)
+			}
+			fd, err := unix.Open(d.Path(), unix.O_RDONLY|unix.O_DIRECT, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd)
+			failed := 0
+			for off := int64(0); off < 4<<20; off += 256 << 10 {
+				if _, err := unix.Pread(fd, ploop.AlignedBuffer(256<<10), off); err == unix.EIO {
+					failed++
+				} else if err != nil {
+					t.Fatal(err)
+				}
+			}
+			// Of the file's four clusters behind the header two are whole,
+			// whichever of the disk's they are.
+			if failed != 8 {
+				t.Errorf("%d of 16 reads failed, want the 8 of the lost half", failed)
+			}
+		})
+	}
+}
+
 // TestNoSpace fills the file system under an image: writes wait, are reported,
 // and go on when space comes back; a removal by force fails them instead.
 func TestNoSpace(t *testing.T) {

@@ -38,8 +38,8 @@ type transfer struct {
 }
 
 // ReadFile starts to read all of a READ's bytes from offset off of the file in a
-// slot of the registered table. Queue's thread. Bytes beyond the end of the file
-// read as zeroes, as they do on a device with a hole there.
+// slot of the registered table. Queue's thread. A file that ends before them is
+// EIO.
 func (r *Request) ReadFile(slot int, off int64) { r.ReadFileRange(slot, off, 0, r.n) }
 
 // WriteFile starts to write all of a WRITE's bytes to offset off of the file in a
@@ -151,16 +151,9 @@ func (q *Queue) short(r *Request, came int) {
 		q.submit(r)
 		return
 	}
-	if t.kind == transferWrite {
-		q.finish(r, unix.EIO) // a write that writes nothing and says nothing
-		return
-	}
-	if t.bounced {
-		clear(unsafe.Slice((*byte)(q.spare), t.n)[t.high:])
-		q.finish(r, 0)
-		return
-	}
-	q.finish(r, r.ZeroFillRange(t.pos+t.high, t.n-t.high))
+	// The file ends where it should not, or a write wrote nothing and says
+	// nothing. Zeroes in place of what was lost would go unnoticed.
+	q.finish(r, unix.EIO)
 }
 
 // finish gives the request back to the handler.
