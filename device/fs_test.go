@@ -247,7 +247,7 @@ func TestNoAllocation(t *testing.T) {
 			runtime.ReadMemStats(&b)
 			after := d.Status().Counters
 			n := after.Reads + after.Writes - before.Reads - before.Writes
-			if n < 20000 {
+			if n < 19000 { // the block layer may merge neighbours
 				t.Fatalf("only %d requests came", n)
 			}
 			if after.Slow != before.Slow {
