@@ -98,12 +98,18 @@ func (d *Device) sync(r *ublk.Request) {
 func (d *Device) Transferred(r *ublk.Request, errno unix.Errno) {
 	q := &d.queues[r.Queue().Index()]
 	state, rest := r.User&(1<<stateBits-1), r.User>>stateBits
+	complete := true
 	if state == stateSync {
-		d.stack.FlushEnd(rest, errno == 0)
+		complete = d.stack.FlushEnd(rest, errno == 0)
 	} else {
 		q.reader.Leave(uint32(rest))
 	}
 	switch {
+	case errno == 0 && !complete:
+		// An earlier sync failed and may have lost what this one says nothing
+		// of; the stack's own flush mends that first.
+		q.stats.slow.Add(1)
+		go d.flush(r, q)
 	case errno == 0 && state == stateThenSync:
 		d.sync(r)
 	case errno == 0:

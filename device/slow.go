@@ -19,6 +19,11 @@ func (d *Device) serve(r *ublk.Request, q *queue) {
 	d.finish(r, q, err)
 }
 
+// flush ends a FLUSH, or a write that asked for one, by the stack's own.
+func (d *Device) flush(r *ublk.Request, q *queue) {
+	d.finish(r, q, d.stack.Flush())
+}
+
 // failed decides about a request whose transfer on the ring failed. What may
 // be cured by waiting or by other means is tried again the slow way.
 func (d *Device) failed(r *ublk.Request, q *queue, state uint64, errno unix.Errno) {
