@@ -52,6 +52,9 @@ type Finding struct {
 	Repaired bool   `json:"repaired"`
 }
 
+// maxClear bounds how many entries one repair clears.
+const maxClear = 1 << 20
+
 // maxFindings bounds the list of one image; the rest is only counted.
 const maxFindings = 1000
 
@@ -84,6 +87,7 @@ type ImageCheck struct {
 	dropExt    bool     // ext_off says something that can't be kept
 	clear      []uint64 // entries to be cleared
 	end        int64    // of what is used, in bytes
+	more       bool     // of them than one repair clears
 	hopeless   bool     // has what is never repaired
 	repairable bool
 }
@@ -219,8 +223,10 @@ func (c *ImageCheck) look(d *delta) error {
 		c.found(entryFindings[p], d.badEntry(i, raw, p))
 		if p == entryBeyondDisk || p == entryBeyondFile {
 			c.repairable = true
-			if len(c.clear) < maxFindings*1000 { // the rest at the next repair
+			if len(c.clear) < maxClear {
 				c.clear = append(c.clear, i)
+			} else {
+				c.more = true
 			}
 		} else {
 			c.hopeless = true
@@ -303,6 +309,9 @@ func (c *ImageCheck) extGaps(h *Header, places []uint64) (n uint64) {
 // and the entries go before the space that they may point to, and in_use is
 // cleared last of all.
 func (c *ImageCheck) repair(d *delta) error {
+	if f, ok := d.file.(*osFile); ok && f.block {
+		return nil // can't be cut; Open doesn't write to it either
+	}
 	if c.dropExt {
 		d.hdr.ExtOff = 0
 		if d.hdr.InUse == inUseClosed {
@@ -319,6 +328,9 @@ func (c *ImageCheck) repair(d *delta) error {
 		if err := d.clearEntries(c.clear); err != nil {
 			return err
 		}
+	}
+	if c.more {
+		return nil // still corrupt: the findings stay, the next repair goes on
 	}
 	if c.LeakBytes > 0 {
 		if err := d.file.Truncate(c.end); err != nil {

@@ -42,10 +42,7 @@ func (s *Stack) endWriting() error {
 	if err := s.index.restoreAll(s); err != nil {
 		return err
 	}
-	s.space.next = s.space.usedEnd()
-	if len(s.unknown) > 0 {
-		s.space.next = max(s.space.next, d.fileClusters())
-	}
+	s.space.next = max(s.space.usedEnd(), s.keep)
 	end := int64(d.hdr.sectorAt(s.space.next)) * SectorSize
 	if size, err := d.file.Size(); err != nil {
 		return d.ioError("size", -1, err)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/md5"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 )
@@ -113,6 +114,10 @@ func parseExtension(d *delta, b []byte, off int64) (*extension, error) {
 		s.data = b[p+sectionHeader : p+sectionHeader+int(n)]
 		if s.magic == bitmapMagic {
 			m, err := x.readBitmap(d, s, off+int64(p)+sectionHeader, &memory)
+			var bad *FormatError
+			if s.flags&sectionNeeded != 0 && errors.As(err, &bad) {
+				bad.Class = ErrUnsupported // can't load it: don't write the image
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -181,6 +186,14 @@ func (x *extension) readBitmap(d *delta, s section, off int64, memory *int) (*Bi
 		}
 	}
 	return m, nil
+}
+
+// forget gives back the memory of what only a writer of the image needs.
+func (x *extension) forget() {
+	for _, b := range x.bitmaps {
+		b.bits = nil
+	}
+	x.unknown = nil
 }
 
 // keepable returns what of an extension may still be in the image after

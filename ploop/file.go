@@ -38,6 +38,7 @@ type osFile struct {
 	fd     int
 	direct bool // opened with O_DIRECT
 	locked bool // the file system carries the lock
+	block  bool // a block device: can't grow or shrink
 }
 
 // openFile opens and locks an image. The lock is an open-file-description
@@ -75,6 +76,7 @@ func (f *osFile) checkKind(path string) error {
 	if t := st.Mode & unix.S_IFMT; t != unix.S_IFREG && t != unix.S_IFBLK {
 		return &FormatError{File: path, Offset: -1, What: "file", Found: "neither a regular file nor a block device", Class: ErrNotPloop}
 	}
+	f.block = st.Mode&unix.S_IFMT == unix.S_IFBLK
 	return nil
 }
 

@@ -221,13 +221,13 @@ func (x *index) writeRun(s *Stack, sectors []int64, bySector map[int64][]*indexO
 	_, err := s.top.file.WriteAt(b, sectors[0])
 	if err != nil {
 		err = s.top.ioError("write index", sectors[0], err)
-		x.written(s, sectors, gen, func() {})
+		x.written(s, sectors, gen, false, func() {})
 		for _, at := range sectors {
 			x.failed(s, at, bySector[at], err)
 		}
 		return
 	}
-	x.written(s, sectors, gen, func() {
+	x.written(s, sectors, gen, true, func() {
 		for _, at := range sectors {
 			for _, op := range bySector[at] {
 				x.publish(s, op.cluster, op.from, op.to)

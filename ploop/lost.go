@@ -34,10 +34,10 @@ type lostIndex struct {
 // maxRecent is how many sectors are kept before the durable ones are dropped.
 const maxRecent = 1024
 
-// written notes that sectors of the BAT were written, or perhaps were, and
-// publishes what they say. gen is syncFailed from before the write: a sync
-// that failed meanwhile may have lost this write as well.
-func (x *index) written(s *Stack, sectors []int64, gen uint64, publish func()) {
+// written notes that sectors of the BAT were written, or perhaps were (not ok:
+// the write failed), and publishes what they say. gen is syncFailed from before
+// the write: a sync that failed meanwhile may have lost this write as well.
+func (x *index) written(s *Stack, sectors []int64, gen uint64, ok bool, publish func()) {
 	l := &x.lost
 	l.Lock()
 	defer l.Unlock()
@@ -52,10 +52,11 @@ func (x *index) written(s *Stack, sectors []int64, gen uint64, publish func()) {
 	seq := s.indexSeq.Add(1)
 	for _, at := range sectors {
 		l.recent[at] = seq
-		if x.syncFailed.Load() != gen {
+		switch {
+		case x.syncFailed.Load() != gen:
 			l.sectors[at] = struct{}{}
-		} else {
-			delete(l.sectors, at)
+		case ok:
+			delete(l.sectors, at) // a failed write mends nothing
 		}
 	}
 	l.n.Store(int64(len(l.sectors)))
@@ -110,7 +111,7 @@ func (x *index) restore(s *Stack, at int64) error {
 	if _, err := s.top.file.WriteAt(b, at); err != nil {
 		return s.top.ioError("write index", at, err)
 	}
-	x.written(s, []int64{at}, gen, func() {})
+	x.written(s, []int64{at}, gen, true, func() {})
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -53,6 +54,7 @@ type Stack struct {
 
 	bitmaps []*Bitmap // kept true by every write; nil: none
 	unknown []section // extension sections carried along
+	keep    uint64    // positions of the file below it stay, on their account
 
 	closeMu sync.Mutex
 	closed  atomic.Bool
@@ -106,6 +108,9 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 		}
 		d.level = level
 		s.deltas = append(s.deltas, d)
+		if d.ext != nil && (!top || o.ReadOnly) {
+			d.ext.forget()
+		}
 		if err := s.checkInUse(d, top, o); err != nil {
 			return nil, err
 		}
@@ -224,8 +229,11 @@ func (s *Stack) beginWriting() error {
 	if d.ref.Raw {
 		return nil
 	}
+	if f, ok := d.file.(*osFile); ok && f.block {
+		return &FormatError{File: d.ref.Path, Offset: -1, What: "image to be written", Class: ErrUnsupported, Found: "a block device, which can't grow", Want: "a regular file"}
+	}
 	var ioe *IOError
-	if errors.Is(d.extErr, ErrUnsupported) || errors.As(d.extErr, &ioe) {
+	if errors.Is(d.extErr, ErrUnsupported) || errors.Is(d.extErr, ErrLimit) || errors.As(d.extErr, &ioe) {
 		// What couldn't be read may be sound, and mustn't be thrown away.
 		return d.extErr
 	}
@@ -242,21 +250,35 @@ func (s *Stack) beginWriting() error {
 		}
 		s.bitmaps, s.unknown = k.bitmaps, k.unknown
 	}
-	d.hdr.InUse, d.hdr.ExtOff = inUseDirty, 0
-	if err := s.writeHeader(); err != nil {
-		return err
-	}
 	if len(s.unknown) > 0 {
 		// A section that nobody here understands may point at clusters
 		// that the BAT doesn't know. They must stay.
-		s.space.freeze(d.fileClusters())
-		return nil
+		s.keep = d.foreignEnd()
+		s.space.freeze(s.keep)
 	}
-	end := int64(d.hdr.sectorAt(s.space.next)) * SectorSize
-	if d.size == end {
-		return nil
+	was := d.hdr
+	d.hdr.InUse, d.hdr.ExtOff = inUseDirty, 0
+	d.hdr.Flags &^= flagEmpty
+	err := s.writeHeader()
+	if end := int64(d.hdr.sectorAt(s.space.next)) * SectorSize; err == nil && d.size != end {
+		err = d.ioError("truncate", end, d.file.Truncate(end))
 	}
-	return d.ioError("truncate", end, d.file.Truncate(end))
+	if err != nil {
+		// Nothing else was written: don't leave a mark that no one accounts for.
+		d.hdr = was
+		return errors.Join(err, s.writeHeader())
+	}
+	return nil
+}
+
+// foreignEnd is the first position of the file behind everything that may be
+// somebody else's: all of it but the extension's own clusters at the very end.
+func (d *delta) foreignEnd() uint64 {
+	n := (uint64(d.size)/SectorSize - d.hdr.DataStart() + uint64(d.hdr.ClusterSectors) - 1) / uint64(d.hdr.ClusterSectors)
+	for n > 0 && slices.Contains(d.ext.places, d.hdr.sectorAt(n-1)) {
+		n--
+	}
+	return n
 }
 
 // writeHeader writes the top's first sector and makes it durable.

@@ -68,7 +68,7 @@ func (s *Stack) readPiece(i uint64, in int64, p []byte) error {
 // read fills p from the file; past the end of a raw base there are zeroes.
 func (d *delta) read(p []byte, off int64) error {
 	n, err := d.file.ReadAt(p, off)
-	if d.ref.Raw && errors.Is(err, io.ErrUnexpectedEOF) {
+	if d.ref.Raw && errors.Is(err, io.ErrUnexpectedEOF) && off+int64(n) >= d.size {
 		clear(p[n:])
 		return nil
 	}

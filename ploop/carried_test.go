@@ -1,0 +1,137 @@
+package ploop
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func transitImage() *smallImage {
+	return newSmallImage(2).withBitmap(section{magic: 2, flags: sectionTransit, data: []byte("carried along")})
+}
+
+// TestCarriedTail: behind what an unknown section may refer to, a file that
+// doesn't end with a cluster must not lend its tail to new clusters.
+func TestCarriedTail(t *testing.T) {
+	im := transitImage()
+	tail := bytes.Repeat([]byte{0xaa}, 3*SectorSize)
+	im.b = append(im.b, tail...)
+	at := len(im.b) - len(tail)
+	ref := writeSmall(t, im)
+	s := mustOpen(t, []ImageRef{ref}, Options{})
+	sector := bytes.Repeat([]byte{7}, SectorSize)
+	for i := range s.clusters { // one sector of each cluster that has none yet
+		if !s.table.load(i).mapped() {
+			if _, err := s.WriteAt(sector, int64(i)*s.cluster); err != nil {
+				t.Fatal(err)
+			}
+			rest := make([]byte, s.cluster-SectorSize)
+			if _, err := s.ReadAt(rest, int64(i)*s.cluster+SectorSize); err != nil || !allZero(rest) {
+				t.Fatalf("cluster %d: sectors that were never written aren't zero (%v)", i, err)
+			}
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	now, err := os.ReadFile(ref.Path)
+	if err != nil || !bytes.Equal(now[at:at+len(tail)], tail) {
+		t.Errorf("the tail that may be somebody's was overwritten (%v)", err)
+	}
+}
+
+// TestCarriedSize: opening and closing again and again must not grow the file.
+func TestCarriedSize(t *testing.T) {
+	ref := writeSmall(t, transitImage())
+	var sizes []int64
+	for range 4 {
+		s := mustOpen(t, []ImageRef{ref}, Options{})
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		fi, err := os.Stat(ref.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sizes = append(sizes, fi.Size())
+	}
+	if sizes[3] != sizes[0] {
+		t.Errorf("the file grows without a write: %d", sizes)
+	}
+	mustCheck(t, ExitClean, ref)
+}
+
+// TestNecessaryBitmap: a bitmap that must be understood and can't be loaded
+// keeps the image from being written.
+func TestNecessaryBitmap(t *testing.T) {
+	im := newSmallImage(2)
+	ref := writeSmall(t, im.withExtension(section{magic: bitmapMagic, flags: sectionNeeded, data: []byte("too short")}))
+	if _, err := Open([]ImageRef{ref}, Options{}); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestEmptyFlag: software that believes in the flag must not find it on an
+// image with data.
+func TestEmptyFlag(t *testing.T) {
+	im := newSmallImage(2)
+	im.put32(52, flagEmpty)
+	ref := writeSmall(t, im)
+	s := mustOpen(t, []ImageRef{ref}, Options{})
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(ref.Path)
+	if err != nil || b[52] != 0 {
+		t.Errorf("flags %#x after writing (%v)", b[52], err)
+	}
+}
+
+// TestTruncatedRawBase: what a raw base lost while it was open is an error and
+// not zeroes, which COW would make last.
+func TestTruncatedRawBase(t *testing.T) {
+	dir := memDir(t)
+	raw := ImageRef{Path: filepath.Join(dir, "raw"), Raw: true}
+	if err := os.WriteFile(raw.Path, bytes.Repeat([]byte{5}, 5*4096+SectorSize), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	top := makeImage(t, filepath.Join(dir, "top"), 2, 8, 8*8)
+	s := mustOpen(t, []ImageRef{raw, top}, Options{})
+	defer s.Close()
+	sector := make([]byte, SectorSize)
+	sector[0] = 1
+	if _, err := s.WriteAt(sector, 5*4096); err != nil {
+		t.Fatalf("the base's own partial end: %v", err)
+	}
+	if err := os.Truncate(raw.Path, 2*4096); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.WriteAt(sector, 4*4096); err == nil {
+		t.Error("zeroes were copied up in place of what the base lost")
+	}
+	if _, err := s.ReadAt(sector, 3*4096); err == nil {
+		t.Error("zeroes were read in place of what the base lost")
+	}
+}
+
+// TestFailedWriteKeepsLost: a write of the index that fails mends no sector
+// that an earlier sync may have lost.
+func TestFailedWriteKeepsLost(t *testing.T) {
+	_, s := faultScene(t)
+	x := &s.index
+	x.written(s, []int64{0}, x.syncFailed.Load(), true, func() {})
+	x.lose(s)
+	if x.lost.n.Load() != 1 {
+		t.Fatalf("%d sectors lost", x.lost.n.Load())
+	}
+	x.written(s, []int64{0}, x.syncFailed.Load(), false, func() {})
+	if x.lost.n.Load() != 1 {
+		t.Error("a failed write made it forget")
+	}
+	x.written(s, []int64{0}, x.syncFailed.Load(), true, func() {})
+	if x.lost.n.Load() != 0 {
+		t.Error("a write that succeeded did not mend it")
+	}
+}
