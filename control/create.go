@@ -158,6 +158,11 @@ func (d *Daemon) openRecorded(ctx context.Context, s *slot, rec, old *record, ta
 		return nil, fail(CodeInternal, "%w", err)
 	}
 	dev, err := d.kernel.open(ctx, rec.Spec, takeOver, d.event(s))
+	if errors.Is(err, device.ErrStuck) {
+		// The images may be written to yet, and stay marked: the record too.
+		d.set(s, func() { s.rec, s.problem = rec, err.Error() })
+		return nil, fail(CodeInternal, "%w", err)
+	}
 	if err != nil {
 		undo()
 		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {

@@ -19,6 +19,11 @@ import (
 // ErrBusy is Close's answer while somebody has the device open.
 var ErrBusy = errors.New("device is in use")
 
+// ErrStuck is Open's answer when the device could be neither started nor
+// stopped: requests are under way in storage that doesn't answer. Its images
+// stay open and locked until the process ends.
+var ErrStuck = errors.New("device could not be started, and its storage holds it: the images stay locked until the daemon is restarted")
+
 // Options are what Open needs besides the spec.
 type Options struct {
 	Control *ublk.Control
@@ -95,6 +100,9 @@ func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
 	}
 	d.stack = stack
 	if err := d.start(ctx); err != nil {
+		if d.dev != nil && !d.ended() {
+			return nil, fmt.Errorf("%w: %w", ErrStuck, err)
+		}
 		return nil, errors.Join(err, stack.Close())
 	}
 	d.tell("created", "%s serves %s", d.Path(), spec.Images[len(spec.Images)-1])
@@ -206,14 +214,25 @@ func (d *Device) Close(ctx context.Context, force bool) error {
 		d.stopping = true
 		close(d.closing)
 	}
-	if err := d.dev.Stop(ctx); err != nil {
+	stopErr := d.dev.Stop(ctx)
+	if stopErr != nil && !d.ended() {
 		// Requests may still be under way: the images stay open and locked.
-		return fmt.Errorf("device %s (%s): stop: %w", d.spec.Name, d.Path(), err)
+		return fmt.Errorf("device %s (%s): stop: %w", d.spec.Name, d.Path(), stopErr)
 	}
 	d.closed = true
-	err := d.stack.Close()
+	err := errors.Join(stopErr, d.stack.Close())
 	d.tell("removed", "%s is gone", d.Path())
 	return err
+}
+
+// ended says that the queues have given every request back.
+func (d *Device) ended() bool {
+	select {
+	case <-d.dev.Done():
+		return true
+	default:
+		return false
+	}
 }
 
 // claim asks the kernel whether anybody has the device open. Where the driver

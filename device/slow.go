@@ -38,7 +38,9 @@ func (d *Device) failed(r *ublk.Request, q *queue, state uint64, errno unix.Errn
 		err = d.park(r, err)
 	} else if errno == unix.EINVAL {
 		// The file system wants an alignment that this request lacks.
-		err = d.attempt(r)
+		if err = d.attempt(r); noSpace(err) {
+			err = d.park(r, err)
+		}
 	}
 	d.finish(r, q, err)
 }

@@ -75,10 +75,8 @@ func (d *Device) Status() Status {
 	if c.Parked > 0 {
 		st.State = "parked"
 	}
-	select {
-	case <-d.dev.Done():
+	if d.ended() {
 		st.State = "stopped"
-	default:
 	}
 	return st
 }
