@@ -14,7 +14,7 @@ import (
 // What can be wrong with the machine rather than with a call.
 var (
 	// ErrNoDriver: there is no control device.
-	ErrNoDriver = errors.New("the kernel's ublk driver is not there: load it with `modprobe ublk_drv` (Linux 6.4 or later, CONFIG_BLK_DEV_UBLK)")
+	ErrNoDriver = errors.New("the kernel's ublk driver is not there: load it with `modprobe ublk_drv` (Linux 6.5 or later, CONFIG_BLK_DEV_UBLK)")
 	// ErrPermission: not root enough.
 	ErrPermission = errors.New("not permitted: ublk devices need CAP_SYS_ADMIN and access to /dev/ublk-control")
 	// ErrIOUringDisabled: the sysctl kernel.io_uring_disabled or a seccomp filter.
