@@ -67,29 +67,15 @@ func (r *Request) ZeroFillRange(off, n int) unix.Errno {
 }
 
 // pagesTo copies from a WRITE's pages by reading /dev/ublkcN.
-func (r *Request) pagesTo(p []byte, off int) unix.Errno {
-	pos := userCopyOffset(r.queue.index, int(r.tag)) + int64(off)
-	for len(p) > 0 {
-		n, err := unix.Pread(r.queue.fd, p, pos)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return err.(unix.Errno)
-		}
-		if n == 0 {
-			return unix.EIO
-		}
-		p, pos = p[n:], pos+int64(n)
-	}
-	return 0
-}
+func (r *Request) pagesTo(p []byte, off int) unix.Errno { return r.userCopy(unix.Pread, p, off) }
 
 // pagesFrom copies to a READ's pages by writing /dev/ublkcN.
-func (r *Request) pagesFrom(p []byte, off int) unix.Errno {
+func (r *Request) pagesFrom(p []byte, off int) unix.Errno { return r.userCopy(unix.Pwrite, p, off) }
+
+func (r *Request) userCopy(move func(fd int, p []byte, off int64) (int, error), p []byte, off int) unix.Errno {
 	pos := userCopyOffset(r.queue.index, int(r.tag)) + int64(off)
 	for len(p) > 0 {
-		n, err := unix.Pwrite(r.queue.fd, p, pos)
+		n, err := move(r.queue.fd, p, pos)
 		if err == unix.EINTR {
 			continue
 		}
