@@ -128,10 +128,7 @@ func (d *Device) start(ctx context.Context) error {
 			return errors.Join(err, dev.Stop(context.WithoutCancel(ctx)))
 		}
 	}
-	if err := dev.Start(ctx); err != nil {
-		return errors.Join(err, dev.Stop(context.WithoutCancel(ctx)))
-	}
-	return nil
+	return dev.Start(ctx) // which stops the device when it fails
 }
 
 // config says the device's parameters from spec and stack.

@@ -29,11 +29,10 @@ type stats struct {
 // the place's token and a number of the flush fit Request.User, so nothing is
 // allocated.
 const (
-	stateTransfer  = iota + 1 // READ or WRITE between pages and file
-	stateThenSync             // the same, and a sync has to follow (FUA)
-	stateSync                 // the sync of a FLUSH or of a FUA write
-	stateBits      = 2
-	stateTokenBits = 1
+	stateTransfer = iota + 1 // READ or WRITE between pages and file
+	stateThenSync            // the same, and a sync has to follow (FUA)
+	stateSync                // the sync of a FLUSH or of a FUA write
+	stateBits     = 2
 )
 
 // Begin takes a request from the driver. It runs on the queue's thread.

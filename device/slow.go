@@ -12,11 +12,16 @@ import (
 
 // serve is the slow way of a request: plain calls that may block.
 func (d *Device) serve(r *ublk.Request, q *queue) {
+	d.finish(r, q, d.attemptOrPark(r))
+}
+
+// attemptOrPark does the request, and waits for space where there is none.
+func (d *Device) attemptOrPark(r *ublk.Request) error {
 	err := d.attempt(r)
 	if noSpace(err) {
 		err = d.park(r, err)
 	}
-	d.finish(r, q, err)
+	return err
 }
 
 // flush ends a FLUSH, or a write that asked for one, by the stack's own.
@@ -34,13 +39,11 @@ func (d *Device) failed(r *ublk.Request, q *queue, state uint64, errno unix.Errn
 		d.finish(r, q, err)
 		return
 	}
-	if errno == unix.ENOSPC || errno == unix.EDQUOT {
+	if noSpace(err) {
 		err = d.park(r, err)
 	} else if errno == unix.EINVAL {
 		// The file system wants an alignment that this request lacks.
-		if err = d.attempt(r); noSpace(err) {
-			err = d.park(r, err)
-		}
+		err = d.attemptOrPark(r)
 	}
 	d.finish(r, q, err)
 }
