@@ -41,9 +41,28 @@ type Options struct {
 type Event struct {
 	Time    time.Time `json:"time"`
 	Device  string    `json:"device"`
-	Kind    string    `json:"kind"` // created, removed, parked, unparked, io-error
+	Kind    string    `json:"kind"` // one of the Event constants
 	Message string    `json:"message"`
 }
+
+// Kinds of events.
+const (
+	EventCreated       = "created"
+	EventRemoved       = "removed"
+	EventParked        = "parked"          // a request waits for space
+	EventUnparked      = "unparked"        // none does any more
+	EventIOError       = "io-error"        // a request failed
+	EventStandby       = "standby"         // requests are held from now
+	EventRecovered     = "recovered"       // the hold ended, and they are served
+	EventCleared       = "standby-cleared" // the hold ended, and they failed
+	EventTimeout       = "standby-timeout" // the hold goes on, and they fail
+	EventReopenRefused = "reopen-refused"  // the files answer and aren't what they were
+	EventReplaced      = "replaced"        // a file was replaced
+	EventReplaceFailed = "replace-failed"  // and here it was not
+	EventAttached      = "attached"
+	EventDetached      = "detached"
+	EventInconsistency = "inconsistency" // see standby.Inconsistency
+)
 
 // Device is a live block device.
 type Device struct {
@@ -105,7 +124,7 @@ func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
 		}
 		return nil, errors.Join(err, stack.Close())
 	}
-	d.tell("created", "%s serves %s", d.Path(), spec.Images[len(spec.Images)-1])
+	d.tell(EventCreated, "%s serves %s", d.Path(), spec.Images[len(spec.Images)-1])
 	return d, nil
 }
 
@@ -218,7 +237,7 @@ func (d *Device) Close(ctx context.Context, force bool) error {
 	}
 	d.closed = true
 	err := errors.Join(stopErr, d.stack.Close())
-	d.tell("removed", "%s is gone", d.Path())
+	d.tell(EventRemoved, "%s is gone", d.Path())
 	return err
 }
 

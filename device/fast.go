@@ -17,12 +17,13 @@ type queue struct {
 
 // stats are counted on the queue's thread, except where slow requests end.
 type stats struct {
-	ops    [6]atomic.Uint64 // by ublk.Op
-	bytes  [6]atomic.Uint64 // of READ, WRITE and of discarded and zeroed ranges
-	ended  atomic.Uint64
-	errors atomic.Uint64
-	slow   atomic.Uint64
-	_      [64]byte // the neighbour's counters are on another cache line
+	ops     [6]atomic.Uint64 // by ublk.Op
+	bytes   [6]atomic.Uint64 // of READ, WRITE and of discarded and zeroed ranges
+	ended   atomic.Uint64
+	errors  atomic.Uint64
+	slow    atomic.Uint64
+	latency [6]histogram // by ublk.Op
+	_       [64]byte     // the neighbour's counters are on another cache line
 }
 
 // A fast request is in one of these states between its transfers. The state,

@@ -98,7 +98,7 @@ func (d *Device) finish(r *ublk.Request, q *queue, err error) {
 	}
 	q.stats.errors.Add(1)
 	d.ioErrors.Error().Err(err).Str("op", r.Op().String()).Int64("offset", r.Offset()).Int("length", r.Len()).Msg("request failed")
-	d.event(Event{Time: time.Now(), Device: d.spec.Name, Kind: "io-error", Message: err.Error()})
+	d.event(Event{Time: time.Now(), Device: d.spec.Name, Kind: EventIOError, Message: err.Error()})
 	r.Complete(errnoOf(err))
 }
 
@@ -123,11 +123,11 @@ const parkTime = 20 * time.Second
 // until it has or the device is removed.
 func (d *Device) park(r *ublk.Request, err error) error {
 	if d.parked.Add(1) == 1 {
-		d.tell("parked", "%v; requests wait, are tried again every %v, and go on when space is freed", err, parkTime)
+		d.tell(EventParked, "%v; requests wait, are tried again every %v, and go on when space is freed", err, parkTime)
 	}
 	defer func() {
 		if d.parked.Add(-1) == 0 {
-			d.tell("unparked", "no request waits for space any more")
+			d.tell(EventUnparked, "no request waits for space any more")
 		}
 	}()
 	for {

@@ -5,6 +5,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"holdfast/ploop"
 	"holdfast/ublk"
@@ -18,6 +21,38 @@ type Spec struct {
 	Queues   int              `json:"queues,omitempty"`    // 0: one per processor, at most 4
 	Depth    int              `json:"depth,omitempty"`     // requests in flight per queue; 0: 128
 	DataPath string           `json:"data_path,omitempty"` // "auto" or "" (the best the kernel has), "copy", "zero-copy"
+
+	// StandbyErrors is the trigger set by the errors' names (EBUSY); empty:
+	// standby.DefaultTriggers.
+	StandbyErrors []string `json:"standby_errors,omitempty"`
+	// StandbyTimeout is how long a standby may hold requests, before all of them
+	// and new ones fail; 0: for ever.
+	StandbyTimeout Duration `json:"standby_timeout,omitempty"`
+	// Recovery is RecoveryManual, which is also "", or RecoveryReopen.
+	Recovery string `json:"recovery,omitempty"`
+	// OnStandby and OnRecovered are programs for whoever owns the device to run
+	// when it goes to standby and when it has recovered; absolute paths.
+	OnStandby   string `json:"on_standby,omitempty"`
+	OnRecovered string `json:"on_recovered,omitempty"`
+}
+
+// How a device gets out of standby.
+const (
+	RecoveryManual = "manual" // by Replace only
+	RecoveryReopen = "reopen" // also by opening the same files anew, when they answer and are unchanged
+)
+
+// Duration is a time.Duration that JSON says as in "1m30s".
+type Duration time.Duration
+
+// MarshalText is the duration in Go's notation.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText takes Go's notation.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	*d = Duration(v)
+	return err
 }
 
 const (
@@ -67,5 +102,54 @@ func (s *Spec) Validate() error {
 	if _, ok := dataPaths[s.DataPath]; !ok {
 		return fmt.Errorf("device %s: data path %q, want auto, copy or zero-copy", s.Name, s.DataPath)
 	}
+	return s.validateStandby()
+}
+
+func (s *Spec) validateStandby() error {
+	if _, err := triggers(s.StandbyErrors); err != nil {
+		return fmt.Errorf("device %s: %w", s.Name, err)
+	}
+	if s.StandbyTimeout < 0 {
+		return fmt.Errorf("device %s: standby time-out %v: want 0 (none) or more", s.Name, time.Duration(s.StandbyTimeout))
+	}
+	switch s.Recovery {
+	case "", RecoveryManual, RecoveryReopen:
+	default:
+		return fmt.Errorf("device %s: recovery %q, want manual or reopen", s.Name, s.Recovery)
+	}
+	for _, hook := range []string{s.OnStandby, s.OnRecovered} {
+		if hook != "" && !filepath.IsAbs(hook) {
+			return fmt.Errorf("device %s: hook %q: the path is not absolute", s.Name, hook)
+		}
+		if strings.ContainsRune(hook, 0) {
+			return fmt.Errorf("device %s: hook %q: the path has a zero byte", s.Name, hook)
+		}
+	}
 	return nil
+}
+
+// triggers looks up errors by their names; nil for none.
+func triggers(names []string) ([]unix.Errno, error) {
+	var set []unix.Errno
+	for _, name := range names {
+		errno, ok := errnoByName(name)
+		if !ok {
+			return nil, fmt.Errorf("standby error %q: not the name of an error, like ENOTCONN", name)
+		}
+		if noSpace(errno) {
+			return nil, fmt.Errorf("standby error %s: requests wait for space anyway", name)
+		}
+		set = append(set, errno)
+	}
+	return set, nil
+}
+
+// errnoByName is the inverse of unix.ErrnoName.
+func errnoByName(name string) (unix.Errno, bool) {
+	for e := unix.Errno(1); e < 256; e++ {
+		if name != "" && unix.ErrnoName(e) == name {
+			return e, true
+		}
+	}
+	return 0, false
 }

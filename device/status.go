@@ -1,6 +1,8 @@
 package device
 
 import (
+	"time"
+
 	"holdfast/ploop"
 	"holdfast/ublk"
 )
@@ -18,12 +20,65 @@ type Status struct {
 	Clusters    uint64        `json:"clusters"`     // of the disk
 	Allocated   int64         `json:"allocated"`    // clusters that the top image holds
 	ReadOnly    bool          `json:"read_only"`
-	State       string        `json:"state"` // live; parked: requests wait for space; stopped: taken away behind our back
+	State       string        `json:"state"` // one of the State constants
+	Since       time.Time     `json:"since"` // State's
+	Gate        []string      `json:"gate"`  // why requests are held; empty: they flow
+	Standby     StandbyStatus `json:"standby"`
 	Queues      int           `json:"queues"`
 	Depth       int           `json:"depth"`
 	DataPath    string        `json:"data_path"` // copy or zero-copy
 	Images      []ImageStatus `json:"images"`    // base first
 	Counters    Counters      `json:"counters"`
+	Latency     []Latency     `json:"latency"`
+}
+
+// States of a device.
+const (
+	StateLive      = "live"
+	StateParked    = "parked"    // requests wait for space in the storage
+	StateStandby   = "standby"   // requests are held
+	StateFailing   = "failing"   // standby has timed out: requests fail
+	StateReplacing = "replacing" // files are being replaced, requests wait
+	StateStopped   = "stopped"   // taken away behind our back
+)
+
+// StandbyStatus is all about standby.
+type StandbyStatus struct {
+	Value     string     `json:"value"`     // not supported, on or off
+	Enabled   bool       `json:"enabled"`   // STANDBY_EN
+	Flag      bool       `json:"flag"`      // STANDBY
+	Consumers []string   `json:"consumers"` // who has a lease
+	Since     *time.Time `json:"since,omitempty"`
+	Cause     string     `json:"cause,omitempty"`    // the error that set the flag, or "by hand"
+	Errno     string     `json:"errno,omitempty"`    // its name
+	Deadline  *time.Time `json:"deadline,omitempty"` // when requests begin to fail
+	Expired   bool       `json:"expired"`            // they do
+	Held      int64      `json:"held"`               // requests held now
+	Tags      int64      `json:"tags"`               // as many can be
+	// Stuck counts requests begun in files that were replaced since, and which
+	// have not come back from there; they will be served anew when they do.
+	Stuck       int64      `json:"stuck"`
+	Recovery    string     `json:"recovery"` // manual or reopen
+	Attempts    uint64     `json:"attempts"` // to reopen, in this standby
+	LastError   string     `json:"last_error,omitempty"`
+	NextAttempt *time.Time `json:"next_attempt,omitempty"`
+	// Totals since the device was made.
+	Seconds         float64           `json:"seconds"`   // with the flag set
+	Entered         uint64            `json:"entered"`   // times
+	Recovered       uint64            `json:"recovered"` // times
+	HeldTotal       uint64            `json:"held_total"`
+	HeldFailed      uint64            `json:"held_failed"`
+	Triggers        map[string]uint64 `json:"triggers"`        // by the error's name
+	Inconsistencies map[string]uint64 `json:"inconsistencies"` // by kind
+}
+
+// Latency is how long requests of one kind took, of one in LatencySample of them, from
+// their arrival to their completion. Time held counts.
+type Latency struct {
+	Op      string   `json:"op"` // read, write, flush, discard, write_zeroes
+	Count   uint64   `json:"count"`
+	Sum     float64  `json:"sum"`     // seconds
+	Buckets []uint64 `json:"buckets"` // up to LatencyBounds[i] and above the one before; the last is for all above
 }
 
 // Counters are totals since the device was made, but for InFlight and Parked.
