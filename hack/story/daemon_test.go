@@ -1,0 +1,150 @@
+package story
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"holdfast/device"
+)
+
+// needVM skips a test that must not run on a machine that somebody uses.
+func needVM(t *testing.T) {
+	t.Helper()
+	if os.Getenv("HOLDFAST_VM") == "" {
+		t.Skip("runs in the VM only: make vm")
+	}
+}
+
+// daemon is a holdfast of the test's own.
+type daemon struct {
+	t    *testing.T
+	dir  string
+	path string // of the program
+}
+
+// startDaemon starts one; options go to `holdfast daemon`. It ends with the
+// test, after the devices, targets and sessions that were made on it.
+func startDaemon(t *testing.T, options ...string) *daemon {
+	t.Helper()
+	needVM(t)
+	must(t, command("modprobe", "ublk_drv"))
+	d := &daemon{t: t, dir: t.TempDir(), path: os.Getenv("HOLDFAST_BINARY")}
+	if d.path == "" {
+		var err error
+		d.path, err = filepath.Abs("../../bin/holdfast")
+		must(t, err)
+	}
+	if _, err := os.Stat(d.path); err != nil {
+		t.Fatalf("%v: make build", err)
+	}
+	log, err := os.Create(d.dir + "/log")
+	must(t, err)
+	defer log.Close()
+	cmd := exec.Command(d.path, append([]string{"daemon", "--state-dir", d.dir + "/state", "--log-format", "json"}, options...)...)
+	cmd.Env = d.env()
+	cmd.Stdout, cmd.Stderr = log, log
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+		if t.Failed() {
+			logTails(t, log.Name())
+		}
+	})
+	if err := wait(time.Minute, func() error { _, err := d.run("list"); return err }); err != nil {
+		t.Fatalf("the daemon does not answer: %v", err)
+	}
+	return d
+}
+
+func (d *daemon) env() []string { return append(os.Environ(), "HOLDFAST_RUN_DIR="+d.dir+"/run") }
+
+// run runs a holdfast command.
+func (d *daemon) run(args ...string) (string, error) {
+	cmd := exec.Command(d.path, args...)
+	cmd.Env = d.env()
+	var errs strings.Builder
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("holdfast %s: %w: %s", strings.Join(args, " "), err, errs.String())
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// ok runs a command that must succeed.
+func (d *daemon) ok(args ...string) string {
+	d.t.Helper()
+	out, err := d.run(args...)
+	must(d.t, err)
+	return out
+}
+
+// create makes an image and serves it; the answer is the block device. The
+// device is removed with the test.
+func (d *daemon) create(name, image string, options ...string) string {
+	d.t.Helper()
+	// Small clusters: the story is to meet allocations too.
+	d.ok("image", "create", "--size", "512M", "--cluster-size", "64K", image)
+	disk := d.ok(append([]string{"create", name, "--image", image}, options...)...)
+	d.t.Cleanup(func() {
+		if _, err := d.run("remove", name, "--force"); err != nil {
+			d.t.Error(err)
+		}
+	})
+	return disk
+}
+
+// status is what `holdfast show` tells of a device.
+func (d *daemon) status(name string) device.Status {
+	d.t.Helper()
+	var s device.Status
+	if err := json.Unmarshal([]byte(d.ok("show", name, "--json")), &s); err != nil {
+		d.t.Fatal(err)
+	}
+	return s
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func output(name string, args ...string) (string, error) {
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out), nil
+}
+
+// aligned is a buffer for O_DIRECT.
+func aligned(size int) []byte {
+	b := make([]byte, size+4096)
+	skip := -int(uintptr(unsafe.Pointer(&b[0]))) & 4095
+	return b[skip:][:size]
+}
+
+// logTails shows the ends of log files, for a test that has failed.
+func logTails(t *testing.T, patterns ...string) {
+	t.Helper()
+	for _, pattern := range patterns {
+		files, _ := filepath.Glob(pattern)
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil || len(text) == 0 {
+				continue
+			}
+			t.Logf("the end of %s:\n%s", file, text[max(0, len(text)-4000):])
+		}
+	}
+}
