@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/ploop"
+	"holdfast/standby"
 	"holdfast/ublk/uring"
 )
 
@@ -37,6 +38,8 @@ type engine struct {
 	memory []byte
 	tokens []uint32 // of Locate, by buffer
 	free   []int    // buffers at rest
+	// gate is looked at by each request, as package device does; nil: it isn't.
+	gate *standby.Gate
 }
 
 // newEngine must be called, and the engine used, on one locked thread.
@@ -129,6 +132,9 @@ func (e *engine) run(p *pattern) (enters int, err error) {
 }
 
 func (e *engine) start(p *pattern, off int64) error {
+	if e.gate != nil && e.gate.Closed() {
+		return errors.New("the gate is closed")
+	}
 	at := e.reader.Locate(off, p.Block, p.Write)
 	if at.Where != ploop.Direct {
 		return fmt.Errorf("offset %d is not on the fast path: the image must be fully allocated", off)

@@ -2,9 +2,10 @@
 // with, in ways that can embarrass it.
 //
 //	go run ./hack/bench native     the engine on a file against qemu-img bench; no driver needed
+//	go run ./hack/bench gate       what the check for standby costs on the fast path; no driver needed
 //	go run ./hack/bench vm         devices in one boot of Linux 7.2: kernel loop, kublk, qemu-nbd, holdfast
 //
-// Both take -quick. Tables go to standard output, and with the raw results to
+// native and vm take -quick. Tables go to standard output, and with the raw results to
 // build/bench/native and build/bench/vm.
 //
 // # What the figures say
@@ -47,13 +48,15 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: bench native|vm [flags]")
+		return errors.New("usage: bench native|gate|vm [flags]")
 	}
 	switch args[0] {
 	case "native":
 		return native(ctx, args[1:])
 	case "vm":
 		return vm(ctx, args[1:])
+	case "gate":
+		return gate(args[1:])
 	case "engine": // one run of our side of native, in a process of its own
 		return engineMain(args[1:])
 	case "guest": // vm's part in the guest
@@ -61,5 +64,5 @@ func run(ctx context.Context, args []string) error {
 	case "serve": // a server of ours in the guest, for profiles
 		return serveMain(ctx, args[1:])
 	}
-	return fmt.Errorf("%q: want native or vm", args[0])
+	return fmt.Errorf("%q: want native, gate or vm", args[0])
 }
