@@ -148,3 +148,6 @@ func logTails(t *testing.T, patterns ...string) {
 		}
 	}
 }
+
+// since is for logs.
+func since(t time.Time) time.Duration { return time.Since(t).Round(10 * time.Millisecond) }
