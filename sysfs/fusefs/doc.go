@@ -19,15 +19,19 @@
 // (killed, say) while one hangs, it gets EINTR after a second and the function
 // is left to itself; a Store may then still take effect. Of one attribute so
 // many can be left hanging, then it answers EBUSY until one returns. Other
-// attributes, and the unmount, are not held up.
+// attributes, and the unmount, are not held up. But whoever truncates or appends
+// to the same attribute waits, in the kernel, until the Store under way is over or
+// interrupted.
 //
 // # The deadlock
 //
-// The process that serves a tree must never open, stat or walk it, not even
-// by way of a child that it waits for while holding a lock which a Show needs:
-// the system call waits for the server, which may be waiting for the thread or
-// lock that makes the call. [Mount] itself looks at the directory only before
-// it is mounted. Read the tree in memory instead (sysfs.Dir).
+// The process that serves a tree must never open, stat or walk it: the system
+// call waits for the server, which may be waiting for the thread that makes the
+// call. Nor may it start a child with its working directory in the tree
+// (exec.Cmd.Dir): between fork and exec the child is the process, as far as
+// waiting goes. And it must not wait for a child that uses the tree while it
+// holds a lock that a Show needs. [Mount] itself looks at the directory only
+// before it is mounted. To read the tree, read it in memory (sysfs.Dir).
 //
 // # Memory
 //
