@@ -19,9 +19,9 @@
 // (killed, say) while one hangs, it gets EINTR after a second and the function
 // is left to itself; a Store may then still take effect. Of one attribute so
 // many can be left hanging, then it answers EBUSY until one returns. Other
-// attributes, and the unmount, are not held up. But whoever truncates or appends
-// to the same attribute waits, in the kernel, until the Store under way is over or
-// interrupted.
+// attributes, and the unmount, are not held up. But another
+// writer of the same attribute may wait, in the kernel, until the Store under
+// way is over or interrupted.
 //
 // # The deadlock
 //

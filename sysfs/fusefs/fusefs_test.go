@@ -474,9 +474,12 @@ func TestUnprivileged(t *testing.T) {
 
 // TestHang has functions that don't return.
 func TestHang(t *testing.T) {
-	release := make(chan struct{})
+	var gate atomic.Pointer[chan struct{}] // calls hang until it is closed
+	shut := func() { c := make(chan struct{}); gate.Store(&c) }
+	open := func() { close(*gate.Load()) }
+	shut()
 	var calls atomic.Int64
-	hang := func() { calls.Add(1); <-release }
+	hang := func() { c := gate.Load(); calls.Add(1); <-*c }
 	dir, s := mountTree(t, &sysfs.Dir{Entries: []sysfs.Entry{
 		&sysfs.Attr{Name: "stuck", Mode: 0o644,
 			Show:  func() (string, error) { hang(); return "late", nil },
@@ -495,9 +498,9 @@ func TestHang(t *testing.T) {
 		return cmd
 	}
 	var hung []*exec.Cmd
-	for range maxLeft / 2 {
-		// Not with O_TRUNC, for which the kernel would lock out other writers.
-		hung = append(hung, start("cat stuck"), start("sh -c 'echo x 1<>stuck'"))
+	hung = append(hung, start("sh -c 'echo x >stuck'"))
+	for range maxLeft - 1 {
+		hung = append(hung, start("cat stuck"))
 	}
 	if got := sh(t, dir, "cat well; echo x > well; ls; stat -c %s stuck"); got != "yes\nstuck\nwell\n4096\n" {
 		t.Errorf("beside one that hangs: %q", got)
@@ -523,7 +526,7 @@ func TestHang(t *testing.T) {
 	if _, err := read(dir + "/stuck"); err != unix.EBUSY {
 		t.Errorf("reading what %d hang in: %v, want EBUSY", maxLeft, err)
 	}
-	close(release)
+	open()
 	for {
 		s.tree.mu.Lock()
 		n := len(s.tree.left)
@@ -537,7 +540,7 @@ func TestHang(t *testing.T) {
 		t.Errorf("after all: %q, %v", got, err)
 	}
 	// A signal that kills nobody doesn't break a call that takes a moment.
-	release = make(chan struct{})
+	shut()
 	cmd := bash(dir, `trap : USR1; echo $$; read -r v < stuck; echo "$v"`)
 	out, _ := cmd.StdoutPipe()
 	before := calls.Load()
@@ -547,7 +550,7 @@ func TestHang(t *testing.T) {
 	}
 	cmd.Process.Signal(unix.SIGUSR1)
 	time.Sleep(100 * time.Millisecond)
-	close(release)
+	open()
 	buf := make([]byte, 100)
 	text := ""
 	for n, err := out.Read(buf); err == nil; n, err = out.Read(buf) {
@@ -558,8 +561,8 @@ func TestHang(t *testing.T) {
 		t.Errorf("with a signal: %q", text)
 	}
 	// The unmount of a tree with a call that hangs, and a process in it.
-	release = make(chan struct{})
-	defer close(release)
+	shut()
+	defer open()
 	sleeper := bash(dir, "exec sleep 1000")
 	sleeper.Start()
 	defer func() { sleeper.Process.Kill(); sleeper.Wait() }()
