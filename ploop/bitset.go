@@ -66,3 +66,19 @@ func (b *bitset) first() (uint64, bool) {
 		}
 	}
 }
+
+// clone copies the members below end.
+func (b *bitset) clone(end uint64) bitset {
+	c := bitset{}
+	for at, p := range b.piece {
+		for w, v := range p {
+			for ; v != 0; v &= v - 1 {
+				if i := at<<12 | uint64(w)<<6 | uint64(bits.TrailingZeros64(v)); i < end {
+					c.add(i)
+				}
+			}
+		}
+	}
+	c.low = 0
+	return c
+}

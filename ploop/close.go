@@ -26,6 +26,10 @@ func (s *Stack) Close() error {
 
 func (s *Stack) endWriting() error {
 	d := s.top
+	if err := s.beginStructure(); err != nil {
+		return err
+	}
+	defer s.endStructure()
 	if err := s.sync(); err != nil {
 		return err
 	}

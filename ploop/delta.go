@@ -8,6 +8,8 @@ import (
 	"iter"
 	"math"
 	"math/bits"
+	"sync"
+	"sync/atomic"
 )
 
 // delta is one open file of a stack.
@@ -17,6 +19,12 @@ type delta struct {
 	hdr   Header
 	size  int64 // of the file at open, in bytes
 	level int
+	users atomic.Int32 // stacks that have it open
+
+	// unlocked says that the lock was given back to a successor, to be taken
+	// again if that one doesn't come to live.
+	unlocked  atomic.Bool
+	unlocking sync.Mutex // an operation on the lock is under way
 
 	ext    *extension // what the format extension held; nil: none, or not valid
 	extErr error      // why it couldn't be taken
@@ -29,6 +37,7 @@ func openDelta(ref ImageRef, open opener, write, direct bool) (*delta, error) {
 		return nil, err
 	}
 	d := &delta{ref: ref, file: f}
+	d.users.Store(1)
 	if err := d.readHead(); err != nil {
 		f.Close()
 		return nil, err
@@ -44,6 +53,14 @@ func openOSFile(path string, write, direct bool) (file, error) {
 		return nil, err // not f: a nil *osFile isn't a nil file
 	}
 	return f, nil
+}
+
+// release closes the file with its last user.
+func (d *delta) release() error {
+	if d.users.Add(-1) > 0 {
+		return nil
+	}
+	return d.file.Close()
 }
 
 func (d *delta) ioError(op string, off int64, err error) error {

@@ -21,6 +21,7 @@ func (s *Stack) zeroRange(off, n int64, must, keep bool) error {
 	if s.readOnly {
 		return ErrReadOnly
 	}
+	defer s.endCall(s.beginCall())
 	var whole []uint64
 	err := s.pieces(off, n, func(i uint64, in, k int64) error {
 		// The disk's last cluster is whole where the disk ends.
@@ -107,6 +108,10 @@ func (s *Stack) unmap(clusters []uint64) (err error) {
 			return nil // as above: another sync failed, and with it perhaps this change
 		}
 	}
+	if !s.predecessorsIdle() || s.beginStructure() != nil {
+		return nil // somebody may still write to the places
+	}
+	defer s.endStructure()
 	h := &s.top.hdr
 	for _, op := range ops {
 		off := op.from.sector() * SectorSize

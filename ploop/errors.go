@@ -18,6 +18,11 @@ var (
 	ErrReadOnly    = errors.New("image is open read-only")
 	ErrRange       = errors.New("request is outside the disk or not sector-aligned")
 	ErrClosed      = errors.New("stack is closed")
+
+	ErrSuperseded = errors.New("stack is being succeeded by another")
+	ErrInFlight   = errors.New("operations are still under way in the old storage")
+	ErrDiverged   = errors.New("image is not the one that it is to replace, continued")
+	ErrLockLost   = errors.New("the lock of the image in use could not be taken back")
 )
 
 // FormatError says what is wrong with a file, where, what was found there and

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,11 @@ type file interface {
 	// stays allocated, without it goes back to the file system if it can.
 	Zero(off, n int64, keep bool) error
 	Size() (int64, error)
+	// Locked says whether the open file holds its lock; a file system
+	// without locks gives none. Unlock gives it back, and Lock takes it again.
+	Locked() bool
+	Unlock() error
+	Lock() error
 	// Fd is the descriptor for transfers past this interface, -1: none.
 	Fd() int
 	Close() error
@@ -36,9 +42,12 @@ type file interface {
 type osFile struct {
 	f      *os.File
 	fd     int
-	direct bool // opened with O_DIRECT
-	locked bool // the file system carries the lock
-	block  bool // a block device: can't grow or shrink
+	write  bool
+	direct bool        // opened with O_DIRECT
+	locked atomic.Bool // the file system carries the lock
+	block  bool        // a block device: can't grow or shrink
+
+	dev, ino uint64 // which file it is
 }
 
 // openFile opens and locks an image. The lock is an open-file-description
@@ -59,7 +68,7 @@ func openFile(path string, write, direct bool) (*osFile, error) {
 	if err != nil {
 		return nil, &IOError{Op: "open", File: path, Offset: -1, Err: err}
 	}
-	f := &osFile{f: os.NewFile(uintptr(fd), path), fd: fd}
+	f := &osFile{f: os.NewFile(uintptr(fd), path), fd: fd, write: write}
 	if err := f.prepare(path, write, direct); err != nil {
 		f.Close()
 		return nil, err
@@ -77,6 +86,7 @@ func (f *osFile) checkKind(path string) error {
 		return &FormatError{File: path, Offset: -1, What: "file", Found: "neither a regular file nor a block device", Class: ErrNotPloop}
 	}
 	f.block = st.Mode&unix.S_IFMT == unix.S_IFBLK
+	f.dev, f.ino = st.Dev, st.Ino
 	return nil
 }
 
@@ -85,9 +95,11 @@ func (f *osFile) prepare(path string, write, direct bool) error {
 	if err != nil {
 		return err
 	}
-	if f.locked, err = lockFile(f.fd, path, write); err != nil {
+	locked, err := lockFile(f.fd, path, write)
+	if err != nil {
 		return err
 	}
+	f.locked.Store(locked)
 	fl, err := unix.FcntlInt(uintptr(f.fd), unix.F_GETFL, 0)
 	if err != nil {
 		return &IOError{Op: "fcntl", File: path, Offset: -1, Err: err}
@@ -239,10 +251,26 @@ func (f *osFile) Fd() int { return f.fd }
 // background, and its references go only then. Whoever closes has waited for
 // all transfers; it is for the others, the killed, that the lock stays.
 func (f *osFile) Close() error {
-	if f.locked {
-		unix.FcntlFlock(uintptr(f.fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK})
+	if f.Locked() {
+		_ = f.Unlock()
 	}
 	return f.f.Close()
+}
+
+func (f *osFile) Locked() bool { return f.locked.Load() }
+
+func (f *osFile) Unlock() error {
+	// First: whatever comes of it, nobody may rely on the lock any more.
+	f.locked.Store(false)
+	return unix.FcntlFlock(uintptr(f.fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK})
+}
+
+func (f *osFile) Lock() error {
+	locked, err := lockFile(f.fd, f.f.Name(), f.write)
+	if err == nil {
+		f.locked.Store(locked)
+	}
+	return err
 }
 
 func retry(f func() error) error {

@@ -19,11 +19,11 @@ type grace struct {
 	epoch   atomic.Uint64
 	waiting atomic.Int32 // someone waits: leaving Readers must tell
 
-	mu      sync.Mutex // one waiter at a time, and the list
-	readers []*Reader
+	mu sync.Mutex // one waiter at a time
 
-	tell sync.Mutex
-	cond *sync.Cond // on tell: some counter reached zero
+	tell    sync.Mutex
+	cond    *sync.Cond // on tell: some counter reached zero
+	readers []*Reader  // under tell
 
 	skip bool // tests' control: don't wait
 }
@@ -31,9 +31,9 @@ type grace struct {
 func (g *grace) init() { g.cond = sync.NewCond(&g.tell) }
 
 func (g *grace) add(r *Reader) {
-	g.mu.Lock()
+	g.tell.Lock()
 	g.readers = append(g.readers, r)
-	g.mu.Unlock()
+	g.tell.Unlock()
 }
 
 // enter counts a transfer of r and returns its parity for leave.
@@ -75,4 +75,16 @@ func (g *grace) drain(p uint64) {
 			g.cond.Wait()
 		}
 	}
+}
+
+// idle says that no transfer is under way. It never waits, and holds only if none can begin.
+func (g *grace) idle() bool {
+	g.tell.Lock()
+	defer g.tell.Unlock()
+	for _, r := range g.readers {
+		if r.count[0].n.Load() != 0 || r.count[1].n.Load() != 0 {
+			return false
+		}
+	}
+	return true
 }

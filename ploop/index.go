@@ -29,7 +29,8 @@ type index struct {
 	lost lostIndex
 
 	// doubt holds, by sector of the BAT, changes whose write failed and that
-	// couldn't be read back. Their entries stay busy. Only the leader uses it.
+	// couldn't be read back. Their entries stay busy. Only the leader changes
+	// it, under lost.
 	doubt map[int64][]indexOp
 }
 
@@ -199,7 +200,7 @@ func (x *index) fill(s *Stack, b []byte, at int64, changes map[uint64]entry) {
 
 // stored is how the top's BAT says an entry: 0 for what isn't in the top.
 func (s *Stack) stored(e entry) uint32 {
-	if !e.mapped() || e.level() != s.Top() {
+	if !s.inTop(e) {
 		return 0
 	}
 	v, _ := s.top.hdr.entryOf(uint64(e.sector()))
@@ -218,12 +219,28 @@ func (x *index) writeRun(s *Stack, sectors []int64, bySector map[int64][]*indexO
 	b := AlignedBuffer(len(sectors) * SectorSize)
 	x.fill(s, b, sectors[0], changes)
 	gen := x.syncFailed.Load()
+	if err := s.beginStructure(); err != nil {
+		for _, at := range sectors {
+			for _, op := range bySector[at] {
+				op.attempted, op.err = false, err
+				s.table.unsetBusy(op.cluster)
+			}
+		}
+		return
+	}
 	_, err := s.top.file.WriteAt(b, sectors[0])
 	if err != nil {
 		err = s.top.ioError("write index", sectors[0], err)
-		x.written(s, sectors, gen, false, func() {})
+		x.written(s, sectors, gen, false, func() {
+			for _, at := range sectors {
+				x.doubtful(s, at, bySector[at], err)
+			}
+		})
+		s.endStructure() // before it is asked, which may hang
 		for _, at := range sectors {
-			x.failed(s, at, bySector[at], err)
+			if err := x.settle(s, at); err != nil {
+				s.log("%v; its clusters are held until the index can be read back", err)
+			}
 		}
 		return
 	}
@@ -234,23 +251,26 @@ func (x *index) writeRun(s *Stack, sectors []int64, bySector map[int64][]*indexO
 			}
 		}
 	})
+	s.endStructure()
 }
 
 // publish puts an entry into the table; the caller holds x.lost.
 func (x *index) publish(s *Stack, i uint64, from, to entry) {
 	s.table.store(i, to)
-	inTop := func(e entry) bool { return e.mapped() && e.level() == s.Top() }
 	switch {
-	case inTop(to) && !inTop(from):
+	case s.inTop(to) && !s.inTop(from):
 		s.allocated.Add(1)
-	case inTop(from) && !inTop(to):
+	case s.inTop(from) && !s.inTop(to):
 		s.allocated.Add(-1)
 	}
 }
 
-// failed handles a sector whose write failed: nobody knows which of the two
-// versions the file has, so it is asked, now or before the next use.
-func (x *index) failed(s *Stack, at int64, ops []*indexOp, err error) {
+func (s *Stack) inTop(e entry) bool { return e.mapped() && e.level() == s.Top() }
+
+// doubtful notes a sector whose write failed: nobody knows which of the two
+// versions the file has, so it is asked, now or before the next use. The caller
+// holds x.lost.
+func (x *index) doubtful(s *Stack, at int64, ops []*indexOp, err error) {
 	if x.doubt == nil {
 		x.doubt = map[int64][]indexOp{}
 	}
@@ -258,9 +278,6 @@ func (x *index) failed(s *Stack, at int64, ops []*indexOp, err error) {
 		op.err = err
 		s.table.setBusy(op.cluster)
 		x.doubt[at] = append(x.doubt[at], *op)
-	}
-	if err := x.settle(s, at); err != nil {
-		s.log("%v; its clusters are held until the index can be read back", err)
 	}
 }
 

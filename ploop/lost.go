@@ -105,6 +105,10 @@ func (x *index) restore(s *Stack, at int64) error {
 	if !lost {
 		return nil
 	}
+	if err := s.beginStructure(); err != nil {
+		return err
+	}
+	defer s.endStructure()
 	gen := x.syncFailed.Load()
 	b := AlignedBuffer(SectorSize)
 	x.fill(s, b, at, nil)

@@ -278,5 +278,8 @@ func (f *simFile) Size() (int64, error) {
 	return int64(len(f.now)), nil
 }
 
-func (f *simFile) Fd() int      { return -1 }
-func (f *simFile) Close() error { return nil }
+func (f *simFile) Fd() int       { return -1 }
+func (f *simFile) Close() error  { return nil }
+func (f *simFile) Locked() bool  { return true }
+func (f *simFile) Unlock() error { return nil }
+func (f *simFile) Lock() error   { return nil }

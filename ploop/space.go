@@ -3,6 +3,7 @@ package ploop
 import (
 	"errors"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,6 +15,9 @@ type space struct {
 	free bitset // below next and not in use; their content is unknown
 	next uint64 // first position that no entry ever had
 	have uint64 // the file has room for this many positions
+	// end is have, or what it may become by a growth under way, for those who
+	// can't wait for mu.
+	end atomic.Uint64
 }
 
 // load takes the positions in use and finds the gaps between them.
@@ -31,6 +35,7 @@ func (p *space) load(used positions) {
 		break
 	}
 	p.have = p.next
+	p.end.Store(p.have)
 	for w := range (p.next + 63) / 64 {
 		if used[w] == ^uint64(0) {
 			continue
@@ -47,6 +52,7 @@ func (p *space) load(used positions) {
 func (p *space) freeze(n uint64) {
 	p.free = bitset{}
 	p.next, p.have = n, n
+	p.end.Store(n)
 }
 
 // growStep is how much a file grows at once, as dm-ploop's does. Close gives
@@ -89,6 +95,13 @@ func (s *Stack) grow() error {
 	if _, ok := h.entryOf(h.sectorAt(p.have)); !ok {
 		return s.top.ioError("allocate", from, unix.EFBIG)
 	}
+	// Whoever supersedes this stack either sees the new end or keeps it from
+	// being used.
+	p.end.Store(p.have + n)
+	if err := s.beginStructure(); err != nil {
+		return err
+	}
+	defer s.endStructure()
 	for ; ; n /= 2 {
 		err := s.top.file.Allocate(from, int64(n)*s.cluster)
 		if err == nil {

@@ -41,10 +41,13 @@ type Stack struct {
 	clusters uint64 // of the disk
 	baseEnd  int64  // the size of a raw base, which may end within a cluster
 
+	opts  Options
 	table *table
 	locks clusterLocks
 	grace grace
 	slow  *Reader // of the blocking calls
+	calls calls
+	life  life
 	space space
 	index index
 
@@ -86,12 +89,12 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 	}
 	open := o.open
 	if open == nil {
-		open = openOSFile
+		open, o.open = openOSFile, openOSFile
 		if err := distinct(refs); err != nil {
 			return nil, err
 		}
 	}
-	s := &Stack{readOnly: o.ReadOnly, noOrder: o.noOrder, log: o.Log}
+	s := &Stack{readOnly: o.ReadOnly, noOrder: o.noOrder, log: o.Log, opts: o}
 	if s.log == nil {
 		s.log = func(string, ...any) {}
 	}
@@ -122,11 +125,17 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 	if err := s.load(); err != nil {
 		return nil, err
 	}
+	s.start()
+	return s, nil
+}
+
+// start readies what all stacks begin with.
+func (s *Stack) start() {
 	s.grace.init()
+	s.calls.init()
 	s.indexSeq.Store(1) // 0 is FlushBegin's way to say more
 	s.synced.Store(1)
 	s.slow = s.NewReader()
-	return s, nil
 }
 
 // distinct refuses a file that is in the stack twice, by whatever names.
@@ -229,13 +238,11 @@ func (s *Stack) beginWriting() error {
 	if d.ref.Raw {
 		return nil
 	}
-	if f, ok := d.file.(*osFile); ok && f.block {
-		return &FormatError{File: d.ref.Path, Offset: -1, What: "image to be written", Class: ErrUnsupported, Found: "a block device, which can't grow", Want: "a regular file"}
+	if err := d.canGrow(); err != nil {
+		return err
 	}
-	var ioe *IOError
-	if errors.Is(d.extErr, ErrUnsupported) || errors.Is(d.extErr, ErrLimit) || errors.As(d.extErr, &ioe) {
-		// What couldn't be read may be sound, and mustn't be thrown away.
-		return d.extErr
+	if err := d.extLoss(); err != nil {
+		return err
 	}
 	if d.extErr != nil {
 		s.log("%v; the extension is dropped, as its format asks for", d.extErr)
@@ -271,6 +278,23 @@ func (s *Stack) beginWriting() error {
 	return nil
 }
 
+// extLoss refuses to write an image whose format extension couldn't be read: it
+// may be sound, and mustn't be thrown away.
+func (d *delta) extLoss() error {
+	var ioe *IOError
+	if errors.Is(d.extErr, ErrUnsupported) || errors.Is(d.extErr, ErrLimit) || errors.As(d.extErr, &ioe) {
+		return d.extErr
+	}
+	return nil
+}
+
+func (d *delta) canGrow() error {
+	if f, ok := d.file.(*osFile); ok && f.block {
+		return &FormatError{File: d.ref.Path, Offset: -1, What: "image to be written", Class: ErrUnsupported, Found: "a block device, which can't grow", Want: "a regular file"}
+	}
+	return nil
+}
+
 // foreignEnd is the first position of the file behind everything that may be
 // somebody else's: all of it but the extension's own clusters at the very end.
 func (d *delta) foreignEnd() uint64 {
@@ -294,7 +318,7 @@ func (s *Stack) writeHeader() error {
 
 func (s *Stack) closeFiles() (err error) {
 	for _, d := range s.deltas {
-		err = errors.Join(err, d.file.Close())
+		err = errors.Join(err, d.release())
 	}
 	return err
 }
@@ -313,7 +337,8 @@ func (s *Stack) ReadOnly() bool { return s.readOnly }
 func (s *Stack) Unmaps() bool { return len(s.deltas) == 1 && !s.top.ref.Raw }
 
 // Fds gives the descriptor of each level's file, for transfers to the places
-// that Reader.Locate tells. They are valid until Close.
+// that Reader.Locate tells. They are valid until Close, or after Retire until
+// no transfer and no call is under way.
 func (s *Stack) Fds() []int {
 	fds := make([]int, len(s.deltas))
 	for i, d := range s.deltas {

@@ -32,7 +32,7 @@ func (s *Stack) Status() Status {
 	for _, d := range s.deltas {
 		im := ImageStatus{Path: d.ref.Path, Format: d.format(), Level: d.level}
 		if f, ok := d.file.(*osFile); ok {
-			im.Direct, im.Locked = f.direct, f.locked
+			im.Direct, im.Locked = f.direct, f.Locked()
 		}
 		if d.ext != nil {
 			im.Bitmaps = len(d.ext.bitmaps)

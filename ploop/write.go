@@ -31,6 +31,7 @@ func (s *Stack) pieces(off, n int64, do func(i uint64, in, n int64) error) error
 
 // ReadAt reads len(p) bytes at off; both must be whole sectors of the disk.
 func (s *Stack) ReadAt(p []byte, off int64) (int, error) {
+	defer s.endCall(s.beginCall())
 	done := 0
 	err := s.pieces(off, int64(len(p)), func(i uint64, in, n int64) error {
 		if err := s.readPiece(i, in, p[done:done+int(n)]); err != nil {
@@ -101,6 +102,7 @@ func (s *Stack) WriteAt(p []byte, off int64) (int, error) {
 	if s.readOnly {
 		return 0, ErrReadOnly
 	}
+	defer s.endCall(s.beginCall())
 	done := 0
 	err := s.pieces(off, int64(len(p)), func(i uint64, in, n int64) error {
 		if err := s.writePiece(i, in, p[done:done+int(n)]); err != nil {
@@ -215,6 +217,7 @@ var zeroes = string(make([]byte, 4096))
 
 // Flush makes everything acknowledged before the call durable.
 func (s *Stack) Flush() error {
+	defer s.endCall(s.beginCall())
 	if s.closed.Load() {
 		return ErrClosed
 	}

@@ -1,0 +1,246 @@
+package ploop
+
+import (
+	"fmt"
+	"maps"
+)
+
+// knowledge is what a stack knows of its top's index beyond the table.
+type knowledge struct {
+	unsynced map[int64]struct{} // sectors of the BAT that aren't known durable
+	doubt    map[uint64]indexOp // by cluster: changes of which nobody knows whether the file has them
+}
+
+func (s *Stack) knowledge() knowledge {
+	k := knowledge{unsynced: map[int64]struct{}{}, doubt: map[uint64]indexOp{}}
+	l := &s.index.lost
+	l.Lock()
+	defer l.Unlock()
+	synced := s.synced.Load()
+	for at, seq := range l.recent {
+		if seq > synced {
+			k.unsynced[at] = struct{}{}
+		}
+	}
+	maps.Copy(k.unsynced, l.sectors)
+	for at, ops := range s.index.doubt {
+		k.unsynced[at] = struct{}{}
+		for _, op := range ops {
+			k.doubt[op.cluster] = op
+		}
+	}
+	return k
+}
+
+func (d *delta) diverged(off int64, what string, found, want any) error {
+	return &FormatError{File: d.ref.Path, Offset: off, What: what, Found: fmt.Sprint(found), Want: fmt.Sprint(want), Class: ErrDiverged}
+}
+
+// sameHead wants the header of d to be that of was, continued, and in_use as
+// it can be. For the top of a writable stack it may be set, as we left it, or
+// clear, as in a copy that was checked.
+func (n *Stack) sameHead(was, d *delta) error {
+	if d.ref.Raw != was.ref.Raw {
+		return d.diverged(-1, "format", d.format(), was.format())
+	}
+	if d.ref.Raw {
+		if d.size != was.size {
+			return d.diverged(-1, "size of a raw image", fmt.Sprintf("%d bytes", d.size), was.size)
+		}
+		return nil
+	}
+	h, k := &d.hdr, &was.hdr
+	for _, f := range []struct {
+		off         int64
+		what        string
+		found, want uint64
+	}{
+		{0, "version", uint64(h.Version), uint64(k.Version)},
+		{28, "cluster size", uint64(h.ClusterSectors), uint64(k.ClusterSectors)},
+		{32, "number of BAT entries", uint64(h.BATEntries), uint64(k.BATEntries)},
+		{36, "disk size", h.Sectors, k.Sectors},
+		{48, "data offset", h.DataStart(), k.DataStart()},
+	} {
+		if f.found != f.want {
+			return d.diverged(f.off, f.what, f.found, f.want)
+		}
+	}
+	if h.InUse == inUseDirty && k.InUse != inUseDirty {
+		return d.diverged(44, "in_use", "the image is open for writing, or was not closed cleanly", "0, as before")
+	}
+	return nil
+}
+
+// readBAT reads a level's index into a table of its own.
+func (n *Stack) readBAT(d *delta) (*table, error) {
+	t, err := newTable(n.clusters)
+	if err != nil {
+		return nil, err
+	}
+	_, err = d.scanBAT(func(i, sector uint64) { t.init(i, makeEntry(d.level, sector)) }, d.refuse)
+	return t, err
+}
+
+// difference counts what doesn't agree, and keeps the first.
+type difference struct {
+	n    int
+	at   uint64
+	f, w entry
+}
+
+func (x *difference) add(i uint64, found, want entry) {
+	if x.n++; x.n == 1 {
+		x.at, x.f, x.w = i, found, want
+	}
+}
+
+func (x *difference) err(d *delta) error {
+	if x.n == 0 {
+		return nil
+	}
+	show := func(e entry) string {
+		if !e.mapped() {
+			return "0 (not here)"
+		}
+		v, _ := d.hdr.entryOf(uint64(e.sector()))
+		return fmt.Sprintf("%d (sector %d)", v, e.sector())
+	}
+	return d.diverged(headerSize+batEntrySize*int64(x.at), fmt.Sprintf("BAT entry of cluster %d", x.at), show(x.f),
+		fmt.Sprintf("%s, as the device knows it; it differs for %d clusters in all", show(x.w), x.n))
+}
+
+// compare fills the table by what s knows, where the images opened anew agree.
+func (n *Stack) compare(s *Stack, c Succession, known knowledge) error {
+	var top *table
+	if d := n.top; c.Reopen[n.Top()] && !d.ref.Raw {
+		var err error
+		if top, err = n.readBAT(d); err != nil {
+			return err
+		}
+	}
+	if err := n.decide(s, top, known); err != nil {
+		return err
+	}
+	for level, d := range n.deltas[:n.Top()] {
+		if !c.Reopen[level] || d.ref.Raw {
+			continue
+		}
+		t, err := n.readBAT(d)
+		if err != nil {
+			return err
+		}
+		var diff difference
+		for i := range n.clusters {
+			want, found := n.table.load(i), t.load(i)
+			if want.mapped() && want.level() > level {
+				continue // hidden, and s never kept it
+			}
+			if !want.mapped() || want.level() < level {
+				want = 0
+			}
+			if want != found {
+				diff.add(i, found, want)
+			}
+		}
+		if err := diff.err(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// decide fills the table. For a top that was opened anew file is its index.
+func (n *Stack) decide(s *Stack, file *table, known knowledge) error {
+	var diff difference
+	d := n.top
+	var used positions
+	if file != nil {
+		var err error
+		if used, err = d.newPositions(); err != nil {
+			return err
+		}
+	}
+	ofTop := func(e entry) entry {
+		if n.inTop(e) {
+			return e
+		}
+		return 0
+	}
+	for i := range n.clusters {
+		e := s.table.load(i) &^ (entryBusy | entryLost)
+		if file == nil {
+			n.place(i, e)
+			continue
+		}
+		found := file.load(i)
+		if op, ok := known.doubt[i]; ok {
+			// Either is right, so the file decides; what is neither is older.
+			e = op.from
+			if found == ofTop(op.to) {
+				e = op.to
+			}
+		}
+		if want := ofTop(e); found != want {
+			_, unsynced := known.unsynced[sectorOfEntry(i)]
+			if want.mapped() {
+				raw, _ := d.hdr.entryOf(uint64(want.sector()))
+				_, inside := d.checkEntry(i, raw)
+				unsynced = unsynced && inside
+			}
+			if !unsynced {
+				diff.add(i, found, want)
+				continue
+			}
+		}
+		if n.inTop(e) {
+			pos := d.hdr.positionOf(uint64(e.sector()))
+			if used.has(pos) {
+				return d.diverged(headerSize+batEntrySize*int64(i), fmt.Sprintf("BAT entry of cluster %d", i), fmt.Sprintf("sector %d, which another cluster has", e.sector()), "a cluster of its own")
+			}
+			used.add(pos)
+		}
+		n.place(i, e)
+	}
+	if file == nil {
+		return nil
+	}
+	return diff.err(d)
+}
+
+// place puts an entry into a table that nobody else has yet.
+func (n *Stack) place(i uint64, e entry) {
+	if e.mapped() {
+		n.table.init(i, e)
+		if n.inTop(e) {
+			n.allocated.Add(1)
+		}
+	}
+}
+
+// mergeAnew fills the table from the files. Only for a top that is shared
+// memory knows better.
+func (n *Stack) mergeAnew(s *Stack, c Succession) error {
+	for level, d := range n.deltas {
+		switch {
+		case d.ref.Raw:
+			for i := range min(d.hdr.Clusters(), n.clusters) {
+				n.table.init(i, makeEntry(0, i*uint64(d.hdr.ClusterSectors)))
+			}
+		case level == n.Top() && !c.Reopen[level]:
+			for i := range n.clusters {
+				if e := s.table.load(i) &^ (entryBusy | entryLost); n.inTop(e) {
+					n.place(i, e)
+				}
+			}
+		case level == n.Top():
+			if _, err := d.scanBAT(func(i, sector uint64) { n.place(i, makeEntry(level, sector)) }, d.refuse); err != nil {
+				return err
+			}
+		default:
+			if _, err := d.scanBAT(func(i, sector uint64) { n.table.init(i, makeEntry(level, sector)) }, d.refuse); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,176 @@
+package ploop
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// life is what a stack knows of those before and after it; see Succeed.
+type life struct {
+	// structure counts the writes under way that change the image's structure:
+	// header, index, size. Each is counted before it looks at superseded, so
+	// that Supersede sees it or it sees Supersede.
+	structure  atomic.Int64
+	superseded atomic.Bool
+
+	// before are the stacks that this one came after and whose calls or
+	// transfers haven't all come back.
+	mu     sync.Mutex
+	before []*Stack
+
+	first    []byte // the top's first sector as it was before Succeed
+	careless bool   // tests' control: reuse places that a predecessor may write to
+}
+
+// calls counts the blocking calls under way.
+type calls struct {
+	grace  grace
+	reader Reader
+}
+
+func (c *calls) init() {
+	c.grace.init()
+	c.grace.add(&c.reader)
+}
+
+func (s *Stack) beginCall() uint32    { return s.calls.grace.enter(&s.calls.reader) }
+func (s *Stack) endCall(token uint32) { s.calls.grace.leave(&s.calls.reader, token) }
+func (s *Stack) endStructure()        { s.life.structure.Add(-1) }
+func (s *Stack) idle() bool           { return s.calls.grace.idle() && s.grace.idle() }
+
+// beginStructure comes before each write of structure, and endStructure when
+// memory says what came of it.
+func (s *Stack) beginStructure() error {
+	s.life.structure.Add(1)
+	if s.life.superseded.Load() {
+		s.endStructure()
+		return ErrSuperseded
+	}
+	return nil
+}
+
+// predecessorsIdle says that nobody writes any more to a place that an earlier
+// stack told.
+func (s *Stack) predecessorsIdle() bool {
+	l := &s.life
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.before) > 0 && l.before[0].idle() {
+		l.before = l.before[1:]
+	}
+	return len(l.before) == 0 || l.careless
+}
+
+// Supersede readies s for being succeeded: from now on no call on s begins a
+// write of the image's structure (index, header, size of the file). Calls that
+// come to that point, those under way as well, fail with ErrSuperseded;
+// everything else goes on. stuck is how many such writes are under way now,
+// perhaps for ever if the storage is dead. It may be called again, to see
+// whether they have come back. The end is Resume, Undo or Retire.
+func (s *Stack) Supersede() (stuck int) {
+	s.life.superseded.Store(true)
+	return int(s.life.structure.Load())
+}
+
+// Resume undoes Supersede. If a failed Succeed has lost a lock, Resume takes it
+// again; where it can't, it says ErrLockLost, and s stays superseded: without
+// its lock somebody else may have begun to write the image.
+func (s *Stack) Resume() error {
+	if err := s.takeLocksBack(); err != nil {
+		return err
+	}
+	s.life.superseded.Store(false)
+	return nil
+}
+
+// Undo gives next, which Succeed made and which hasn't served anybody, up: the
+// top is marked as it was before, next's own files are closed, and s works
+// again as after Resume. Its error says what of that failed; s works all the
+// same unless it is ErrLockLost.
+func (s *Stack) Undo(next *Stack) error {
+	next.life.superseded.Store(true)
+	next.closeMu.Lock()
+	var err error
+	if !next.closed.Swap(true) {
+		err = errors.Join(next.unmark(), next.closeFiles())
+	}
+	next.closeMu.Unlock()
+	return errors.Join(err, s.Resume())
+}
+
+// Retire ends s, whose successor lives: a Close after it does nothing. Nothing
+// is ever written to the files that were replaced, not even that they are no
+// longer in use. They are closed when the last call and the last transfer on s
+// have come back, which nobody waits for here.
+func (s *Stack) Retire() {
+	s.closeMu.Lock()
+	defer s.closeMu.Unlock()
+	if s.closed.Swap(true) {
+		return
+	}
+	s.life.superseded.Store(true)
+	go func() {
+		s.calls.grace.wait()
+		s.grace.wait()
+		if err := s.closeFiles(); err != nil {
+			s.log("a replaced image: %v", err)
+		}
+	}()
+}
+
+// lockTime bounds an operation on a lock, which may hang in dead storage.
+const lockTime = 5 * time.Second
+
+// bounded runs an operation on the delta's lock and waits for it so long. One
+// that hangs keeps the next from beginning.
+func (d *delta) bounded(op string, do func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		d.unlocking.Lock()
+		defer d.unlocking.Unlock()
+		done <- do()
+	}()
+	t := time.NewTimer(lockTime)
+	defer t.Stop()
+	select {
+	case err := <-done:
+		var format *FormatError
+		if errors.As(err, &format) {
+			return err
+		}
+		return d.ioError(op, -1, err)
+	case <-t.C:
+		return d.ioError(op, -1, fmt.Errorf("no answer within %v: %w", lockTime, unix.ETIMEDOUT))
+	}
+}
+
+// giveLock gives the delta's lock back, that another open file of the same
+// image can have it.
+func (d *delta) giveLock() error {
+	d.unlocked.Store(true)
+	return d.bounded("unlock", d.file.Unlock)
+}
+
+func (s *Stack) takeLocksBack() (err error) {
+	for _, d := range s.deltas {
+		if !d.unlocked.Load() {
+			continue
+		}
+		failed := d.bounded("lock", func() error {
+			err := d.file.Lock()
+			if err == nil {
+				d.unlocked.Store(false)
+			}
+			return err
+		})
+		if failed != nil {
+			err = errors.Join(err, fmt.Errorf("%w: %w", ErrLockLost, failed))
+		}
+	}
+	return err
+}
