@@ -8,7 +8,7 @@ KERNELS ?= 6.12 7.2
 GOFLAGS := -buildvcs=false
 export GOFLAGS
 
-.PHONY: all build setup demo test lint unit race fuzz vm bench clean help
+.PHONY: all build setup demo test lint unit race fuzz vm soak bench clean help
 all: build
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'race   the same under the race detector, and with one processor'
 	@echo 'fuzz   a burst of each fuzz target (FUZZTIME=20000x)'
 	@echo 'vm     the driver and the devices on real kernels (KERNELS="$(KERNELS)")'
+	@echo 'soak   the whole story, ROUNDS=$(ROUNDS) times: GlusterFS dies below a target (KERNELS="$(KERNELS)")'
 	@echo 'bench  benchmarks, native and in a VM; results in build/bench'
 
 # CGO stays off: one static binary, and process-wide prctl needs it so.
@@ -66,11 +67,19 @@ fuzz:
 		done; \
 	done
 
-VMTESTS = ./ublk/... ./device ./cmd/holdfast
+VMTESTS = ./ublk/... ./device ./cmd/holdfast ./hack/story
 vm: build
 	@for k in $(KERNELS); do \
 		echo "=== Linux $$k"; \
 		$(GO) run ./hack/vm -kernel $$k -timeout 12m $(VMTESTS:%=-test %) || exit 1; \
+	done
+
+# The scenario of hack/story, many times and in all its variants.
+ROUNDS ?= 10
+soak: setup build
+	@for k in $(KERNELS); do \
+		echo "=== Linux $$k"; \
+		$(GO) run ./hack/vm -kernel $$k -timeout 40m -env HOLDFAST_ROUNDS=$(ROUNDS) -test ./hack/story || exit 1; \
 	done
 
 bench: setup build

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -87,19 +88,35 @@ func (d *daemon) ok(args ...string) string {
 	return out
 }
 
-// create makes an image and serves it; the answer is the block device. The
-// device is removed with the test.
+// create makes an image and serves it; the answer is the block device.
 func (d *daemon) create(name, image string, options ...string) string {
 	d.t.Helper()
 	// Small clusters: the story is to meet allocations too.
-	d.ok("image", "create", "--size", "512M", "--cluster-size", "64K", image)
-	disk := d.ok(append([]string{"create", name, "--image", image}, options...)...)
+	d.ok("image", "create", "--size", strconv.Itoa(diskSize), "--cluster-size", "64K", image)
+	return d.serve(name, append([]string{"--image", image}, options...)...)
+}
+
+// serve makes a device, which is removed with the test.
+func (d *daemon) serve(name string, options ...string) string {
+	d.t.Helper()
+	disk := d.ok(append([]string{"create", name}, options...)...)
 	d.t.Cleanup(func() {
 		if _, err := d.run("remove", name, "--force"); err != nil {
 			d.t.Error(err)
 		}
 	})
 	return disk
+}
+
+// checkAfter checks images when the devices that are made after this call are
+// gone.
+func (d *daemon) checkAfter(images ...string) {
+	d.t.Helper()
+	d.t.Cleanup(func() {
+		if _, err := d.run(append([]string{"image", "check"}, images...)...); err != nil {
+			d.t.Error(err)
+		}
+	})
 }
 
 // status is what `holdfast show` tells of a device.
