@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/ploop"
+	"holdfast/standby"
 	"holdfast/ublk"
 )
 
@@ -35,6 +36,8 @@ type Options struct {
 	TakeOver bool
 	// Event takes what happens to the device; it must not block. nil: nobody.
 	Event func(Event)
+	// Key is the process' switch for standby; nil: one that stays off.
+	Key *standby.Key
 }
 
 // Event is something that happened to a device.
@@ -66,28 +69,42 @@ const (
 
 // Device is a live block device.
 type Device struct {
-	spec  Spec
-	log   zerolog.Logger
-	event func(Event)
+	specMu sync.Mutex // for spec.Images, which Replace changes
+	spec   Spec
+	log    zerolog.Logger
+	event  func(Event)
 
 	tag     uint64
 	control *ublk.Control
 	dev     *ublk.Device
-	stack   *ploop.Stack
+	gen     atomic.Pointer[generation]
 	queues  []queue
+	machine *standby.Device
+	gate    *standby.Gate // machine's
 
 	// buffers of the slow path, maxIO bytes each; as many live as requests.
 	buffers sync.Pool
 	maxIO   int
 
+	journal                  journal
+	reopenState              reopenState
+	changing                 chan struct{} // see lock
+	lateCalls, lateTransfers atomic.Int64  // out in replaced stacks
+	through                  atomic.Bool   // see setThrough
+	ending                   atomic.Bool   // held requests fail
+
 	parked   atomic.Int64
 	space    chan struct{} // closed and replaced when space came back
 	spaceMu  sync.Mutex
-	closing  chan struct{} // closed by Close: fail what is parked
-	closeMu  sync.Mutex
-	stopping bool // the way back is closed
+	closing  chan struct{} // closed by Close: fail what is parked or held
+	stopping bool          // the way back is closed
 	closed   bool
+	stackEnd chan error     // tells the end of the images' closing
 	ioErrors zerolog.Logger // log, with bursts cut
+
+	// In nanoseconds since 1970: when requests last began to flow, to wait for
+	// space, or to wait for a replacement.
+	since, parkedSince, replacingSince atomic.Int64
 }
 
 // maxIO bounds one READ or WRITE, in bytes. In the copying data path each tag
@@ -102,12 +119,17 @@ func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
 	}
 	d := &Device{
 		spec: spec, control: o.Control, event: o.Event, tag: o.Tag,
-		log:     o.Log.With().Str("device", spec.Name).Logger(),
-		space:   make(chan struct{}),
-		closing: make(chan struct{}),
+		log:      o.Log.With().Str("device", spec.Name).Logger(),
+		space:    make(chan struct{}),
+		closing:  make(chan struct{}),
+		changing: make(chan struct{}, 1),
+		journal:  journal{noted: make(chan struct{}, 1)},
 	}
 	if d.event == nil {
 		d.event = func(Event) {}
+	}
+	if o.Key == nil {
+		o.Key = standby.NewKey(time.Now, nil)
 	}
 	d.ioErrors = d.log.Sample(&zerolog.BurstSampler{Burst: 5, Period: 10 * time.Second})
 	stack, err := ploop.Open(spec.Images, ploop.Options{
@@ -117,8 +139,11 @@ func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.stack = stack
-	if err := d.start(ctx); err != nil {
+	if err := d.start(ctx, stack, o.Key); err != nil {
+		close(d.closing)
+		if d.machine != nil {
+			d.machine.Close()
+		}
 		if d.dev != nil && !d.ended() {
 			return nil, fmt.Errorf("%w: %w", ErrStuck, err)
 		}
@@ -128,31 +153,45 @@ func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
 	return d, nil
 }
 
-func (d *Device) start(ctx context.Context) error {
-	cfg := d.config()
+func (d *Device) start(ctx context.Context, stack *ploop.Stack, key *standby.Key) error {
+	cfg := d.config(stack)
 	d.maxIO = cfg.MaxIO
 	d.buffers.New = func() any { b := ploop.AlignedBuffer(d.maxIO); return &b }
 	// As many as may be; the driver may give fewer.
 	d.queues = make([]queue, cfg.Queues)
+	g := newGeneration(stack, cfg.Queues)
+	d.gen.Store(g)
 	for i := range d.queues {
-		d.queues[i].reader = d.stack.NewReader()
+		q := &d.queues[i]
+		q.adopt(g, i)
+		q.born = time.Now()
+		q.began = make([]int64, cfg.Depth)
+		q.held, q.spare = make([]*ublk.Request, 0, cfg.Depth), make([]*ublk.Request, 0, cfg.Depth)
 	}
 	dev, err := d.control.Create(ctx, cfg, d)
 	if err != nil {
 		return err
 	}
 	d.dev = dev
-	for slot, fd := range d.stack.Fds() {
+	for slot, fd := range stack.Fds() {
 		if err := dev.SetFile(slot, fd); err != nil {
 			return errors.Join(err, dev.Stop(context.WithoutCancel(ctx)))
 		}
 	}
+	set, err := triggers(d.spec.StandbyErrors)
+	if err != nil {
+		return errors.Join(err, dev.Stop(context.WithoutCancel(ctx)))
+	}
+	d.machine = standby.NewDevice(key, standby.Options{Triggers: set, Changed: d.changed})
+	d.gate = d.machine.Gate()
+	d.flowing()
+	go d.keep()
 	return dev.Start(ctx) // which stops the device when it fails
 }
 
 // config says the device's parameters from spec and stack.
-func (d *Device) config() ublk.Config {
-	st := d.stack.Status()
+func (d *Device) config(stack *ploop.Stack) ublk.Config {
+	st := stack.Status()
 	cfg := ublk.Config{
 		ID:            -1,
 		Queues:        d.spec.Queues,
@@ -185,15 +224,19 @@ func (d *Device) config() ublk.Config {
 	if !st.ReadOnly {
 		cfg.WriteZeroes = true
 		cfg.DiscardGranularity = ploop.SectorSize
-		if d.stack.Unmaps() {
+		if stack.Unmaps() {
 			cfg.DiscardGranularity = int(st.ClusterSize)
 		}
 	}
 	return cfg
 }
 
-// Spec is what the device was made from.
-func (d *Device) Spec() Spec { return d.spec }
+// Spec is what the device was made from, with the images that it has now.
+func (d *Device) Spec() Spec {
+	d.specMu.Lock()
+	defer d.specMu.Unlock()
+	return d.spec
+}
 
 // ID is the driver's number of the device.
 func (d *Device) ID() int { return d.dev.ID() }
@@ -216,8 +259,10 @@ func (d *Device) tell(kind, format string, args ...any) {
 // and Close may be called again. After another error the block device is gone,
 // but an image could not be closed cleanly; its in_use is still set.
 func (d *Device) Close(ctx context.Context, force bool) error {
-	d.closeMu.Lock()
-	defer d.closeMu.Unlock()
+	if err := d.lock(ctx); err != nil {
+		return err
+	}
+	defer d.unlock()
 	if d.closed {
 		return nil
 	}
@@ -229,14 +274,27 @@ func (d *Device) Close(ctx context.Context, force bool) error {
 		}
 		d.stopping = true
 		close(d.closing)
+		d.endHolds()
 	}
 	stopErr := d.dev.Stop(ctx)
 	if stopErr != nil && !d.ended() {
 		// Requests may still be under way: the images stay open and locked.
 		return fmt.Errorf("device %s (%s): stop: %w", d.spec.Name, d.Path(), stopErr)
 	}
+	// Storage that is dead may keep the images' last writes for ever.
+	if d.stackEnd == nil {
+		d.stackEnd = make(chan error, 1)
+		go func() { d.stackEnd <- d.gen.Load().stack.Close() }()
+	}
+	var closeErr error
+	select {
+	case closeErr = <-d.stackEnd:
+	case <-ctx.Done():
+		return fmt.Errorf("device %s: its images don't close: %w", d.spec.Name, ctx.Err())
+	}
 	d.closed = true
-	err := errors.Join(stopErr, d.stack.Close())
+	d.machine.Close()
+	err := errors.Join(stopErr, closeErr)
 	d.tell(EventRemoved, "%s is gone", d.Path())
 	return err
 }

@@ -2,17 +2,30 @@ package device
 
 import (
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"holdfast/ploop"
+	"holdfast/standby"
 	"holdfast/ublk"
 )
 
 // queue is what one queue's thread has for itself.
 type queue struct {
+	gen    *generation
+	stack  *ploop.Stack // gen's
 	reader *ploop.Reader
-	stats  stats
+	epoch  uint64 // see epochs.go
+	out    int    // transfers on the ring, of this epoch
+	// through: writes are made durable before they are acknowledged.
+	through bool
+	held    []*ublk.Request
+	spare   []*ublk.Request
+	late    lateTransfers
+	born    time.Time
+	began   []int64 // by tag: when a sampled request came, in ns since born
+	stats   stats
 }
 
 // stats are counted on the queue's thread, except where slow requests end.
@@ -22,32 +35,56 @@ type stats struct {
 	ended   atomic.Uint64
 	errors  atomic.Uint64
 	slow    atomic.Uint64
-	latency [6]histogram // by ublk.Op
-	_       [64]byte     // the neighbour's counters are on another cache line
+	held    atomic.Int64 // now
+	holds   atomic.Uint64
+	heldEIO atomic.Uint64 // held requests that failed
+	latency [6]histogram  // by ublk.Op
+	_       [64]byte      // the neighbour's counters are on another cache line
 }
 
-// A fast request is in one of these states between its transfers. The state,
-// the place's token and a number of the flush fit Request.User, so nothing is
-// allocated.
+// Request.User says what a request is in the middle of, so that nothing is
+// allocated: 0 for one that has just come, else a state, the epoch in which its
+// transfer began, and its place (see placeOf) or the number of a flush.
 const (
 	stateTransfer = iota + 1 // READ or WRITE between pages and file
 	stateThenSync            // the same, and a sync has to follow (FUA)
 	stateSync                // the sync of a FLUSH or of a FUA write
-	stateBits     = 2
+	stateAgain               // none: it begins anew
+
+	stateBits = 3
+	epochBits = 16
+	stateMask = 1<<stateBits - 1
+	epochMask = 1<<epochBits - 1
 )
 
-// Begin takes a request from the driver. It runs on the queue's thread.
+func (q *queue) mark(state, rest uint64) uint64 {
+	return state | q.epoch<<stateBits | rest<<(stateBits+epochBits)
+}
+
+// placeOf is what is remembered of a place: the token, and the level for messages.
+func placeOf(at ploop.Place) uint64 { return uint64(at.Token) | uint64(at.Level)<<32 }
+
+// Begin takes a request from the driver, or one that was held or has to be done
+// anew. It runs on the queue's thread.
 func (d *Device) Begin(r *ublk.Request) {
 	q := &d.queues[r.Queue().Index()]
 	op := r.Op()
-	q.stats.ops[op].Add(1)
-	q.stats.bytes[op].Add(uint64(r.Len()))
+	if r.User == 0 {
+		q.stats.bytes[op].Add(uint64(r.Len()))
+		if n := q.stats.ops[op].Add(1); n%LatencySample == 1 {
+			q.began[r.Tag()] = max(int64(time.Since(q.born)), 1)
+		}
+	}
+	if d.gate.Closed() && d.hold(r, q) {
+		return
+	}
 	switch op {
 	case ublk.OpRead:
 		at := q.reader.Locate(r.Offset(), r.Len(), false)
 		switch at.Where {
 		case ploop.Direct:
-			r.User = stateTransfer | uint64(at.Token)<<stateBits
+			r.User = q.mark(stateTransfer, placeOf(at))
+			q.out++
 			r.ReadFile(at.Level, at.Offset)
 			return
 		case ploop.Zero:
@@ -58,49 +95,65 @@ func (d *Device) Begin(r *ublk.Request) {
 		at := q.reader.Locate(r.Offset(), r.Len(), true)
 		if at.Where == ploop.Direct {
 			state, flags := uint64(stateTransfer), uint32(0)
-			if r.FUA() {
+			if r.FUA() || q.through {
 				// With nothing else to make durable, the write alone is enough.
-				if d.stack.IndexDirty() {
+				if q.stack.IndexDirty() {
 					state = stateThenSync
 				} else {
 					flags = unix.RWF_DSYNC
 				}
 			}
-			r.User = state | uint64(at.Token)<<stateBits
+			r.User = q.mark(state, placeOf(at))
+			q.out++
 			r.WriteFile(at.Level, at.Offset, flags)
 			return
 		}
 	case ublk.OpFlush:
-		if d.stack.ReadOnly() {
+		if q.stack.ReadOnly() {
 			q.complete(r, 0)
 			return
 		}
-		d.sync(r)
+		q.sync(r)
 		return
 	}
 	q.stats.slow.Add(1)
 	go d.serve(r, q)
 }
 
+// ended counts a request. Whoever completes it owns its tag's time as well.
+func (q *queue) ended(r *ublk.Request) {
+	q.stats.ended.Add(1)
+	if t := q.began[r.Tag()]; t != 0 {
+		q.began[r.Tag()] = 0
+		q.stats.latency[r.Op()].add(time.Since(q.born) - time.Duration(t))
+	}
+}
+
 // complete ends a request on the queue's thread.
 func (q *queue) complete(r *ublk.Request, errno unix.Errno) {
-	q.stats.ended.Add(1)
+	q.ended(r)
 	r.CompleteHere(errno)
 }
 
 // sync makes the top's file durable, on the ring.
-func (d *Device) sync(r *ublk.Request) {
-	r.User = stateSync | d.stack.FlushBegin()<<stateBits
-	r.SyncFile(d.stack.Top())
+func (q *queue) sync(r *ublk.Request) {
+	r.User = q.mark(stateSync, q.stack.FlushBegin())
+	q.out++
+	r.SyncFile(q.stack.Top())
 }
 
 // Transferred takes the end of a transfer. It runs on the queue's thread.
 func (d *Device) Transferred(r *ublk.Request, errno unix.Errno) {
 	q := &d.queues[r.Queue().Index()]
-	state, rest := r.User&(1<<stateBits-1), r.User>>stateBits
+	state, rest := r.User&stateMask, r.User>>(stateBits+epochBits)
+	if epoch := r.User >> stateBits & epochMask; epoch != q.epoch {
+		d.cameLate(r, q, state, rest, epoch)
+		return
+	}
+	q.out--
 	complete := true
 	if state == stateSync {
-		complete = d.stack.FlushEnd(rest, errno == 0)
+		complete = q.stack.FlushEnd(rest, errno == 0)
 	} else {
 		q.reader.Leave(uint32(rest))
 	}
@@ -111,12 +164,68 @@ func (d *Device) Transferred(r *ublk.Request, errno unix.Errno) {
 		q.stats.slow.Add(1)
 		go d.flush(r, q)
 	case errno == 0 && state == stateThenSync:
-		d.sync(r)
+		q.sync(r)
 	case errno == 0:
 		q.complete(r, 0)
 	default:
 		// Rare, and worth a look and a line: not on this thread.
 		q.stats.slow.Add(1)
-		go d.failed(r, q, state, errno)
+		level := q.stack.Top()
+		if state != stateSync {
+			level = int(rest >> 32)
+		}
+		go d.failed(r, q, q.gen, level, state, errno)
+	}
+}
+
+// hold keeps a request that meets a closed gate, or fails it; false says that the
+// gate has opened meanwhile. It runs on the queue's thread.
+func (d *Device) hold(r *ublk.Request, q *queue) bool {
+	v := d.gate.Verdict()
+	if v != standby.Pass && d.ending.Load() {
+		v = standby.Fail
+	}
+	switch v {
+	case standby.Pass:
+		return false
+	case standby.Hold:
+		r.User = stateAgain
+		q.held = append(q.held, r) // within its capacity: there are as many tags
+		q.stats.held.Add(1)
+		q.stats.holds.Add(1)
+	case standby.Fail:
+		q.fail(r)
+	}
+	return true
+}
+
+func (q *queue) fail(r *ublk.Request) {
+	q.stats.errors.Add(1)
+	q.complete(r, unix.EIO)
+}
+
+// release ends the hold of the requests that this queue keeps: they begin anew, or
+// fail. It runs on the queue's thread.
+func (d *Device) release(q *queue, fail bool) {
+	held := q.held
+	q.held, q.spare = q.spare[:0], held // Begin may hold some of them again
+	q.stats.held.Add(-int64(len(held)))
+	for _, r := range held {
+		if fail {
+			q.stats.heldEIO.Add(1)
+			q.fail(r)
+		} else {
+			d.Begin(r)
+		}
+	}
+}
+
+// releaseHeld has every queue release what it holds, soon. What meets the closed gate
+// before that is released too: both happen on the queue's thread, and the gate was
+// opened first.
+func (d *Device) releaseHeld(fail bool) {
+	for _, uq := range d.dev.Queues() {
+		q := &d.queues[uq.Index()]
+		_ = uq.Post(func() { d.release(q, fail) }) // an ended queue holds nothing
 	}
 }

@@ -1,9 +1,14 @@
 package device
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
 	"time"
 
 	"holdfast/ploop"
+	"holdfast/standby"
 )
 
 // Replace says which file is to be replaced by which.
@@ -25,3 +30,149 @@ type Replace struct {
 
 // DefaultDrain is how long Replace waits for requests under way.
 const DefaultDrain = 10 * time.Second
+
+var errRemoved = errors.New("device is being removed")
+
+// Replace puts another file in the place of one of the device's, while its users wait.
+// The new one is checked to be the old one continued (ploop.Stack.Succeed), or taken
+// as it is with Force. When the top was replaced, or what a standby waited for, a
+// standby ends and what was held is served. After an error everything is as it was.
+//
+// Nothing is ever written to the old file any more, not even that it is no longer in use.
+func (d *Device) Replace(ctx context.Context, r Replace) error {
+	if err := d.lock(ctx); err != nil {
+		return err
+	}
+	defer d.unlock()
+	err := d.replace(ctx, r)
+	if err != nil {
+		d.reopenState.failed(err)
+		d.tell(EventReplaceFailed, "%v", err)
+	}
+	return err
+}
+
+func (d *Device) replace(ctx context.Context, r Replace) error {
+	spec := d.Spec()
+	top := len(spec.Images) - 1
+	if r.Level < 0 {
+		r.Level = top
+	}
+	if r.Level > top {
+		return fmt.Errorf("device %s: level %d: its top is level %d", spec.Name, r.Level, top)
+	}
+	spec.Images = slices.Clone(spec.Images)
+	was := spec.Images[r.Level]
+	spec.Images[r.Level] = r.Image
+	if err := spec.Validate(); err != nil {
+		return err
+	}
+	// Before anybody waits for it.
+	if err := d.probe([]ploop.ImageRef{r.Image}); err != nil {
+		return fmt.Errorf("device %s: the new image can't be used: %w", spec.Name, err)
+	}
+	if r.Drain == 0 {
+		r.Drain = DefaultDrain
+	}
+	reopen := make([]bool, len(spec.Images))
+	reopen[r.Level] = true
+	err := d.succeed(ctx, succession{images: spec.Images, reopen: reopen, force: r.Force, drain: r.Drain,
+		commit: func() error {
+			if r.Commit == nil {
+				return nil
+			}
+			return r.Commit(spec)
+		}})
+	if err != nil {
+		return err
+	}
+	d.tell(EventReplaced, "level %d is %s now, and was %s", r.Level, r.Image, was)
+	return nil
+}
+
+// succession is a change of the files of a device.
+type succession struct {
+	images []ploop.ImageRef
+	reopen []bool
+	force  bool
+	drain  time.Duration
+	commit func() error // nil: nothing
+}
+
+// succeed makes the change, with d.lock held: hold, drain, check, make it durable,
+// swap, release. It ends a standby if the top was opened anew.
+func (d *Device) succeed(ctx context.Context, c succession) (err error) {
+	select {
+	case <-d.closing:
+		return errRemoved
+	default:
+	}
+	d.replacingSince.Store(time.Now().UnixNano())
+	d.machine.Hold(standby.Replace)
+	defer func() {
+		if errors.Is(err, ploop.ErrLockLost) {
+			// Somebody else may write to the image: better nobody of ours does,
+			// until a file was put there that we have for ourselves.
+			return
+		}
+		d.flowing()
+		d.machine.Release(standby.Replace)
+	}()
+	if err := d.drain(ctx, c.drain); err != nil {
+		return err
+	}
+	old := d.gen.Load()
+	if err := d.declareLate(); err != nil {
+		return errors.Join(err, d.adopt(&generation{stack: old.stack, readers: old.readers}))
+	}
+	next, err := d.prepare(old, c)
+	if err != nil {
+		// The old stack goes on, under a generation of its own, as what was
+		// declared late stays so.
+		return errors.Join(err, d.adopt(&generation{stack: old.stack, readers: old.readers}))
+	}
+	if err := d.swap(next, c.reopen); err != nil {
+		return err // the queues have ended: nothing can be served any more
+	}
+	d.specMu.Lock()
+	d.spec.Images = c.images
+	d.specMu.Unlock()
+	old.stack.Retire()
+	if c.reopen[len(c.reopen)-1] {
+		d.machine.Recovered()
+	}
+	return nil
+}
+
+// prepare makes the next stack and the record of it. After an error the old one goes on.
+func (d *Device) prepare(old *generation, c succession) (*ploop.Stack, error) {
+	// Writes of the index that have not come back are Succeed's matter.
+	old.stack.Supersede()
+	next, err := old.stack.Succeed(ploop.Succession{Refs: c.images, Reopen: c.reopen, Force: c.force, Drained: d.drained()})
+	if err != nil {
+		return nil, errors.Join(err, old.stack.Resume())
+	}
+	if c.commit == nil {
+		return next, nil
+	}
+	if err := c.commit(); err != nil {
+		return nil, errors.Join(err, old.stack.Undo(next))
+	}
+	return next, nil
+}
+
+// drained says that no request is out in a stack that was superseded, this one or one
+// before it.
+func (d *Device) drained() bool { return d.lateCalls.Load()+d.lateTransfers.Load() == 0 }
+
+// swap has the queues use the next stack.
+func (d *Device) swap(next *ploop.Stack, changed []bool) error {
+	for slot, fd := range next.Fds() {
+		if changed[slot] {
+			if err := d.dev.SetFile(slot, fd); err != nil {
+				return err
+			}
+		}
+	}
+	return d.adopt(newGeneration(next, len(d.queues)))
+}

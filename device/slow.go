@@ -3,94 +3,145 @@ package device
 import (
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/ploop"
+	"holdfast/standby"
 	"holdfast/ublk"
 )
 
 // serve is the slow way of a request: plain calls that may block.
-func (d *Device) serve(r *ublk.Request, q *queue) {
-	d.finish(r, q, d.attemptOrPark(r))
-}
-
-// attemptOrPark does the request, and waits for space where there is none.
-func (d *Device) attemptOrPark(r *ublk.Request) error {
-	err := d.attempt(r)
-	if noSpace(err) {
-		err = d.park(r, err)
-	}
-	return err
-}
+func (d *Device) serve(r *ublk.Request, q *queue) { d.run(r, q, d.attempt) }
 
 // flush ends a FLUSH, or a write that asked for one, by the stack's own.
 func (d *Device) flush(r *ublk.Request, q *queue) {
-	d.finish(r, q, d.stack.Flush())
+	d.run(r, q, func(s *ploop.Stack, r *ublk.Request) error { return s.Flush() })
+}
+
+// run does a request by try, and decides what comes of it: it is completed, or parked
+// and tried again, or begins anew, which may mean that it is held.
+func (d *Device) run(r *ublk.Request, q *queue, try func(*ploop.Stack, *ublk.Request) error) {
+	parked := false
+	defer func() {
+		if parked {
+			d.unpark()
+		}
+	}()
+	for {
+		g := d.enter()
+		if g == nil {
+			again(r)
+			return
+		}
+		err := try(g.stack, r)
+		v := d.leave(g, err)
+		if v == standby.Pass && noSpace(err) {
+			if !parked {
+				parked = true
+				d.park(err)
+			}
+			if d.waitForSpace() {
+				continue
+			}
+			err = fmt.Errorf("device is being removed: %w", unix.EIO)
+		}
+		d.settle(r, q, v, err)
+		return
+	}
 }
 
 // failed decides about a request whose transfer on the ring failed. What may
 // be cured by waiting or by other means is tried again the slow way.
-func (d *Device) failed(r *ublk.Request, q *queue, state uint64, errno unix.Errno) {
-	err := fmt.Errorf("%s at offset %d of %s: %w", r.Op(), r.Offset(), d.Path(), errno)
-	if state == stateSync {
-		// A sync that failed may have lost data; one that now succeeds would
-		// not bring it back.
-		d.finish(r, q, err)
+func (d *Device) failed(r *ublk.Request, q *queue, g *generation, level int, state uint64, errno unix.Errno) {
+	if state != stateSync && (errno == unix.EINVAL || errno == unix.EAGAIN || noSpace(errno)) {
+		// The file system wants an alignment that this request lacks, or
+		// can't do it without waiting, or has no space.
+		d.serve(r, q)
 		return
 	}
-	if noSpace(err) {
-		err = d.park(r, err)
-	} else if errno == unix.EINVAL {
-		// The file system wants an alignment that this request lacks.
-		err = d.attemptOrPark(r)
+	op := r.Op().String()
+	if state == stateSync {
+		op = "sync for " + op
 	}
-	d.finish(r, q, err)
+	err := fmt.Errorf("%s at offset %d of %s, in %q: %w", op, r.Offset(), d.Path(), g.stack.Status().Images[level].Path, errno)
+	g.mu.Lock()
+	v := d.judge(g, err)
+	g.mu.Unlock()
+	d.settle(r, q, v, err)
 }
 
+// settle does with a request what was decided.
+func (d *Device) settle(r *ublk.Request, q *queue, v standby.Verdict, err error) {
+	switch v {
+	case standby.Hold:
+		again(r)
+	case standby.Fail:
+		d.finish(r, q, fmt.Errorf("%w (after %w)", errNoMoreHolding, err))
+	default:
+		d.finish(r, q, err)
+	}
+}
+
+// errNoMoreHolding ends requests of a device whose standby has timed out, or that is
+// being removed.
+var errNoMoreHolding = fmt.Errorf("device holds no requests any more: %w", unix.EIO)
+
 // attempt does the whole request once.
-func (d *Device) attempt(r *ublk.Request) error {
+func (d *Device) attempt(s *ploop.Stack, r *ublk.Request) error {
 	switch r.Op() {
 	case ublk.OpRead:
 		b := d.buffers.Get().(*[]byte)
 		defer d.buffers.Put(b)
 		p := (*b)[:r.Len()]
-		if _, err := d.stack.ReadAt(p, r.Offset()); err != nil {
+		if _, err := s.ReadAt(p, r.Offset()); err != nil {
 			return err
 		}
-		return r.WritePayload(p, 0)
+		return payloadError(r.WritePayload(p, 0))
 	case ublk.OpWrite:
 		b := d.buffers.Get().(*[]byte)
 		defer d.buffers.Put(b)
 		p := (*b)[:r.Len()]
 		if err := r.ReadPayload(p, 0); err != nil {
+			return payloadError(err)
+		}
+		if _, err := s.WriteAt(p, r.Offset()); err != nil {
 			return err
 		}
-		if _, err := d.stack.WriteAt(p, r.Offset()); err != nil {
-			return err
-		}
-		if r.FUA() {
-			return d.stack.Flush()
-		}
-		return nil
+		return d.flushIf(r.FUA(), s)
 	case ublk.OpFlush:
-		return d.stack.Flush()
+		return s.Flush()
 	case ublk.OpDiscard:
-		return d.stack.Discard(r.Offset(), int64(r.Len()))
+		return s.Discard(r.Offset(), int64(r.Len()))
 	case ublk.OpWriteZeroes:
-		if err := d.stack.WriteZeroes(r.Offset(), int64(r.Len()), r.NoUnmap()); err != nil {
+		if err := s.WriteZeroes(r.Offset(), int64(r.Len()), r.NoUnmap()); err != nil {
 			return err
 		}
-		if r.FUA() {
-			return d.stack.Flush()
-		}
-		return nil
+		return d.flushIf(r.FUA(), s)
 	}
 	return unix.EOPNOTSUPP
 }
 
+func (d *Device) flushIf(fua bool, s *ploop.Stack) error {
+	if fua || d.through.Load() {
+		return s.Flush()
+	}
+	return nil
+}
+
+// payloadError keeps an error of the request's own pages from being taken for one
+// of the storage.
+func payloadError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("the request's pages: %v", err)
+}
+
 func (d *Device) finish(r *ublk.Request, q *queue, err error) {
-	q.stats.ended.Add(1)
+	q.ended(r)
 	if err == nil {
 		d.spaceFound()
 		r.Complete(0)
@@ -111,55 +162,19 @@ func errnoOf(err error) unix.Errno {
 	return unix.EIO
 }
 
+// storageError is the error of the storage that err tells of. A file that ends before
+// what was stored in it is storage that lost something.
+func storageError(err error) (unix.Errno, bool) {
+	var errno unix.Errno
+	switch {
+	case errors.As(err, &errno) && errno != 0:
+		return errno, true
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return unix.EIO, true
+	}
+	return 0, false
+}
+
 func noSpace(err error) bool {
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
-}
-
-// parkTime is how long a request without space waits before it is tried again:
-// dm-ploop's interval.
-const parkTime = 20 * time.Second
-
-// park keeps a request for which the storage has no space, and tries it again
-// until it has or the device is removed.
-func (d *Device) park(r *ublk.Request, err error) error {
-	if d.parked.Add(1) == 1 {
-		d.tell(EventParked, "%v; requests wait, are tried again every %v, and go on when space is freed", err, parkTime)
-	}
-	defer func() {
-		if d.parked.Add(-1) == 0 {
-			d.tell(EventUnparked, "no request waits for space any more")
-		}
-	}()
-	for {
-		t := time.NewTimer(parkTime)
-		select {
-		case <-t.C:
-		case <-d.spaceSignal():
-			t.Stop()
-		case <-d.closing:
-			t.Stop()
-			return fmt.Errorf("device is being removed: %w", unix.EIO)
-		}
-		if err := d.attempt(r); !noSpace(err) {
-			return err
-		}
-	}
-}
-
-func (d *Device) spaceSignal() <-chan struct{} {
-	d.spaceMu.Lock()
-	defer d.spaceMu.Unlock()
-	return d.space
-}
-
-// spaceFound wakes what is parked: another request was just served, perhaps a
-// discard.
-func (d *Device) spaceFound() {
-	if d.parked.Load() == 0 {
-		return
-	}
-	d.spaceMu.Lock()
-	close(d.space)
-	d.space = make(chan struct{})
-	d.spaceMu.Unlock()
 }

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"holdfast/ploop"
+	"holdfast/standby"
 	"holdfast/ublk"
 )
 
@@ -100,13 +101,13 @@ type Counters struct {
 
 // Status takes the picture.
 func (d *Device) Status() Status {
-	s := d.stack.Status()
+	s := d.gen.Load().stack.Status()
 	cfg, info := d.dev.Config(), d.dev.Info()
 	st := Status{
 		Name: d.spec.Name, ID: d.ID(), Path: d.Path(),
 		Size: s.Size, ClusterSize: s.ClusterSize, Clusters: s.Clusters, Allocated: s.Allocated, ReadOnly: s.ReadOnly,
-		State: "live", Queues: info.Queues, Depth: info.Depth, DataPath: cfg.DataPath.String(),
-		Images: s.Images,
+		Queues: info.Queues, Depth: info.Depth, DataPath: cfg.DataPath.String(),
+		Images: s.Images, Latency: d.latency(),
 	}
 	c := &st.Counters
 	var ended uint64
@@ -127,11 +128,26 @@ func (d *Device) Status() Status {
 	}
 	c.InFlight = int64(c.Reads + c.Writes + c.Flushes + c.Discards + c.WriteZeroes - ended)
 	c.Parked = d.parked.Load()
-	if c.Parked > 0 {
-		st.State = "parked"
-	}
-	if d.ended() {
-		st.State = "stopped"
-	}
+	var reasons standby.Reason
+	st.Standby, reasons = d.standbyStatus()
+	st.Gate = reasons.Names()
+	st.State, st.Since = d.state(&st, reasons)
 	return st
+}
+
+// state puts a device's state in a word, and since when it is so.
+func (d *Device) state(st *Status, reasons standby.Reason) (string, time.Time) {
+	switch {
+	case d.ended():
+		return StateStopped, time.Unix(0, d.since.Load())
+	case reasons&standby.Standby != 0 && st.Standby.Expired:
+		return StateFailing, *st.Standby.Deadline
+	case reasons&standby.Standby != 0:
+		return StateStandby, *st.Standby.Since
+	case reasons&standby.Replace != 0:
+		return StateReplacing, time.Unix(0, d.replacingSince.Load())
+	case st.Counters.Parked > 0:
+		return StateParked, time.Unix(0, d.parkedSince.Load())
+	}
+	return StateLive, time.Unix(0, d.since.Load())
 }

@@ -1,0 +1,178 @@
+package device
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"holdfast/ploop"
+	"holdfast/standby"
+	"holdfast/ublk"
+)
+
+// Requests and replacements.
+//
+// A stack is replaced while no request is processed: the gate is closed, and what
+// is under way has come back. Storage that died may keep some of it for ever, so
+// that wait has a bound. When it has passed, what is still out is declared late:
+// whatever its result will be when it comes, it counts for nothing, and the request
+// begins anew, on the new stack. Until then it keeps its tag and its pages, which
+// the storage may still read or write.
+//
+// Transfers on the ring belong to an epoch of their queue, told by Request.User;
+// calls of goroutines to a generation. Both begin and end under eyes of one
+// thread or one lock, so that each either ended before the declaration, with a
+// result that the new stack accounts for, or is late.
+
+// generation is one stack in the life of a device.
+type generation struct {
+	stack   *ploop.Stack
+	readers []*ploop.Reader // by queue
+
+	mu    sync.Mutex
+	calls int  // of goroutines, under way
+	over  bool // what is under way is late
+}
+
+// enter begins a call on the current stack; nil: it is being replaced.
+func (d *Device) enter() *generation {
+	g := d.gen.Load()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.over {
+		return nil
+	}
+	g.calls++
+	return g
+}
+
+// leave ends a call, and says what its result err means for the request: Pass, it
+// stands; Hold, the request is to be done anew; Fail, standby has timed out.
+func (d *Device) leave(g *generation, err error) standby.Verdict {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.calls--; g.over {
+		d.lateCalls.Add(-1)
+	}
+	return d.judge(g, err)
+}
+
+// judge is the end check. g.mu is held, so that an error of a stack that has been
+// replaced can't send the new one to standby.
+func (d *Device) judge(g *generation, err error) standby.Verdict {
+	if g.over {
+		return standby.Hold
+	}
+	if err == nil {
+		return standby.Pass
+	}
+	errno, ok := storageError(err)
+	if !ok {
+		return standby.Pass
+	}
+	v := d.machine.Fault(errno, err.Error())
+	if v == standby.Hold && d.ending.Load() {
+		return standby.Fail
+	}
+	return v
+}
+
+// again has a request begin anew on its queue's thread.
+func again(r *ublk.Request) {
+	r.User = stateAgain
+	r.Requeue()
+}
+
+// lateTransfers are those of a queue's past epochs.
+type lateTransfers struct {
+	readers map[uint64]*ploop.Reader // by epoch
+	out     int
+}
+
+// nextEpoch declares the queue's transfers late. It runs on the queue's thread.
+func (d *Device) nextEpoch(q *queue) {
+	if q.out > 0 {
+		if q.late.readers == nil {
+			q.late.readers = map[uint64]*ploop.Reader{}
+		}
+		q.late.readers[q.epoch] = q.reader
+		q.late.out += q.out
+		d.lateTransfers.Add(int64(q.out))
+		q.out = 0
+	}
+	for {
+		q.epoch = (q.epoch + 1) & epochMask
+		if q.late.readers[q.epoch] == nil {
+			return
+		}
+	}
+}
+
+// cameLate takes the end of a transfer of a past epoch.
+func (d *Device) cameLate(r *ublk.Request, q *queue, state, rest, epoch uint64) {
+	if state != stateSync {
+		q.late.readers[epoch].Leave(uint32(rest))
+	}
+	d.lateTransfers.Add(-1)
+	if q.late.out--; q.late.out == 0 {
+		clear(q.late.readers)
+	}
+	r.User = stateAgain
+	d.Begin(r)
+}
+
+// drain waits, with the gate closed, until nothing is under way, at most for limit.
+func (d *Device) drain(ctx context.Context, limit time.Duration) error {
+	deadline := time.Now().Add(limit)
+	for {
+		out := make([]int, len(d.queues))
+		if err := d.dev.OnQueues(func(uq *ublk.Queue) { out[uq.Index()] = d.queues[uq.Index()].out }); err != nil {
+			return err
+		}
+		n := 0
+		for _, k := range out {
+			n += k
+		}
+		g := d.gen.Load()
+		g.mu.Lock()
+		n += g.calls
+		g.mu.Unlock()
+		if n == 0 || time.Now().After(deadline) {
+			return nil
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// declareLate ends the epoch of everything that is still under way.
+func (d *Device) declareLate() error {
+	g := d.gen.Load()
+	g.mu.Lock()
+	g.over = true
+	d.lateCalls.Add(int64(g.calls))
+	g.mu.Unlock()
+	return d.dev.OnQueues(func(uq *ublk.Queue) { d.nextEpoch(&d.queues[uq.Index()]) })
+}
+
+// adopt has every queue, and calls from now on, use a generation. The gate is closed.
+func (d *Device) adopt(g *generation) error {
+	d.gen.Store(g)
+	return d.dev.OnQueues(func(uq *ublk.Queue) { d.queues[uq.Index()].adopt(g, uq.Index()) })
+}
+
+func (q *queue) adopt(g *generation, index int) {
+	q.gen, q.stack, q.reader = g, g.stack, g.readers[index]
+}
+
+// newGeneration is for a stack that n queues are to use.
+func newGeneration(s *ploop.Stack, n int) *generation {
+	g := &generation{stack: s}
+	for range n {
+		g.readers = append(g.readers, s.NewReader())
+	}
+	return g
+}

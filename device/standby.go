@@ -1,0 +1,226 @@
+package device
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/standby"
+	"holdfast/ublk"
+)
+
+// Attach takes a lease for a consumer, who promises that it can live with requests
+// that are held. standby.ErrAttached: it has one.
+func (d *Device) Attach(consumer string) error { return d.machine.Attach(consumer) }
+
+// Detach drops a consumer's lease. standby.ErrNotAttached: it has none.
+func (d *Device) Detach(consumer string) error { return d.machine.Detach(consumer) }
+
+// SetStandby sets STANDBY by hand, or ends it without a recovery: what is held then
+// fails with EIO. standby.ErrNotSupported: it can't be set, a fuse is off.
+func (d *Device) SetStandby(on bool) error {
+	if on {
+		return d.machine.Set()
+	}
+	d.machine.Clear("by hand")
+	return nil
+}
+
+// journal takes the machine's changes from under its lock to the keeper.
+type journal struct {
+	mu    sync.Mutex
+	list  []standby.Change
+	noted chan struct{} // holds one when the list is not empty
+}
+
+// changed is the machine's Options.Changed. What is held is released at once; the
+// rest has time.
+func (d *Device) changed(c standby.Change) {
+	if c.Held != standby.Hold {
+		d.releaseHeld(c.Held == standby.Fail)
+	}
+	d.journal.mu.Lock()
+	d.journal.list = append(d.journal.list, c)
+	d.journal.mu.Unlock()
+	select {
+	case d.journal.noted <- struct{}{}:
+	default:
+	}
+}
+
+// keep is the device's own goroutine: it tells of what the machine did, ends a hold
+// that lasts too long, and tries to reopen the files.
+func (d *Device) keep() {
+	var since time.Time // of the standby that the rest is about; zero: none
+	var expire, retry <-chan time.Time
+	var again *reopening
+	for {
+		select {
+		case <-d.closing:
+			again.stop()
+			return
+		case <-d.journal.noted:
+			for _, c := range d.journal.take() {
+				d.note(c)
+			}
+			st := d.machine.Status()
+			if !st.Flag || !st.Supported {
+				st.Since = time.Time{}
+			}
+			if st.Since.Equal(since) {
+				continue
+			}
+			since, expire, retry = st.Since, nil, nil
+			again.stop()
+			again = nil
+			d.reopenState.clear()
+			if since.IsZero() {
+				continue
+			}
+			if t := time.Duration(d.spec.StandbyTimeout); t > 0 {
+				expire = time.After(time.Until(since.Add(t)))
+			}
+			if !st.ByHand && d.spec.Recovery == RecoveryReopen {
+				again = newReopening()
+				retry = time.After(d.reopenState.next(again.delay()))
+			}
+		case <-expire:
+			d.machine.Expire(since)
+		case <-retry:
+			go again.try(d)
+		case <-again.answered():
+			// After a success the machine's change ends it.
+			retry = time.After(d.reopenState.next(again.delay()))
+		}
+	}
+}
+
+// take empties the journal.
+func (j *journal) take() []standby.Change {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	list := j.list
+	j.list = nil
+	return list
+}
+
+// note tells of one change.
+func (d *Device) note(c standby.Change) {
+	switch c.Kind {
+	case standby.Entered:
+		d.tell(EventStandby, "%s; requests are held", c.Cause)
+	case standby.Recovered:
+		d.flowing()
+		d.tell(EventRecovered, "the files answer again, what was held is served")
+	case standby.Cleared:
+		d.flowing()
+		d.tell(EventCleared, "standby was ended %s, without a recovery: what was held failed", c.Cause)
+	case standby.Expired:
+		d.tell(EventTimeout, "standby has lasted %v: requests fail until it ends", time.Duration(d.spec.StandbyTimeout))
+	case standby.Attached:
+		d.tell(EventAttached, "%s has a lease", c.Consumer)
+	case standby.Detached:
+		d.tell(EventDetached, "%s has dropped its lease", c.Consumer)
+	case standby.Inconsistent:
+		d.log.Warn().Str("event", EventInconsistency).Str("kind", string(c.Inconsistency)).Msg(c.Inconsistency.String())
+		d.event(Event{Time: time.Now(), Device: d.spec.Name, Kind: EventInconsistency, Message: string(c.Inconsistency) + ": " + c.Inconsistency.String()})
+	}
+	switch c.Kind {
+	case standby.Attached, standby.Detached, standby.FuseChanged:
+		d.setThrough()
+	}
+}
+
+// setThrough decides whether writes are made durable before they are acknowledged.
+//
+// Where a file is served through the page cache, the kernel has a write's data when it
+// says so, and forgets it when its storage fails. With errors held instead of
+// told, nobody would ever hear of that. So each write goes through, while standby
+// is supported: then an error meets the write itself, which is held.
+func (d *Device) setThrough() {
+	st := d.machine.Status()
+	s := d.gen.Load().stack
+	through := false
+	if st.Supported && !s.ReadOnly() {
+		images := s.Status().Images
+		through = !images[len(images)-1].Direct
+	}
+	if through == d.through.Swap(through) {
+		return
+	}
+	if d.dev.OnQueues(func(uq *ublk.Queue) { d.queues[uq.Index()].through = through }) != nil || !through {
+		return
+	}
+	d.log.Warn().Msg("the top image is served through the page cache, and with standby each write waits until it is durable: storage with direct I/O is faster")
+	// What came before has to be durable too.
+	go func() {
+		if g := d.enter(); g != nil {
+			err := g.stack.Flush()
+			d.leave(g, err)
+		}
+	}()
+}
+
+// flowing notes that requests flow from now.
+func (d *Device) flowing() { d.since.Store(time.Now().UnixNano()) }
+
+// standbyStatus is the part of Status.
+func (d *Device) standbyStatus() (StandbyStatus, standby.Reason) {
+	m := d.machine.Status()
+	s := StandbyStatus{
+		Value: m.Value(), Enabled: m.Enabled, Flag: m.Flag, Consumers: m.Consumers, Expired: m.Expired,
+		Stuck: d.lateCalls.Load() + d.lateTransfers.Load(), Recovery: d.spec.Recovery,
+		Seconds: m.Stats.InStandby.Seconds(), Entered: m.Stats.Entered, Recovered: m.Stats.Recovered,
+		Triggers: map[string]uint64{}, Inconsistencies: map[string]uint64{},
+	}
+	if s.Recovery == "" {
+		s.Recovery = RecoveryManual
+	}
+	if m.Flag {
+		s.Since, s.Cause = &m.Since, m.Cause
+		if m.Errno != 0 {
+			s.Errno = unix.ErrnoName(m.Errno)
+		}
+		if t := time.Duration(d.spec.StandbyTimeout); t > 0 && m.Supported {
+			deadline := m.Since.Add(t)
+			s.Deadline = &deadline
+		}
+	}
+	for e, n := range m.Stats.Triggers {
+		s.Triggers[unix.ErrnoName(e)] = n
+	}
+	for i, n := range m.Stats.Inconsistencies {
+		s.Inconsistencies[string(i)] = n
+	}
+	for i := range d.queues {
+		q := &d.queues[i].stats
+		s.Held += q.held.Load()
+		s.HeldTotal += q.holds.Load()
+		s.HeldFailed += q.heldEIO.Load()
+	}
+	info := d.dev.Info()
+	s.Tags = int64(info.Queues) * int64(info.Depth)
+	s.Attempts, s.NextAttempt, s.LastError = d.reopenState.get()
+	return s, m.Reasons
+}
+
+// endHolds fails what is held and what would be, for Close.
+func (d *Device) endHolds() {
+	d.ending.Store(true)
+	d.releaseHeld(true)
+}
+
+// lock takes the right to change the device's files, or to close it.
+func (d *Device) lock(ctx context.Context) error {
+	select {
+	case d.changing <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("device %s: another change of its files is under way: %w", d.spec.Name, ctx.Err())
+	}
+}
+
+func (d *Device) unlock() { <-d.changing }
