@@ -18,6 +18,7 @@ type node struct {
 }
 
 var (
+	_ fs.NodeWrapChilder    = (*node)(nil)
 	_ fs.NodeLookuper       = (*node)(nil)
 	_ fs.NodeGetattrer      = (*node)(nil)
 	_ fs.NodeSetattrer      = (*node)(nil)
@@ -39,12 +40,14 @@ func newRoot(backing string, f *faults) (fs.InodeEmbedder, error) {
 		return nil, err
 	}
 	root := &fs.LoopbackRoot{Path: backing, Dev: st.Dev}
-	root.NewNode = func(*fs.LoopbackRoot, *fs.Inode, string, *syscall.Stat_t) fs.InodeEmbedder {
-		return &node{fs.LoopbackNode{RootData: root}, f}
-	}
 	top := &node{fs.LoopbackNode{RootData: root}, f}
 	root.RootNode = top
 	return top, nil
+}
+
+// WrapChild makes one of us of what LoopbackNode makes.
+func (n *node) WrapChild(context.Context, fs.InodeEmbedder) fs.InodeEmbedder {
+	return &node{fs.LoopbackNode{RootData: n.RootData}, n.faults}
 }
 
 func (n *node) path() string { return n.Path(n.Root()) }

@@ -78,10 +78,12 @@ func TestThrough(t *testing.T) {
 			t.Errorf("%s: %v\n%s", script, err, out)
 		}
 	}
-	run(`mkdir $A/d; dd if=/dev/urandom of=$A/d/f bs=1M count=4 oflag=direct conv=fsync 2>/dev/null; cmp $A/d/f $B/d/f; cmp $A/d/f $BACK/d/f
-		dd if=$B/d/f of=/dev/null bs=512 count=3 iflag=direct 2>/dev/null; stat -c %s $B/d/f | grep -qx 4194304`)
+	run(`mkdir $A/d; dd if=/dev/urandom of=$A/d/f bs=1M count=2 oflag=direct conv=fsync 2>/dev/null; cmp $A/d/f $B/d/f; cmp $A/d/f $BACK/d/f
+		dd if=$B/d/f of=/dev/null bs=512 count=3 iflag=direct 2>/dev/null; stat -c %s $B/d/f | grep -qx 2097152`)
 	run(`truncate -s 1M $B/d/f; stat -c %s $A/d/f | grep -qx 1048576; mv $A/d/f $A/g; [ ! -e $B/d/f ]; cmp $B/g $BACK/g; rmdir $B/d; [ ! -e $A/d ]`)
-	run(`fallocate -p -o 4096 -l 8192 $A/g; fallocate -z -o 65536 -l 4096 $B/g; cmp -n 8192 -i 4096:0 $A/g /dev/zero; cmp -n 4096 -i 65536:0 $B/g /dev/zero; cmp $A/g $BACK/g`)
+	run(`fallocate -p -o 4096 -l 8192 $A/g; cmp -n 8192 -i 4096:0 $A/g /dev/zero
+		if fallocate -z -o 8192 -l 4096 $BACK/g; then fallocate -z -o 65536 -l 4096 $B/g; cmp -n 4096 -i 65536:0 $A/g /dev/zero; fi # tmpfs can't
+		cmp $A/g $BACK/g`)
 	run(`ln $A/g $A/h; ln -s g $B/s; cmp $A/s $B/h; rm $B/g $A/s; [ ! -e $A/g ]; df $A >/dev/null; ls $B | grep -qx h`)
 	fd := open(t, a.Dir+"/big", unix.O_RDWR|unix.O_CREAT|unix.O_DIRECT)
 	buf, err := unix.Mmap(-1, 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
