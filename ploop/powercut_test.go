@@ -322,8 +322,13 @@ type cutScene struct {
 // newCutScene builds a stack in w. Its disk is all zeroes, or what a lower
 // image has.
 func newCutScene(w *simWorld, rng *rand.Rand) (*cutScene, []uint64) {
+	return newCutSceneOf(w, rng, 8, 24)
+}
+
+// newCutSceneOf takes the number of clusters, and how many more there may be.
+func newCutSceneOf(w *simWorld, rng *rand.Rand, clusters, more int) (*cutScene, []uint64) {
 	c := []uint32{2, 4, 8, 3}[rng.IntN(4)]
-	sectors := uint64(c)*uint64(8+rng.IntN(24)) + uint64(rng.IntN(int(c)))
+	sectors := uint64(c)*uint64(clusters+rng.IntN(more)) + uint64(rng.IntN(int(c)))
 	sc := &cutScene{workers: 1, steps: 30 + rng.IntN(60)}
 	if rng.IntN(3) == 0 {
 		sc.workers = 2 + rng.IntN(3)
