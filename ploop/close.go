@@ -46,7 +46,7 @@ func (s *Stack) endWriting() error {
 	if err := s.index.restoreAll(s); err != nil {
 		return err
 	}
-	s.space.next = max(s.space.usedEnd(), s.keep)
+	s.space.next = max(s.usedEnd(), s.keep)
 	end := int64(d.hdr.sectorAt(s.space.next)) * SectorSize
 	if size, err := d.file.Size(); err != nil {
 		return d.ioError("size", -1, err)

@@ -18,6 +18,8 @@ type space struct {
 	// end is have, or what it may become by a growth under way, for those who
 	// can't wait for mu.
 	end atomic.Uint64
+
+	frozen bool // what is free below next isn't known
 }
 
 // load takes the positions in use and finds the gaps between them.
@@ -51,7 +53,7 @@ func (p *space) load(used positions) {
 // freeze gives up what is free below n: new clusters come from behind it.
 func (p *space) freeze(n uint64) {
 	p.free = bitset{}
-	p.next, p.have = n, n
+	p.next, p.have, p.frozen = n, n, true
 	p.end.Store(n)
 }
 
@@ -126,6 +128,20 @@ func (p *space) usedEnd() uint64 {
 	end := p.next
 	for end > 0 && p.free.has(end-1) {
 		end--
+	}
+	return end
+}
+
+// usedEnd is space.usedEnd for the whole stack, whose index is durable and
+// doesn't change any more.
+func (s *Stack) usedEnd() (end uint64) {
+	if !s.space.frozen {
+		return s.space.usedEnd()
+	}
+	for i := range s.clusters {
+		if e := s.table.load(i); s.inTop(e) {
+			end = max(end, s.top.hdr.positionOf(uint64(e.sector()))+1)
+		}
 	}
 	return end
 }
