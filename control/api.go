@@ -13,6 +13,7 @@ import (
 type Snapshot struct {
 	Daemon  DaemonInfo `json:"daemon"`
 	Driver  DriverInfo `json:"driver"`
+	Key     KeyInfo    `json:"standby_check"`
 	Devices []Device   `json:"devices"` // by name
 	// Problems are records that could not be read; they belong to no device.
 	Problems []Problem `json:"problems"`

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"holdfast/device"
@@ -81,6 +82,46 @@ func (c *Client) Remove(ctx context.Context, name string, force bool) error {
 	return err
 }
 
+// Attach takes a lease on a device for a consumer.
+func (c *Client) Attach(ctx context.Context, name, consumer string) (*Device, error) {
+	return call[Device](ctx, c, http.MethodPut, devicePath(name)+"/leases/"+url.PathEscape(consumer), nil)
+}
+
+// Detach drops a consumer's lease.
+func (c *Client) Detach(ctx context.Context, name, consumer string) (*Device, error) {
+	return call[Device](ctx, c, http.MethodDelete, devicePath(name)+"/leases/"+url.PathEscape(consumer), nil)
+}
+
+// SetStandby sets STANDBY by hand, or ends it without a recovery.
+func (c *Client) SetStandby(ctx context.Context, name string, on bool) (*Device, error) {
+	return call[Device](ctx, c, http.MethodPut, devicePath(name)+"/standby", Switch{on})
+}
+
+// Replace puts another file in the place of one of a device's.
+func (c *Client) Replace(ctx context.Context, name string, r ReplaceRequest) (*Device, error) {
+	return call[Device](ctx, c, http.MethodPost, devicePath(name)+"/replace", r)
+}
+
+// SetKey turns the standby check on by hand, or takes that back.
+func (c *Client) SetKey(ctx context.Context, on bool) (*KeyInfo, error) {
+	return call[KeyInfo](ctx, c, http.MethodPut, "/v1/standby-check", Switch{on})
+}
+
+// Attr reads an attribute, or lists a directory of them.
+func (c *Client) Attr(ctx context.Context, path string) (*AttrInfo, error) {
+	return call[AttrInfo](ctx, c, http.MethodGet, attrPath(path), nil)
+}
+
+// SetAttr writes to an attribute.
+func (c *Client) SetAttr(ctx context.Context, path, value string) error {
+	_, err := call[struct{}](ctx, c, http.MethodPut, attrPath(path), AttrValue{value})
+	return err
+}
+
+func attrPath(path string) string {
+	return (&url.URL{Path: "/v1/attr/" + strings.Trim(path, "/")}).EscapedPath()
+}
+
 // devicePath escapes a name; "." and ".." would otherwise be taken for parts of
 // the path.
 func devicePath(name string) string {
@@ -91,7 +132,8 @@ func devicePath(name string) string {
 	return "/v1/devices/" + url.PathEscape(name)
 }
 
-func call[T any](ctx context.Context, c *Client, method, path string, body any) (*T, error) {
+// send makes a request; who gets an answer closes its body.
+func (c *Client) send(ctx context.Context, method, path string, body any) (*http.Response, error) {
 	if err := checkSocketPath(c.socket); err != nil {
 		return nil, fail(CodeInvalid, "%w", err)
 	}
@@ -111,17 +153,31 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 	if err != nil {
 		return nil, c.unreachable(ctx, err)
 	}
+	return resp, nil
+}
+
+// failure is the error in an answer.
+func (c *Client) failure(resp *http.Response) error {
+	e := new(Error)
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
+	if err != nil || json.Unmarshal(data, e) != nil || e.Message == "" {
+		return fail(CodeInternal, "%q answers %s, which is not a holdfast daemon's way", c.socket, resp.Status)
+	}
+	return e
+}
+
+func call[T any](ctx context.Context, c *Client, method, path string, body any) (*T, error) {
+	resp, err := c.send(ctx, method, path, body)
+	if err != nil {
+		return nil, err
+	}
 	defer resp.Body.Close()
+	if resp.StatusCode >= 400 {
+		return nil, c.failure(resp)
+	}
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
 	if err != nil {
 		return nil, c.unreachable(ctx, err)
-	}
-	if resp.StatusCode >= 400 {
-		e := new(Error)
-		if json.Unmarshal(data, e) != nil || e.Message == "" {
-			return nil, fail(CodeInternal, "%q answers %s, which is not a holdfast daemon's way", c.socket, resp.Status)
-		}
-		return nil, e
 	}
 	out := new(T)
 	if len(data) == 0 {

@@ -43,8 +43,14 @@ func checkSpec(spec *device.Spec) error {
 	if err := spec.Validate(); err != nil {
 		return fail(CodeInvalid, "%w", err)
 	}
-	for i := range spec.Images {
-		p := spec.Images[i].Path
+	spec.Images = slices.Clone(spec.Images)
+	return checkImages(spec.Images)
+}
+
+// checkImages looks at paths from outside, and cleans them.
+func checkImages(images []ploop.ImageRef) error {
+	for i := range images {
+		p := images[i].Path
 		if !filepath.IsAbs(p) {
 			return fail(CodeInvalid, "image path %q is not absolute", p)
 		}
@@ -52,10 +58,7 @@ func checkSpec(spec *device.Spec) error {
 		if !utf8.ValidString(p) {
 			return fail(CodeInvalid, "image path %q is not UTF-8", p)
 		}
-	}
-	spec.Images = slices.Clone(spec.Images)
-	for i := range spec.Images {
-		spec.Images[i].Path = filepath.Clean(spec.Images[i].Path)
+		images[i].Path = filepath.Clean(p)
 	}
 	return nil
 }
@@ -64,6 +67,9 @@ func checkSpec(spec *device.Spec) error {
 func (d *Daemon) create(ctx context.Context, s *slot, spec device.Spec) error {
 	old := s.rec
 	takeOver := false
+	if err := checkHooks(&spec); err != nil {
+		return err
+	}
 	if old != nil {
 		if s.dev != nil {
 			return fail(CodeExists, "device %q exists already, as %s", spec.Name, s.dev.Path())
@@ -86,6 +92,9 @@ func (d *Daemon) create(ctx context.Context, s *slot, spec device.Spec) error {
 		return classify(err)
 	}
 	rec := &record{Spec: spec, ID: -1, BootID: d.boot, PID: os.Getpid(), Created: time.Now().UTC(), Images: ids}
+	if old != nil {
+		rec.Generation, rec.Leases = old.Generation+1, old.Leases
+	}
 	if err := d.reserve(s, rec); err != nil {
 		return err
 	}
@@ -97,8 +106,15 @@ func (d *Daemon) create(ctx context.Context, s *slot, spec device.Spec) error {
 		s.rec = old
 		return err
 	}
+	for _, consumer := range rec.Leases {
+		if err := dev.Attach(consumer); err != nil {
+			d.log.Error().Err(err).Str("device", s.name).Msgf("the lease of %q could not be given back", consumer)
+		}
+	}
 	s.dev, s.problem = dev, ""
 	d.driverProblem = ""
+	// Outside the lock, which it takes.
+	go d.devicesChanged()
 	return nil
 }
 
@@ -111,6 +127,15 @@ func (d *Daemon) reserve(s *slot, rec *record) error {
 	if d.stopping {
 		return fail(CodeStopping, "the daemon is stopping")
 	}
+	if err := d.conflict(s, rec); err != nil {
+		return err
+	}
+	s.rec, s.phase = rec, StateCreating
+	return nil
+}
+
+// conflict says whose an image of rec is; mu is held.
+func (d *Daemon) conflict(s *slot, rec *record) error {
 	for _, other := range d.slots {
 		if other == s || other.rec == nil {
 			continue
@@ -123,7 +148,6 @@ func (d *Daemon) reserve(s *slot, rec *record) error {
 			return fail(CodeConflict, "image %q %s %q", rec.Spec.Images[i].Path, state, other.name)
 		}
 	}
-	s.rec, s.phase = rec, StateCreating
 	return nil
 }
 
@@ -157,7 +181,7 @@ func (d *Daemon) openRecorded(ctx context.Context, s *slot, rec, old *record, ta
 		undo()
 		return nil, fail(CodeInternal, "%w", err)
 	}
-	dev, err := d.kernel.open(ctx, rec.Spec, takeOver, d.event(s))
+	dev, err := d.kernel.open(ctx, rec.Spec, openOptions{takeOver: takeOver, key: d.key, event: d.event(s)})
 	if errors.Is(err, device.ErrStuck) {
 		// The images may be written to yet, and stay marked: the record too.
 		d.set(s, func() { s.rec, s.problem = rec, err.Error() })

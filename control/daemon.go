@@ -10,11 +10,16 @@ import (
 	"path/filepath"
 	"sort"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
 
 	"holdfast/device"
+	"holdfast/standby"
+	"holdfast/sysfs"
+	"holdfast/sysfs/fusefs"
+	"holdfast/target"
 )
 
 // APIVersion is the version in the paths of the API.
@@ -31,7 +36,23 @@ type Config struct {
 	RunDir   string // holds the socket; made if missing
 	StateDir string // holds the records; made if missing
 	Version  string // of the program, for clients
-	Log      zerolog.Logger
+	// MetricsListen is the address, host:port, of a listener for Prometheus; "": none.
+	// The figures are on the socket in any case.
+	MetricsListen string
+	// Targets are the kinds of targets that are watched: lio, scst, tgt. nil: all.
+	Targets     []string
+	TargetRoots target.Roots
+	NoTree      bool // don't mount the attribute tree
+
+	sys string // /sys, but in tests
+	Log zerolog.Logger
+}
+
+func (c *Config) sysRoot() string {
+	if c.sys == "" {
+		return "/sys"
+	}
+	return c.sys
 }
 
 // A Daemon serves devices by name.
@@ -47,9 +68,20 @@ type Daemon struct {
 	// poll is how often a shutdown looks again at devices in use.
 	poll time.Duration
 
-	locks    []*dirLock
-	listener net.Listener
-	server   *http.Server
+	key     *standby.Key
+	handMu  sync.Mutex // one change of the key by hand at a time
+	targets *targets
+	events  eventLog
+	root    *sysfs.Dir // the attribute tree
+
+	locks         []*dirLock
+	listener      net.Listener
+	server        *http.Server
+	metricsServer *http.Server
+	treeServer    *fusefs.Server
+	closing       chan struct{} // closed by Close
+	closed        atomic.Bool
+	watching      sync.WaitGroup // the watch on targets
 
 	// creating ends when the daemon is told to stop: creations are taken back.
 	creating     context.Context
@@ -67,6 +99,9 @@ type Daemon struct {
 type slot struct {
 	name string
 	op   chan struct{} // holds one token while an operation runs
+
+	recMu sync.Mutex // one change of a live device's record at a time; before mu
+	hooks hooks
 
 	// Under Daemon.mu:
 	waiters int
@@ -88,8 +123,13 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 		cfg: cfg, log: cfg.Log, kernel: k, boot: bootID(), started: time.Now(),
 		records: records{filepath.Join(cfg.StateDir, "devices")},
 		settle:  3 * time.Second, poll: time.Second,
-		slots: map[string]*slot{},
+		slots: map[string]*slot{}, closing: make(chan struct{}),
 	}
+	d.key = standby.NewKey(time.Now, d.note)
+	if d.targets, err = newTargets(cfg.Targets); err != nil {
+		return nil, err
+	}
+	d.root = d.tree()
 	d.creating, d.stopCreating = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -115,7 +155,15 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 	if err := d.kernel.ready(); err != nil {
 		d.log.Warn().Msgf("devices cannot be served yet: %v", err)
 	}
-	return d, d.listen()
+	if err := d.listen(); err != nil {
+		return nil, err
+	}
+	if err := d.listenMetrics(d.metricsHandler()); err != nil {
+		return nil, err
+	}
+	d.mountTree()
+	d.watching.Go(func() { d.watchTargets(d.creating) })
+	return d, nil
 }
 
 // readRecords fills the table with what earlier daemons left behind.
@@ -163,6 +211,18 @@ func lostAdvice(name string) string {
 // devices: Shutdown does.
 func (d *Daemon) Close() {
 	d.stopCreating()
+	d.watching.Wait()
+	if !d.closed.Swap(true) {
+		close(d.closing)
+	}
+	if d.treeServer != nil {
+		if err := d.treeServer.Unmount(); err != nil {
+			d.log.Warn().Msgf("the attribute tree: %v", err)
+		}
+	}
+	if d.metricsServer != nil {
+		d.metricsServer.Close()
+	}
 	if d.server != nil {
 		d.server.Close()
 	} else if d.listener != nil {
@@ -223,12 +283,21 @@ const maxEvents = 16
 // event is the taker of a device's events, which the device has logged.
 func (d *Daemon) event(s *slot) func(device.Event) {
 	return func(e device.Event) {
+		d.events.add(e)
 		d.mu.Lock()
-		defer d.mu.Unlock()
 		if len(s.events) == maxEvents {
 			s.events = append(s.events[:0], s.events[1:]...)
 		}
 		s.events = append(s.events, e)
+		dev := s.dev
+		var spec device.Spec
+		if s.rec != nil {
+			spec = s.rec.Spec
+		}
+		d.mu.Unlock()
+		if dev != nil {
+			d.runHook(s, spec, dev, e)
+		}
 	}
 }
 
@@ -242,7 +311,7 @@ func (d *Daemon) Info() DaemonInfo {
 
 // Snapshot is everything the daemon knows now.
 func (d *Daemon) Snapshot() Snapshot {
-	snap := Snapshot{Daemon: d.Info(), Devices: d.devices(""), Problems: []Problem{}}
+	snap := Snapshot{Daemon: d.Info(), Key: d.Key(), Devices: d.devices(""), Problems: []Problem{}}
 	missing := ""
 	if err := d.kernel.ready(); err != nil {
 		missing = err.Error()
@@ -305,6 +374,8 @@ func (d *Daemon) devices(only string) []Device {
 			e.Status = e.dev.Status()
 			if e.Problem != "" {
 				e.Advice = fmt.Sprintf("see to its storage, then 'holdfast remove %s' again", e.Name)
+			} else {
+				advise(&e.Device)
 			}
 			disks[e.ID] = e.Path
 		case e.phase == "":

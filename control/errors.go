@@ -13,16 +13,18 @@ type Code string
 
 // The codes, and the HTTP status that each travels with.
 const (
-	CodeInvalid     Code = "invalid"     // 400: the request makes no sense
-	CodeNotFound    Code = "not_found"   // 404: no device of that name
-	CodeExists      Code = "exists"      // 409: the name is taken
-	CodeConflict    Code = "conflict"    // 409: an image belongs to another device, or isn't the one the name stands for
-	CodeBusy        Code = "busy"        // 423: somebody uses the device (see Error.Users), or the directory
-	CodeImage       Code = "image"       // 422: an image is missing, malformed or not free
-	CodeDriver      Code = "driver"      // 503: the kernel can't serve devices now
-	CodeStopping    Code = "stopping"    // 503: the daemon is going away
-	CodeInternal    Code = "internal"    // 500: anything else
-	CodeUnreachable Code = "unreachable" // only from a Client: no daemon answers
+	CodeInvalid  Code = "invalid"   // 400: the request makes no sense
+	CodeNotFound Code = "not_found" // 404: no device of that name
+	CodeExists   Code = "exists"    // 409: the name is taken
+	CodeConflict Code = "conflict"  // 409: an image belongs to another device, or isn't the one the name stands for
+	CodeBusy     Code = "busy"      // 423: somebody uses the device (see Error.Users), or the directory
+	CodeImage    Code = "image"     // 422: an image is missing, malformed or not free
+	CodeDriver   Code = "driver"    // 503: the kernel can't serve devices now
+	// CodeNotSupported is 409: standby can't be had, as a fuse is off.
+	CodeNotSupported Code = "not_supported"
+	CodeStopping     Code = "stopping"    // 503: the daemon is going away
+	CodeInternal     Code = "internal"    // 500: anything else
+	CodeUnreachable  Code = "unreachable" // only from a Client: no daemon answers
 )
 
 func (c Code) status() int {
@@ -31,7 +33,7 @@ func (c Code) status() int {
 		return http.StatusBadRequest
 	case CodeNotFound:
 		return http.StatusNotFound
-	case CodeExists, CodeConflict:
+	case CodeExists, CodeConflict, CodeNotSupported:
 		return http.StatusConflict
 	case CodeBusy:
 		return http.StatusLocked

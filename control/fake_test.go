@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 	"holdfast/device"
 	"holdfast/ploop"
+	"holdfast/standby"
 )
 
 // fakeKernel serves devices that are only numbers. It fails the test when the
@@ -36,6 +38,8 @@ type fakeKernel struct {
 	dead     []int           // left by crashed daemons
 	deleted  []int
 	stackErr error // of closeImages
+
+	replaceErr error
 }
 
 func newFake(t *testing.T) *fakeKernel {
@@ -49,6 +53,9 @@ type fakeDevice struct {
 	spec   device.Spec
 	event  func(device.Event)
 	forced bool
+	// machine is the real one: what the daemon sees of standby is not made up.
+	machine  *standby.Device
+	replaced []device.Replace
 }
 
 func (k *fakeKernel) ready() error {
@@ -57,7 +64,7 @@ func (k *fakeKernel) ready() error {
 	return k.notReady
 }
 
-func (k *fakeKernel) open(ctx context.Context, spec device.Spec, takeOver bool, event func(device.Event)) (live, error) {
+func (k *fakeKernel) open(ctx context.Context, spec device.Spec, o openOptions) (live, error) {
 	rec, err := readRecord(records{filepath.Join(k.stateDir, "devices")}.path(spec.Name))
 	if err != nil {
 		k.t.Errorf("open of %s without a good record: %v", spec.Name, err)
@@ -85,10 +92,10 @@ func (k *fakeKernel) open(ctx context.Context, spec device.Spec, takeOver bool, 
 			k.t.Errorf("%s and %s write to the same image", d.spec.Name, spec.Name)
 		}
 	}
-	d := &fakeDevice{k: k, id: k.next, spec: spec, event: event}
+	d := &fakeDevice{k: k, id: k.next, spec: spec, event: o.event, machine: standby.NewDevice(o.key, standby.Options{})}
 	k.next++
 	k.live[spec.Name] = d
-	k.taken[spec.Name] = takeOver
+	k.taken[spec.Name] = o.takeOver
 	return d, nil
 }
 
@@ -132,11 +139,53 @@ func (d *fakeDevice) ID() int      { return d.id }
 func (d *fakeDevice) Path() string { return fmt.Sprintf("/dev/ublkb%d", d.id) }
 
 func (d *fakeDevice) Status() device.Status {
+	d.k.mu.Lock()
+	defer d.k.mu.Unlock()
 	st := device.Status{Name: d.spec.Name, ID: d.id, Path: d.Path(), Size: 1 << 30, State: "live", ReadOnly: d.spec.ReadOnly}
+	m := d.machine.Status()
+	st.Standby = device.StandbyStatus{Value: m.Value(), Enabled: m.Enabled, Flag: m.Flag, Consumers: m.Consumers, Cause: m.Cause, Tags: 128, Recovery: device.RecoveryManual}
+	if m.Flag && m.Supported {
+		st.State, st.Since, st.Standby.Since = device.StateStandby, m.Since, &m.Since
+	}
 	for i, r := range d.spec.Images {
 		st.Images = append(st.Images, ploop.ImageStatus{Path: r.Path, Level: i})
 	}
 	return st
+}
+
+func (d *fakeDevice) Attach(consumer string) error { return d.machine.Attach(consumer) }
+func (d *fakeDevice) Detach(consumer string) error { return d.machine.Detach(consumer) }
+
+func (d *fakeDevice) SetStandby(on bool) error {
+	if on {
+		return d.machine.Set()
+	}
+	d.machine.Clear("by hand")
+	return nil
+}
+
+// Replace does as a real one does: the record is changed before the file is.
+func (d *fakeDevice) Replace(_ context.Context, r device.Replace) error {
+	d.k.mu.Lock()
+	err := d.k.replaceErr
+	d.k.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	spec := d.spec
+	if r.Level < 0 {
+		r.Level = len(spec.Images) - 1
+	}
+	spec.Images = slices.Clone(spec.Images)
+	spec.Images[r.Level] = r.Image
+	if err := r.Commit(spec); err != nil {
+		return err
+	}
+	d.k.mu.Lock()
+	defer d.k.mu.Unlock()
+	d.spec, d.replaced = spec, append(d.replaced, r)
+	d.machine.Recovered()
+	return nil
 }
 
 func (d *fakeDevice) Close(_ context.Context, force bool) error {
@@ -182,7 +231,7 @@ func (f *fixture) runDir() string   { return filepath.Join(f.dir, "run") }
 
 func (f *fixture) start() {
 	f.t.Helper()
-	d, err := start(Config{RunDir: f.runDir(), StateDir: f.stateDir(), Version: "test", Log: zerolog.Nop()}, f.k)
+	d, err := start(Config{RunDir: f.runDir(), StateDir: f.stateDir(), Version: "test", Log: zerolog.Nop(), NoTree: true, Targets: []string{}}, f.k)
 	if err != nil {
 		f.t.Fatal(err)
 	}

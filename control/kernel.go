@@ -14,6 +14,7 @@ import (
 
 	"holdfast/device"
 	"holdfast/ploop"
+	"holdfast/standby"
 	"holdfast/ublk"
 )
 
@@ -23,6 +24,10 @@ type live interface {
 	Path() string
 	Status() device.Status
 	Close(ctx context.Context, force bool) error
+	Attach(consumer string) error
+	Detach(consumer string) error
+	SetStandby(on bool) error
+	Replace(ctx context.Context, r device.Replace) error
 }
 
 var _ live = (*device.Device)(nil)
@@ -33,8 +38,7 @@ type kernel interface {
 	// ready is nil when devices can be made, else what is missing. It tries
 	// anew each time, so that a modprobe needs no restart of the daemon.
 	ready() error
-	// open serves a spec. takeOver: the images' in-use marks are our own.
-	open(ctx context.Context, spec device.Spec, takeOver bool, event func(device.Event)) (live, error)
+	open(ctx context.Context, spec device.Spec, o openOptions) (live, error)
 	// closeImages opens the images of a spec that was being served by a dead
 	// daemon of ours, and closes them cleanly.
 	closeImages(spec device.Spec) error
@@ -45,6 +49,13 @@ type kernel interface {
 	// users says who holds disks, given as number → path.
 	users(disks map[int]string) (map[int][]device.User, error)
 	close()
+}
+
+// openOptions are what a device needs of the daemon.
+type openOptions struct {
+	takeOver bool // the images' in-use marks are our own
+	key      *standby.Key
+	event    func(device.Event)
 }
 
 // thisKernel is the machine's own.
@@ -88,12 +99,12 @@ func (k *thisKernel) ready() error {
 	return err
 }
 
-func (k *thisKernel) open(ctx context.Context, spec device.Spec, takeOver bool, event func(device.Event)) (live, error) {
+func (k *thisKernel) open(ctx context.Context, spec device.Spec, o openOptions) (live, error) {
 	ctl, err := k.control()
 	if err != nil {
 		return nil, err
 	}
-	dev, err := device.Open(ctx, spec, device.Options{Control: ctl, Log: k.log, Tag: k.tag, TakeOver: takeOver, Event: event})
+	dev, err := device.Open(ctx, spec, device.Options{Control: ctl, Log: k.log, Tag: k.tag, TakeOver: o.takeOver, Event: o.event, Key: o.key})
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +205,7 @@ func offlineStatus(spec *device.Spec) device.Status {
 }
 
 var driverErrors = []error{ublk.ErrNoDriver, ublk.ErrPermission, ublk.ErrIOUringDisabled, ublk.ErrTooOld, ublk.ErrTooManyDevices}
-var imageErrors = []error{ploop.ErrNotPloop, ploop.ErrCorrupt, ploop.ErrInUse, ploop.ErrLocked, ploop.ErrGeometry, ploop.ErrUnsupported, ploop.ErrLimit}
+var imageErrors = []error{ploop.ErrNotPloop, ploop.ErrCorrupt, ploop.ErrInUse, ploop.ErrLocked, ploop.ErrGeometry, ploop.ErrUnsupported, ploop.ErrLimit, ploop.ErrDiverged, ploop.ErrInFlight}
 
 // classify gives an error of a creation its code.
 func classify(err error) *Error {

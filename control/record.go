@@ -29,6 +29,10 @@ type record struct {
 	PID     int         `json:"pid"` // of the daemon that serves it
 	Created time.Time   `json:"created"`
 	Images  []imageID   `json:"images"` // in the order of Spec.Images
+	// Generation counts changes of the spec since the device was made.
+	Generation uint64 `json:"generation,omitempty"`
+	// Leases are those that were taken by hand; targets take their own.
+	Leases []string `json:"leases,omitempty"`
 }
 
 // imageID tells whether a path still leads to the file that it led to.

@@ -75,6 +75,8 @@ func (d *Daemon) removeLive(ctx context.Context, s *slot, force bool) error {
 		d.set(s, func() { s.phase = "" })
 		return d.closeFailed(ctx, s, err)
 	}
+	// A late change of the record must not write it again.
+	s.recMu.Lock()
 	err = d.records.remove(s.name)
 	d.set(s, func() {
 		s.phase, s.dev = "", nil
@@ -84,6 +86,8 @@ func (d *Daemon) removeLive(ctx context.Context, s *slot, force bool) error {
 		}
 		s.rec, s.problem, s.events = nil, "", nil
 	})
+	s.recMu.Unlock()
+	d.devicesChanged()
 	if err != nil {
 		return fail(CodeInternal, "device %q was removed, but its record stays: %w", s.name, err)
 	}

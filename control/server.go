@@ -101,6 +101,20 @@ func (d *Daemon) handler() http.Handler {
 	})
 	mux.HandleFunc("POST /v1/devices", d.serveCreate)
 	mux.HandleFunc("DELETE /v1/devices/{name}", d.serveRemove)
+	mux.HandleFunc("POST /v1/devices/{name}/replace", d.serveReplace)
+	mux.HandleFunc("PUT /v1/devices/{name}/standby", d.serveStandby)
+	mux.HandleFunc("PUT /v1/devices/{name}/leases/{consumer}", func(w http.ResponseWriter, r *http.Request) {
+		answer(w)(d.Attach(r.Context(), r.PathValue("name"), r.PathValue("consumer")))
+	})
+	mux.HandleFunc("DELETE /v1/devices/{name}/leases/{consumer}", func(w http.ResponseWriter, r *http.Request) {
+		answer(w)(d.Detach(r.Context(), r.PathValue("name"), r.PathValue("consumer")))
+	})
+	mux.HandleFunc("PUT /v1/standby-check", d.serveKey)
+	mux.HandleFunc("GET /v1/attr/{path...}", d.serveAttr)
+	mux.HandleFunc("PUT /v1/attr/{path...}", d.serveSetAttr)
+	mux.HandleFunc("GET /v1/events", d.serveEvents)
+	figures := d.metricsHandler()
+	mux.Handle("GET /metrics", figures)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		replyError(w, fail(CodeInvalid, "this daemon's API has no %s %s", r.Method, r.URL.Path))
 	})
@@ -134,6 +148,88 @@ func (d *Daemon) serveRemove(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if err := d.Remove(r.Context(), r.PathValue("name"), force); err != nil {
+		replyError(w, err)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// maxBody bounds what a small request carries.
+const maxBody = 64 << 10
+
+// body reads a request's JSON; false: it was answered with what is wrong.
+func body[T any](w http.ResponseWriter, r *http.Request, what string) (*T, bool) {
+	in := new(T)
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(in); err != nil {
+		replyError(w, fail(CodeInvalid, "not %s: %w", what, err))
+		return nil, false
+	}
+	return in, true
+}
+
+// answer is for calls that give a device.
+func answer(w http.ResponseWriter) func(*Device, error) {
+	return func(dev *Device, err error) {
+		if err != nil {
+			replyError(w, err)
+			return
+		}
+		reply(w, http.StatusOK, dev)
+	}
+}
+
+// Switch is the body of a request that turns something on or off.
+type Switch struct {
+	On bool `json:"on"`
+}
+
+func (d *Daemon) serveStandby(w http.ResponseWriter, r *http.Request) {
+	if in, ok := body[Switch](w, r, "a switch"); ok {
+		answer(w)(d.SetStandby(r.PathValue("name"), in.On))
+	}
+}
+
+func (d *Daemon) serveReplace(w http.ResponseWriter, r *http.Request) {
+	if in, ok := body[ReplaceRequest](w, r, "a replacement"); ok {
+		answer(w)(d.Replace(r.Context(), r.PathValue("name"), *in))
+	}
+}
+
+func (d *Daemon) serveKey(w http.ResponseWriter, r *http.Request) {
+	in, ok := body[Switch](w, r, "a switch")
+	if !ok {
+		return
+	}
+	info, err := d.SetKey(in.On)
+	if err != nil {
+		replyError(w, err)
+		return
+	}
+	reply(w, http.StatusOK, info)
+}
+
+func (d *Daemon) serveAttr(w http.ResponseWriter, r *http.Request) {
+	info, err := d.Attr(r.PathValue("path"))
+	if err != nil {
+		replyError(w, err)
+		return
+	}
+	reply(w, http.StatusOK, info)
+}
+
+// AttrValue is the body of a request that writes to an attribute.
+type AttrValue struct {
+	Value string `json:"value"`
+}
+
+func (d *Daemon) serveSetAttr(w http.ResponseWriter, r *http.Request) {
+	in, ok := body[AttrValue](w, r, "a value")
+	if !ok {
+		return
+	}
+	if err := d.SetAttr(r.PathValue("path"), in.Value); err != nil {
 		replyError(w, err)
 		return
 	}

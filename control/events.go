@@ -1,0 +1,177 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"holdfast/device"
+)
+
+// Kinds of events that the daemon adds to those of devices.
+const (
+	EventKeyOn      = "standby-check-on"
+	EventKeyOff     = "standby-check-off"
+	EventTarget     = "target"      // an integration was found, or is gone
+	EventHookFailed = "hook-failed" // a program for a device could not be run, or failed
+	EventMissed     = "missed"      // only to a reader that is too slow: how many it did not get
+)
+
+// The bounds of what is kept: events for those who ask later, and for each reader
+// that follows.
+const (
+	maxKept    = 4096
+	maxPending = 1024
+)
+
+// eventLog is the daemon's last events, and those who follow them.
+type eventLog struct {
+	mu      sync.Mutex
+	ring    []device.Event
+	readers map[*eventReader]struct{}
+}
+
+// eventReader is one who follows. It never holds the others up.
+type eventReader struct {
+	events chan device.Event
+	missed atomic.Uint64
+}
+
+func newEvent(name, kind, message string) device.Event {
+	return device.Event{Time: time.Now(), Device: name, Kind: kind, Message: message}
+}
+
+func (l *eventLog) add(e device.Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.ring) == maxKept {
+		l.ring = append(l.ring[:0], l.ring[maxKept/8:]...)
+	}
+	l.ring = append(l.ring, e)
+	for r := range l.readers {
+		select {
+		case r.events <- e:
+		default:
+			r.missed.Add(1)
+		}
+	}
+}
+
+// follow gives what there is, and a reader of what comes after it.
+func (l *eventLog) follow() ([]device.Event, *eventReader) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := &eventReader{events: make(chan device.Event, maxPending)}
+	if l.readers == nil {
+		l.readers = map[*eventReader]struct{}{}
+	}
+	l.readers[r] = struct{}{}
+	return append([]device.Event{}, l.ring...), r
+}
+
+func (l *eventLog) leave(r *eventReader) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.readers, r)
+}
+
+// tell logs an event of the daemon's own, and adds it.
+func (d *Daemon) tell(name, kind, format string, args ...any) {
+	e := newEvent(name, kind, fmt.Sprintf(format, args...))
+	d.log.Info().Str("event", kind).Str("device", name).Msg(e.Message)
+	d.events.add(e)
+}
+
+// serveEvents answers with one event a line: those that are kept, and with follow=true
+// those to come, until the client hangs up.
+func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	follow := false
+	if v := q.Get("follow"); v != "" {
+		var err error
+		if follow, err = strconv.ParseBool(v); err != nil {
+			replyError(w, fail(CodeInvalid, "follow=%q is neither true nor false", v))
+			return
+		}
+	}
+	name := q.Get("device")
+	kept, reader := d.events.follow()
+	defer d.events.leave(reader)
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	enc := json.NewEncoder(w)
+	flush := http.NewResponseController(w)
+	send := func(e device.Event) error {
+		if name != "" && e.Device != name && e.Kind != EventMissed {
+			return nil
+		}
+		return enc.Encode(e)
+	}
+	for _, e := range kept {
+		if send(e) != nil {
+			return
+		}
+	}
+	if flush.Flush() != nil || !follow {
+		return
+	}
+	for {
+		select {
+		case e := <-reader.events:
+			if n := reader.missed.Swap(0); n > 0 {
+				if send(newEvent("", EventMissed, fmt.Sprintf("%d events came too fast for this reader", n))) != nil {
+					return
+				}
+			}
+			if send(e) != nil || flush.Flush() != nil {
+				return
+			}
+		case <-r.Context().Done():
+			return
+		case <-d.closing:
+			return
+		}
+	}
+}
+
+// EventsQuery says which events are wanted.
+type EventsQuery struct {
+	Follow bool   // those to come as well, until ctx ends
+	Device string // of this device only; "": all
+}
+
+// Events calls do with each event, in order.
+func (c *Client) Events(ctx context.Context, q EventsQuery, do func(device.Event) error) error {
+	path := "/v1/events?follow=" + strconv.FormatBool(q.Follow)
+	if q.Device != "" {
+		path += "&device=" + url.QueryEscape(q.Device)
+	}
+	resp, err := c.send(ctx, http.MethodGet, path, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode >= 400 {
+		return c.failure(resp)
+	}
+	for dec := json.NewDecoder(resp.Body); ; {
+		var e device.Event
+		if err := dec.Decode(&e); err != nil {
+			switch {
+			case ctx.Err() != nil:
+				return nil
+			case !q.Follow && !dec.More():
+				return nil
+			}
+			return c.unreachable(ctx, err)
+		}
+		if err := do(e); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,274 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"holdfast/device"
+	"holdfast/ploop"
+	"holdfast/standby"
+)
+
+// handHolder is who holds the key when it was turned on by hand.
+const handHolder = "hand"
+
+var consumerForm = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._:-]{0,63}$`)
+
+// KeyInfo is the process-wide standby check.
+type KeyInfo struct {
+	On      bool         `json:"on"`
+	Holders []string     `json:"holders"` // who holds it on
+	Targets []TargetInfo `json:"targets"` // integrations that are looked for
+	// Inconsistencies counts the check's own, by kind.
+	Inconsistencies map[string]uint64 `json:"inconsistencies"`
+}
+
+// Key is the state of the standby check.
+func (d *Daemon) Key() KeyInfo {
+	info := KeyInfo{On: d.key.On(), Holders: d.key.Holders(), Targets: d.targets.info(), Inconsistencies: map[string]uint64{}}
+	for i, n := range d.key.Inconsistencies() {
+		info.Inconsistencies[string(i)] = n
+	}
+	return info
+}
+
+// SetKey turns the standby check on by hand, or takes that back. It stays on while an
+// integration with a target holds it: CodeBusy.
+func (d *Daemon) SetKey(on bool) (KeyInfo, error) {
+	d.handMu.Lock()
+	defer d.handMu.Unlock()
+	held := slices.Contains(d.key.Holders(), handHolder)
+	switch {
+	case on && !held:
+		d.key.Enable(handHolder)
+		d.tell("", EventKeyOn, "the standby check is on, by hand")
+	case !on && held:
+		if err := d.key.Disable(handHolder); err != nil {
+			return d.Key(), fail(CodeInternal, "%w", err)
+		}
+		d.tell("", EventKeyOff, "the standby check is no longer on by hand")
+	}
+	if others := d.key.Holders(); !on && len(others) > 0 {
+		return d.Key(), fail(CodeBusy, "the standby check stays on: held by %s; 'holdfast daemon --targets none' leaves targets alone", strings.Join(others, ", "))
+	}
+	return d.Key(), nil
+}
+
+// Attach takes a lease on a device for a consumer, durably. To do so twice is no error.
+func (d *Daemon) Attach(ctx context.Context, name, consumer string) (*Device, error) {
+	if err := d.checkConsumer(consumer); err != nil {
+		return nil, err
+	}
+	err := d.withDevice(name, func(s *slot, dev live) error {
+		err := d.update(s, func(rec *record) {
+			if !slices.Contains(rec.Leases, consumer) {
+				rec.Leases = append(slices.Clone(rec.Leases), consumer)
+			}
+		})
+		if err != nil {
+			return err
+		}
+		if err := dev.Attach(consumer); err != nil && !errors.Is(err, standby.ErrAttached) {
+			return fail(CodeInternal, "device %q: %w", name, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return d.Device(name)
+}
+
+// Detach drops a consumer's lease.
+func (d *Daemon) Detach(ctx context.Context, name, consumer string) (*Device, error) {
+	if err := d.checkConsumer(consumer); err != nil {
+		return nil, err
+	}
+	err := d.withDevice(name, func(s *slot, dev live) error {
+		err := d.dropLease(s, dev, consumer)
+		if errors.Is(err, standby.ErrNotAttached) {
+			return fail(CodeNotFound, "device %q: %q has no lease on it; those who have: %s", name, consumer, orNobody(dev.Status().Standby.Consumers))
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return d.Device(name)
+}
+
+// dropLease drops a lease that was taken by hand. A record that tells of it still would only
+// give it back after a crash.
+func (d *Daemon) dropLease(s *slot, dev live, consumer string) error {
+	if err := dev.Detach(consumer); err != nil {
+		return err
+	}
+	return d.update(s, func(rec *record) {
+		rec.Leases = slices.DeleteFunc(slices.Clone(rec.Leases), func(c string) bool { return c == consumer })
+	})
+}
+
+func orNobody(names []string) string {
+	if len(names) == 0 {
+		return "nobody"
+	}
+	return strings.Join(names, ", ")
+}
+
+func (d *Daemon) checkConsumer(name string) error {
+	if !consumerForm.MatchString(name) {
+		return fail(CodeInvalid, "consumer %q: want 1 to 64 of a-z A-Z 0-9 . _ : -, the first a letter or digit", name)
+	}
+	if d.targets.watches(name) {
+		return fail(CodeInvalid, "consumer %q: the daemon itself sees what that target does", name)
+	}
+	return nil
+}
+
+// SetStandby sets STANDBY by hand, or ends it without a recovery, which fails what is held.
+func (d *Daemon) SetStandby(name string, on bool) (*Device, error) {
+	err := d.withDevice(name, func(_ *slot, dev live) error {
+		err := dev.SetStandby(on)
+		if errors.Is(err, standby.ErrNotSupported) {
+			return fail(CodeNotSupported, "device %q: standby is not supported: %s: %w", name, d.missingFuse(dev), err)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return d.Device(name)
+}
+
+// missingFuse says which fuse is off, and how to turn it on.
+func (d *Daemon) missingFuse(dev live) string {
+	var off []string
+	if !d.key.On() {
+		off = append(off, "the standby check is off ('holdfast standby-check on')")
+	}
+	st := dev.Status()
+	if !st.Standby.Enabled {
+		off = append(off, "no consumer has a lease ('holdfast attach "+st.Name+" --consumer NAME')")
+	}
+	return strings.Join(off, ", and ")
+}
+
+// withDevice runs something quick on a live device, beside whatever operation is under way.
+func (d *Daemon) withDevice(name string, do func(s *slot, dev live) error) error {
+	d.mu.Lock()
+	s := d.slots[name]
+	var dev live
+	known := s != nil && s.rec != nil
+	if known {
+		dev = s.dev
+	}
+	d.mu.Unlock()
+	switch {
+	case !known:
+		return fail(CodeNotFound, "there is no device %q", name)
+	case dev == nil:
+		return fail(CodeConflict, "device %q is not served now", name)
+	}
+	return do(s, dev)
+}
+
+// update changes a device's record, durably before anybody sees it.
+func (d *Daemon) update(s *slot, change func(*record)) error {
+	s.recMu.Lock()
+	defer s.recMu.Unlock()
+	d.mu.Lock()
+	if s.rec == nil || s.dev == nil {
+		d.mu.Unlock()
+		return fail(CodeNotFound, "device %q is gone", s.name)
+	}
+	rec := *s.rec
+	d.mu.Unlock()
+	change(&rec)
+	if err := d.records.save(&rec); err != nil {
+		return fail(CodeInternal, "%w", err)
+	}
+	d.set(s, func() { s.rec = &rec })
+	return nil
+}
+
+// ReplaceRequest is what a file is to be replaced by. Level -1 is the top.
+type ReplaceRequest struct {
+	Level int             `json:"level"`
+	Image ploop.ImageRef  `json:"image"`
+	Force bool            `json:"force,omitempty"`
+	Drain device.Duration `json:"drain,omitempty"` // "10s"; 0: device.DefaultDrain
+}
+
+// Replace puts another file in the place of one of a device's, while its users wait.
+// Once begun it goes on when ctx ends; only the waiting ends then.
+func (d *Daemon) Replace(ctx context.Context, name string, r ReplaceRequest) (*Device, error) {
+	images := []ploop.ImageRef{r.Image}
+	if err := checkImages(images); err != nil {
+		return nil, err
+	}
+	r.Image = images[0]
+	if r.Drain < 0 {
+		return nil, fail(CodeInvalid, "drain: want 0 or more")
+	}
+	err := d.removeWith(ctx, name, func(ctx context.Context, s *slot) error {
+		if s.dev == nil {
+			return fail(CodeConflict, "device %q is not served now", name)
+		}
+		return d.replace(ctx, s, r)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return d.Device(name)
+}
+
+// replace does the work, with the name's token held.
+func (d *Daemon) replace(ctx context.Context, s *slot, r ReplaceRequest) error {
+	level := r.Level
+	if level < 0 {
+		level = len(s.rec.Spec.Images) - 1
+	}
+	ids, err := identify([]ploop.ImageRef{r.Image})
+	if err != nil {
+		return err
+	}
+	if level < len(s.rec.Images) {
+		probe := *s.rec
+		probe.Images = slices.Clone(probe.Images)
+		probe.Images[level] = ids[0]
+		d.mu.Lock()
+		err := d.conflict(s, &probe)
+		d.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	err = s.dev.Replace(ctx, device.Replace{Level: r.Level, Image: r.Image, Force: r.Force, Drain: time.Duration(r.Drain), Commit: func(spec device.Spec) error {
+		return d.update(s, func(rec *record) {
+			rec.Spec, rec.Generation = spec, rec.Generation+1
+			rec.Images = slices.Clone(rec.Images)
+			rec.Images[level] = ids[0]
+		})
+	}})
+	if err == nil {
+		return nil
+	}
+	e := classify(err)
+	switch {
+	case errors.Is(err, ploop.ErrDiverged):
+		return fail(e.Code, "device %q: %w; if that is meant to be, --force takes the file as it is", s.name, err)
+	case errors.Is(err, ploop.ErrInFlight):
+		return fail(CodeBusy, "device %q: %w", s.name, err)
+	}
+	return fail(e.Code, "device %q: %w", s.name, err)
+}
+
+// note tells of an inconsistency of the key. The machine's lock is held: nothing here blocks.
+func (d *Daemon) note(i standby.Inconsistency) {
+	d.log.Warn().Str("event", device.EventInconsistency).Str("kind", string(i)).Msg(i.String())
+	d.events.add(newEvent("", device.EventInconsistency, string(i)+": "+i.String()))
+}

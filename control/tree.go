@@ -1,0 +1,307 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/device"
+	"holdfast/standby"
+	"holdfast/sysfs"
+	"holdfast/sysfs/fusefs"
+)
+
+// treeName is the attribute tree's directory in the run directory.
+const treeName = "sys"
+
+// treeConsumer holds the lease that is taken by writing to standby_en.
+const treeConsumer = "sysfs"
+
+// attrError gives an error the number that a writer of an attribute gets.
+func attrError(err error) error {
+	var number unix.Errno
+	switch CodeOf(err) {
+	case CodeBusy:
+		number = unix.EBUSY
+	case CodeNotFound:
+		number = unix.ENODEV
+	case CodeNotSupported:
+		number = unix.EOPNOTSUPP
+	case CodeInvalid:
+		number = unix.EINVAL
+	default:
+		number = unix.EIO
+	}
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", err, number)
+}
+
+// parseSwitch takes 0 and 1.
+func parseSwitch(v string) (bool, error) {
+	switch strings.TrimSpace(v) {
+	case "0":
+		return false, nil
+	case "1":
+		return true, nil
+	}
+	return false, fmt.Errorf("%q is neither 0 nor 1: %w", v, unix.EINVAL)
+}
+
+func showSwitch(on bool) string {
+	if on {
+		return "1"
+	}
+	return "0"
+}
+
+// tree makes the attribute tree. It only ever asks what the API asks.
+func (d *Daemon) tree() *sysfs.Dir {
+	return &sysfs.Dir{Entries: []sysfs.Entry{
+		&sysfs.Dir{Name: "module", Entries: []sysfs.Entry{
+			&sysfs.Dir{Name: "parameters", Entries: []sysfs.Entry{
+				&sysfs.Attr{Name: "standby_check", Mode: 0o644,
+					Show: func() (string, error) { return showSwitch(d.key.On()), nil },
+					Store: func(v string) error {
+						on, err := parseSwitch(v)
+						if err != nil {
+							return err
+						}
+						_, err = d.SetKey(on)
+						return attrError(err)
+					}},
+			}},
+		}},
+		&sysfs.Dir{Name: "block", More: d.blockEntries, One: d.blockEntry},
+	}}
+}
+
+// lives are the devices that are served, by name.
+func (d *Daemon) lives() map[string]live {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m := map[string]live{}
+	for name, s := range d.slots {
+		if s.dev != nil {
+			m[name] = s.dev
+		}
+	}
+	return m
+}
+
+func (d *Daemon) blockEntries() []sysfs.Entry {
+	var out []sysfs.Entry
+	for name, dev := range d.lives() {
+		out = append(out, d.deviceDir(name), &sysfs.Link{Name: filepath.Base(dev.Path()), Target: name})
+	}
+	return out
+}
+
+func (d *Daemon) blockEntry(name string) sysfs.Entry {
+	lives := d.lives()
+	if lives[name] != nil {
+		return d.deviceDir(name)
+	}
+	for n, dev := range lives {
+		if filepath.Base(dev.Path()) == name {
+			return &sysfs.Link{Name: name, Target: n}
+		}
+	}
+	return nil
+}
+
+// deviceDir is the directory of one device. Each attribute finds the device anew, so that
+// one of a device that is gone says so.
+func (d *Daemon) deviceDir(name string) *sysfs.Dir {
+	show := func(attr string, value func(st *device.Status) string) *sysfs.Attr {
+		return &sysfs.Attr{Name: attr, Mode: 0o444, Show: func() (string, error) {
+			st, err := d.status(name)
+			if err != nil {
+				return "", attrError(err)
+			}
+			return value(st), nil
+		}}
+	}
+	number := func(attr string, value func(st *device.Status) int64) *sysfs.Attr {
+		return show(attr, func(st *device.Status) string { return strconv.FormatInt(value(st), 10) })
+	}
+	kernels := func(attr string) *sysfs.Attr {
+		return &sysfs.Attr{Name: attr, Mode: 0o444, Show: func() (string, error) { return d.kernelAttr(name, attr) }}
+	}
+	rw := func(a *sysfs.Attr, store func(string) error) *sysfs.Attr {
+		a.Mode, a.Store = 0o644, store
+		return a
+	}
+	return &sysfs.Dir{Name: name, Entries: []sysfs.Entry{
+		&sysfs.Dir{Name: "queue", Entries: []sysfs.Entry{
+			rw(show("standby", func(st *device.Status) string { return st.Standby.Value }), func(v string) error { return d.storeStandby(name, v) }),
+			rw(show("standby_en", func(st *device.Status) string { return showSwitch(st.Standby.Enabled) }), func(v string) error { return d.storeEnabled(name, v) }),
+		}},
+		&sysfs.Dir{Name: "image", Entries: []sysfs.Entry{
+			show("deltas", func(st *device.Status) string {
+				var paths []string
+				for _, im := range st.Images {
+					paths = append(paths, im.Path)
+				}
+				return strings.Join(paths, "\n")
+			}),
+			show("top", func(st *device.Status) string { return st.Images[len(st.Images)-1].Path }),
+			show("format", func(st *device.Status) string { return st.Images[len(st.Images)-1].Format }),
+			number("top_level", func(st *device.Status) int64 { return int64(len(st.Images) - 1) }),
+			number("cluster_size", func(st *device.Status) int64 { return st.ClusterSize }),
+			number("allocated", func(st *device.Status) int64 { return st.Allocated }),
+		}},
+		number("size", func(st *device.Status) int64 { return st.Size / 512 }),
+		show("ro", func(st *device.Status) string { return showSwitch(st.ReadOnly) }),
+		show("state", func(st *device.Status) string { return st.State }),
+		number("held", func(st *device.Status) int64 { return st.Standby.Held }),
+		show("standby_cause", func(st *device.Status) string { return st.Standby.Cause }),
+		show("standby_consumers", func(st *device.Status) string { return strings.Join(st.Standby.Consumers, " ") }),
+		show("recovery", func(st *device.Status) string { return st.Standby.Recovery }),
+		kernels("inflight"),
+		kernels("stat"),
+	}}
+}
+
+// status is a live device's, without its users.
+func (d *Daemon) status(name string) (*device.Status, error) {
+	var st device.Status
+	err := d.withDevice(name, func(_ *slot, dev live) error { st = dev.Status(); return nil })
+	return &st, err
+}
+
+// kernelAttr is what the kernel's own tree says of the device's disk.
+func (d *Daemon) kernelAttr(name, attr string) (string, error) {
+	var text string
+	err := d.withDevice(name, func(_ *slot, dev live) error {
+		b, err := os.ReadFile(filepath.Join(d.cfg.sysRoot(), "block", filepath.Base(dev.Path()), attr))
+		text = strings.TrimSuffix(string(b), "\n")
+		return err
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("%w: %w", err, unix.ENODEV)
+	}
+	return text, err
+}
+
+// storeStandby takes on and off. off also puts a flag right that is left over.
+func (d *Daemon) storeStandby(name, v string) error {
+	switch strings.TrimSpace(v) {
+	case "on":
+		_, err := d.SetStandby(name, true)
+		return attrError(err)
+	case "off":
+		_, err := d.SetStandby(name, false)
+		return attrError(err)
+	}
+	return fmt.Errorf("%q is neither on nor off: %w", v, unix.EINVAL)
+}
+
+// storeEnabled takes and drops the tree's own lease.
+func (d *Daemon) storeEnabled(name, v string) error {
+	on, err := parseSwitch(v)
+	if err != nil {
+		return err
+	}
+	if on {
+		_, err = d.Attach(context.Background(), name, treeConsumer)
+		return attrError(err)
+	}
+	err = d.withDevice(name, func(s *slot, dev live) error {
+		if err := d.dropLease(s, dev, treeConsumer); err != nil && !errors.Is(err, standby.ErrNotAttached) {
+			return err
+		}
+		if others := dev.Status().Standby.Consumers; len(others) > 0 {
+			return fail(CodeBusy, "device %q: leases are held by %s", name, strings.Join(others, ", "))
+		}
+		return nil
+	})
+	return attrError(err)
+}
+
+// mountTree mounts the tree, where it can. That it can't keeps nothing else from working:
+// 'holdfast attr' reads the same tree.
+func (d *Daemon) mountTree() {
+	if d.cfg.NoTree {
+		return
+	}
+	dir := filepath.Join(d.cfg.RunDir, treeName)
+	server, err := fusefs.Mount(dir, d.root, fusefs.Options{Name: "holdfast", Log: func(s string) { d.log.Warn().Msg(s) }})
+	if err != nil {
+		d.log.Warn().Msgf("the attribute tree is not mounted, 'holdfast attr' has it all the same: %v", err)
+		return
+	}
+	d.treeServer = server
+	d.log.Info().Str("path", dir).Msg("attribute tree mounted")
+}
+
+// An AttrInfo is an attribute or a directory of the tree.
+type AttrInfo struct {
+	Path    string      `json:"path"`
+	Dir     bool        `json:"dir"`
+	Value   string      `json:"value"`   // of an attribute
+	Entries []AttrEntry `json:"entries"` // of a directory
+}
+
+// An AttrEntry is a name in a directory.
+type AttrEntry struct {
+	Name   string `json:"name"`
+	Dir    bool   `json:"dir"`
+	Mode   uint32 `json:"mode"`             // permissions
+	Target string `json:"target,omitempty"` // of a link
+}
+
+// Attr reads an attribute, or lists a directory.
+func (d *Daemon) Attr(path string) (*AttrInfo, error) {
+	e, err := d.root.Lookup(path)
+	if err != nil {
+		return nil, attrFailure(err, false)
+	}
+	info := &AttrInfo{Path: path, Dir: e.Info().IsDir(), Entries: []AttrEntry{}}
+	if !info.Dir {
+		if info.Value, err = d.root.Read(path); err != nil {
+			return nil, attrFailure(err, false)
+		}
+		return info, nil
+	}
+	list, err := d.root.List(path)
+	if err != nil {
+		return nil, attrFailure(err, false)
+	}
+	for _, i := range list {
+		info.Entries = append(info.Entries, AttrEntry{Name: i.Name, Dir: i.IsDir(), Mode: i.Mode & 0o777, Target: i.Target})
+	}
+	return info, nil
+}
+
+// SetAttr writes to an attribute.
+func (d *Daemon) SetAttr(path, value string) error {
+	if err := d.root.Write(path, value); err != nil {
+		return attrFailure(err, true)
+	}
+	return nil
+}
+
+// attrFailure gives an error of the tree its code.
+func attrFailure(err error, write bool) error {
+	code := CodeInternal
+	switch sysfs.Errno(err, write) {
+	case unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.ENODEV:
+		code = CodeNotFound
+	case unix.EBUSY:
+		code = CodeBusy
+	case unix.EOPNOTSUPP:
+		code = CodeNotSupported
+	case unix.EINVAL, unix.EISDIR, unix.EACCES, unix.E2BIG:
+		code = CodeInvalid
+	}
+	return fail(code, "%w", err)
+}

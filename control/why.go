@@ -1,0 +1,144 @@
+package control
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"holdfast/device"
+)
+
+// Why says in sentences what state a device is in, and why: for a person who has to decide
+// what to do. It knows no more than the two pictures that it is given.
+func Why(dev *Device, key *KeyInfo) []string {
+	w := why{dev: dev, key: key, s: &dev.Standby}
+	switch dev.State {
+	case device.StateStandby, device.StateFailing:
+		w.standby()
+	case device.StateReplacing:
+		w.say("%s holds its requests since %s while a file below it is being replaced; %d wait.", dev.Name, clock(dev.Since), w.s.Held)
+	case device.StateParked:
+		w.say("%s is live, but %d requests wait since %s for space in the storage of %s; the others are served.", dev.Name, dev.Counters.Parked, clock(dev.Since), w.top())
+		w.say("Free some space there: the requests are tried again every 20 seconds.")
+	case device.StateStopped:
+		w.say("The block device of %s was taken away by somebody else; 'holdfast remove %s' closes its images.", dev.Name, dev.Name)
+	case device.StateLive:
+		w.say("%s is live since %s: requests are served.", dev.Name, clock(dev.Since))
+	default:
+		w.say("%s is %s.", dev.Name, dev.State)
+	}
+	if dev.State != StateLost && dev.State != StateCreating {
+		w.fuses()
+	}
+	if w.s.Stuck > 0 {
+		w.say("%d requests have not come back from files that were replaced; each is served anew when it does. If that storage is gone for good, abort its mount (umount -f).", w.s.Stuck)
+	}
+	if dev.Problem != "" && dev.State != device.StateStandby && dev.State != device.StateFailing {
+		w.say("Problem: %s; %s.", dev.Problem, dev.Advice)
+	}
+	return w.text
+}
+
+type why struct {
+	dev  *Device
+	key  *KeyInfo
+	s    *device.StandbyStatus
+	text []string
+}
+
+func (w *why) say(format string, args ...any) { w.text = append(w.text, fmt.Sprintf(format, args...)) }
+
+func (w *why) top() string {
+	if n := len(w.dev.Images); n > 0 {
+		return fmt.Sprintf("%q", w.dev.Images[n-1].Path)
+	}
+	return "its image"
+}
+
+func (w *why) standby() {
+	dev, s := w.dev, w.s
+	since := "an unknown time"
+	if s.Since != nil {
+		since = clock(*s.Since)
+	}
+	if s.Expired {
+		w.say("%s is in standby since %s, longer than its time-out: requests fail with EIO.", dev.Name, since)
+	} else {
+		w.say("%s is in standby since %s: it processes nothing, and holds %d requests of at most %d.", dev.Name, since, s.Held, s.Tags)
+	}
+	if s.Errno == "" {
+		w.say("It was put there by hand.")
+	} else {
+		w.say("The storage answered %s: %s.", s.Errno, s.Cause)
+	}
+	w.say("%s will wait for it: %s.", plural(len(s.Consumers), "consumer"), orNobody(s.Consumers))
+	if s.Deadline != nil && !s.Expired {
+		w.say("If it lasts until %s, what is held fails with EIO, and so do new requests.", clock(*s.Deadline))
+	}
+	if s.Recovery == device.RecoveryReopen && s.Errno != "" {
+		next := "one is under way"
+		if s.NextAttempt != nil {
+			next = "the next is at " + clock(*s.NextAttempt)
+		}
+		w.say("Recovery is by reopening the same files: %d attempts so far, %s.", s.Attempts, next)
+	}
+	if s.LastError != "" {
+		w.say("The last attempt failed: %s.", s.LastError)
+	}
+	w.say("To go on: bring the storage of %s back, then %s.", w.top(), w.dev.Advice)
+	w.say("To give up: 'holdfast standby %s off' fails everything that is held.", dev.Name)
+}
+
+// fuses says whether the next error of the storage will be held.
+func (w *why) fuses() {
+	s := w.s
+	switch {
+	case s.Value != "not supported":
+		if w.dev.State == device.StateLive {
+			w.say("If its storage fails, requests will be held: the standby check is on (%s), and leases are held by %s.", orNobody(w.key.Holders), orNobody(s.Consumers))
+		}
+		return
+	case !w.key.On && !s.Enabled:
+		w.say("Errors of its storage reach its users at once: the standby check is off, and no consumer has a lease. 'holdfast standby-check on' and 'holdfast attach %s --consumer NAME' change that; a target does both by itself.", w.dev.Name)
+	case !w.key.On:
+		w.say("Errors of its storage reach its users at once, although %s has a lease: the standby check is off. 'holdfast standby-check on' turns it on.", orNobody(s.Consumers))
+	default:
+		w.say("Errors of its storage reach its users at once: no consumer has a lease. 'holdfast attach %s --consumer NAME' takes one; a target does so by itself.", w.dev.Name)
+	}
+	if s.Flag {
+		w.say("It is marked in standby all the same, which has no effect now; 'holdfast standby %s off' clears the mark.", w.dev.Name)
+	}
+}
+
+// advise fills in what is wrong with a live device, and what to do.
+func advise(dev *Device) {
+	s := &dev.Standby
+	switch dev.State {
+	case device.StateStandby:
+		dev.Problem = fmt.Sprintf("in standby since %s, %d of %d requests held: %s", clock(dev.Since), s.Held, s.Tags, s.Cause)
+	case device.StateFailing:
+		dev.Problem = fmt.Sprintf("its standby has timed out at %s and requests fail: %s", clock(dev.Since), s.Cause)
+	default:
+		return
+	}
+	top := "FILE"
+	if n := len(dev.Images); n > 0 {
+		top = dev.Images[n-1].Path
+		if strings.ContainsAny(top, " \t\n'\"\\") {
+			top = fmt.Sprintf("%q", top)
+		}
+	}
+	dev.Advice = fmt.Sprintf("'holdfast replace %s --top %s', or the same file by another path", dev.Name, top)
+	if s.Recovery == device.RecoveryReopen && s.Errno != "" {
+		dev.Advice = fmt.Sprintf("nothing needs to be done if the same files return, else 'holdfast replace %s --top FILE'", dev.Name)
+	}
+}
+
+func clock(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
