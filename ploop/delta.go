@@ -63,6 +63,19 @@ func (d *delta) release() error {
 	return d.file.Close()
 }
 
+// leaveToOthers leaves the file to its other users, if it has any.
+func (d *delta) leaveToOthers() bool {
+	for {
+		n := d.users.Load()
+		if n <= 1 {
+			return false
+		}
+		if d.users.CompareAndSwap(n, n-1) {
+			return true
+		}
+	}
+}
+
 func (d *delta) ioError(op string, off int64, err error) error {
 	if err == nil {
 		return nil

@@ -48,4 +48,21 @@
 // leaked clusters. A failed write of the index is read back before memory is
 // trusted again. The header's in_use is set, durably, before the first write
 // and cleared at a clean Close.
+//
+// # Succession
+//
+// Files of a live stack are replaced, or opened anew when their storage is
+// back, by making another stack that goes on where the old one stands:
+//
+//	old.Supersede()              // no structure is written by it any more
+//	next, err := old.Succeed(c)  // checked, locked, in_use set; else old.Resume()
+//	...                          // make it known durably; else old.Undo(next)
+//	old.Retire()                 // and use next
+//
+// What hangs in dead storage is never waited for. It can't do harm when it
+// comes back late: it writes no structure, since it asks before each such
+// write, and the new stack gives no cluster a place that it may write data to.
+// What did begin to write structure, or could still write over newer data in
+// the same file by another way, has Succeed refuse. The old stack's lock,
+// which only it gives back, is the witness of that.
 package ploop

@@ -114,11 +114,23 @@ func (s *Stack) Retire() {
 		return
 	}
 	s.life.superseded.Store(true)
+	rest := s.deltas
+	if s.idle() {
+		// The files that are shared are the successor's from now on.
+		rest = nil
+		for _, d := range s.deltas {
+			if !d.leaveToOthers() {
+				rest = append(rest, d)
+			}
+		}
+	}
 	go func() {
 		s.calls.grace.wait()
 		s.grace.wait()
-		if err := s.closeFiles(); err != nil {
-			s.log("a replaced image: %v", err)
+		for _, d := range rest {
+			if err := d.release(); err != nil {
+				s.log("a replaced image: %v", err)
+			}
 		}
 	}()
 }
