@@ -230,6 +230,8 @@ func (d dir) daemon() *exec.Cmd {
 	if err != nil {
 		d.t.Fatal(err)
 	}
+	// One that is killed leaves its tree mounted.
+	d.t.Cleanup(func() { syscall.Unmount(d.file("run/sys"), syscall.MNT_DETACH) })
 	cmd := exec.Command(self, "daemon", "--state-dir", d.file("state"), "--log-format", "json")
 	cmd.Env = append(os.Environ(), asHoldfast+"=1", "HOLDFAST_RUN_DIR="+d.file("run"))
 	log, err := os.Create(d.file("log"))

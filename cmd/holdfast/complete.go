@@ -136,11 +136,16 @@ func complete(app *cli.App, words []string) (files bool, candidates []string) {
 		return false, matching(l.commandNames(), last)
 	}
 	switch l.path[0] {
-	case "show", "remove":
-		if len(l.args) > 0 {
-			return false, nil
+	case "show", "remove", "why", "attach", "detach", "standby", "replace":
+		switch {
+		case len(l.args) == 0:
+			return false, matching(deviceNames(runDir), last)
+		case len(l.args) == 1 && l.path[0] == "standby":
+			return false, matching([]string{"on", "off", "status"}, last)
 		}
-		return false, matching(deviceNames(runDir), last)
+		return len(l.args) == 1 && l.path[0] == "replace", nil
+	case "standby-check":
+		return false, matching([]string{"on", "off", "status"}, last)
 	case "create":
 		return false, nil // a new name
 	case "completion":
@@ -195,6 +200,10 @@ func flagValues(flag string) []string {
 	switch flag {
 	case "data-path":
 		return []string{"auto", "copy", "zero-copy"}
+	case "recovery":
+		return []string{"manual", "reopen"}
+	case "targets":
+		return []string{"lio", "scst", "tgt", "none"}
 	case "from", "to":
 		return []string{"raw", "ploop"}
 	case "format":
@@ -203,7 +212,7 @@ func flagValues(flag string) []string {
 		return []string{"json", "console"}
 	case "log-level":
 		return []string{"debug", "info", "warn", "error"}
-	case "size", "cluster-size", "queues", "depth":
+	case "size", "cluster-size", "queues", "depth", "level", "drain", "consumer", "device", "standby-timeout", "standby-errors", "metrics-listen":
 		return []string{}
 	}
 	return nil

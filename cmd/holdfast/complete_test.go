@@ -65,8 +65,13 @@ func TestComplete(t *testing.T) {
 		line string // the last word is being typed; ~ is the empty word
 		want string
 	}{
-		{"~", ":words daemon create list show remove image completion version help"},
-		{"re", ":words remove"},
+		{"~", ":words daemon create list show remove replace standby standby-check attach detach why events attr image completion version help"},
+		{"rem", ":words remove"},
+		{"re", ":words remove replace"},
+		{"standby vol1 ~", ":words on off status"},
+		{"replace vol1 ~", ":files"},
+		{"replace vol1 f ~", ":words"},
+		{"create v --recovery ~", ":words manual reopen"},
 		{"image ~", ":words create info map check convert"},
 		{"image c", ":words create check convert"},
 		{"image info ~", ":files"},
@@ -85,7 +90,7 @@ func TestComplete(t *testing.T) {
 		{"remove -- --f", ":words"},
 		{"create ~", ":words"},
 		{"create v --image ~", ":files"},
-		{"create v --image f --re", ":words --read-only"},
+		{"create v --image f --rea", ":words --read-only"},
 		{"show --run-dir /nowhere ~", ":words"},
 		{"--run-dir " + dir + " show o", ":words other"},
 		{"--r", ":words --run-dir"},

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"holdfast/control"
+	"holdfast/target"
 	"holdfast/ublk"
 )
 
@@ -26,6 +28,11 @@ func daemonCommand() *cli.Command {
 		Flags: []cli.Flag{
 			runDirFlag(),
 			&cli.StringFlag{Name: "state-dir", Usage: "`DIR` that remembers devices", Value: control.DefaultStateDir, EnvVars: []string{"HOLDFAST_STATE_DIR"}},
+			&cli.StringFlag{Name: "metrics-listen", Usage: "serve figures for Prometheus on `HOST:PORT`"},
+			&cli.StringFlag{Name: "targets", Usage: "`KINDS` of targets to watch, of lio, scst and tgt; or none", DefaultText: "lio,scst,tgt"},
+			&cli.StringFlag{Name: "configfs", Usage: "`DIR` of the kernel's configfs, for LIO", Value: "/sys/kernel/config"},
+			&cli.StringFlag{Name: "scst-root", Usage: "`DIR` of SCST's tree", Value: "/sys/kernel/scst_tgt"},
+			&cli.BoolFlag{Name: "no-sysfs", Usage: "don't mount the attribute tree on RUN-DIR/sys"},
 			&cli.StringFlag{Name: "log-format", Usage: "json or console", DefaultText: "console on a terminal, otherwise json"},
 			&cli.StringFlag{Name: "log-level", Usage: "debug, info, warn or error", Value: "info"},
 		},
@@ -48,6 +55,15 @@ func daemonCommand() *cli.Command {
 			}
 			if cfg.StateDir, err = filepath.Abs(stateDir); err != nil {
 				return err
+			}
+			cfg.MetricsListen, cfg.NoTree = c.String("metrics-listen"), c.Bool("no-sysfs")
+			cfg.TargetRoots = target.Roots{Configfs: c.String("configfs"), SCST: c.String("scst-root")}
+			switch kinds := c.String("targets"); kinds {
+			case "":
+			case "none":
+				cfg.Targets = []string{}
+			default:
+				cfg.Targets = strings.Split(kinds, ",")
 			}
 			return serve(cfg)
 		},

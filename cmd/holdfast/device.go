@@ -29,6 +29,11 @@ func createCommand() *cli.Command {
 			&cli.BoolFlag{Name: "read-only", Aliases: []string{"r"}, Usage: "write to no image"},
 			&cli.IntFlag{Name: "queues", Usage: "`N` queues, each with a thread", DefaultText: "one per processor, at most 4"},
 			&cli.IntFlag{Name: "depth", Usage: "`N` requests at once in a queue", DefaultText: "128"},
+			&cli.StringFlag{Name: "recovery", Usage: "`HOW` a standby ends: manual (by replace) or reopen (also by itself, when the same files return)", Value: device.RecoveryManual},
+			&cli.DurationFlag{Name: "standby-timeout", Usage: "fail what is held after `TIME` in standby", DefaultText: "never"},
+			&cli.StringFlag{Name: "standby-errors", Usage: "`ERRORS` of the storage that lead to standby", DefaultText: "EBUSY,ENOTCONN,EIO"},
+			&cli.StringFlag{Name: "on-standby", Usage: "run the program `FILE` when the device goes to standby"},
+			&cli.StringFlag{Name: "on-recovered", Usage: "run the program `FILE` when it has recovered"},
 			&cli.StringFlag{Name: "data-path", Usage: "`PATH` of the data: auto (the best the kernel has), copy or zero-copy", Value: "auto"},
 			runDirFlag(),
 		},
@@ -49,6 +54,9 @@ func createCommand() *cli.Command {
 			if len(spec.Images) == 0 {
 				return usagef("%s: --image is missing", commandName(c))
 			}
+			if err := standbySpec(c, &spec); err != nil {
+				return err
+			}
 			dev, err := client(c).Create(c.Context, spec)
 			if err != nil {
 				return err
@@ -57,6 +65,29 @@ func createCommand() *cli.Command {
 			return err
 		},
 	}
+}
+
+// standbySpec fills in what create's flags say of standby.
+func standbySpec(c *cli.Context, spec *device.Spec) error {
+	if spec.StandbyTimeout = device.Duration(c.Duration("standby-timeout")); c.IsSet("standby-timeout") && spec.StandbyTimeout <= 0 {
+		return usagef("%s: --standby-timeout %v: want more than 0", commandName(c), time.Duration(spec.StandbyTimeout))
+	}
+	if spec.Recovery = c.String("recovery"); spec.Recovery == device.RecoveryManual {
+		spec.Recovery = ""
+	}
+	if errs := c.String("standby-errors"); errs != "" {
+		spec.StandbyErrors = strings.Split(errs, ",")
+	}
+	for flag, path := range map[string]*string{"on-standby": &spec.OnStandby, "on-recovered": &spec.OnRecovered} {
+		if c.String(flag) == "" {
+			continue
+		}
+		var err error
+		if *path, err = filepath.Abs(c.String(flag)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // fileNames is a repeatable flag that keeps every byte of a name: cli's own
@@ -144,7 +175,7 @@ func printList(c *cli.Context, snap *control.Snapshot) error {
 		{title: "STATE"}, {title: "IMAGES", right: true}, {title: "TOP"}, {title: "USERS"}}
 	var rows [][]string
 	for _, d := range snap.Devices {
-		row := []string{quote(d.Name), "", "", "0", d.State, fmt.Sprint(len(d.Images)), "", ""}
+		row := []string{quote(d.Name), "", "", "0", stateOf(&d), fmt.Sprint(len(d.Images)), "", ""}
 		if d.Path != "" {
 			row[1], row[2] = quote(d.Path), formatSize(d.Size)
 		}
@@ -158,6 +189,15 @@ func printList(c *cli.Context, snap *control.Snapshot) error {
 		rows = append(rows, row)
 	}
 	return table(c.App.Writer, cols, rows)
+}
+
+// stateOf is the state, with how full of held requests a device is: at all of its tags it
+// takes no more.
+func stateOf(d *control.Device) string {
+	if d.Standby.Held == 0 && d.State != device.StateStandby {
+		return d.State
+	}
+	return fmt.Sprintf("%s:%d/%d", d.State, d.Standby.Held, d.Standby.Tags)
 }
 
 // shortUsers names mount points as lsblk does, and the kind of other users.

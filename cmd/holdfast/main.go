@@ -131,7 +131,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		ErrWriter:                 stderr,
 		ExitErrHandler:            func(*cli.Context, error) {},
 		Commands: []*cli.Command{
-			daemonCommand(), createCommand(), listCommand(), showCommand(), removeCommand(),
+			daemonCommand(), createCommand(), listCommand(), showCommand(), removeCommand(), replaceCommand(),
+			standbyCommand(), standbyCheckCommand(), attachCommand(), detachCommand(), whyCommand(), eventsCommand(), attrCommand(),
 			imageCommand(), completionCommand(), completeCommand(), versionCommand(), helpCommand(),
 		},
 	}

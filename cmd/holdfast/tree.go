@@ -2,9 +2,13 @@ package main
 
 import (
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"holdfast/control"
+	"holdfast/device"
 )
 
 // deviceTree is what show prints: what is wrong first, then what it is made of.
@@ -49,6 +53,8 @@ func deviceTree(d *control.Device) *node {
 	if served {
 		root.add("%s, depth %d, data path %s", count(d.Queues, "queue"), d.Depth, d.DataPath)
 		counters(root.add("requests"), d)
+		latencies(root, d)
+		standbyNode(root.add("standby: %s", d.Standby.Value), d)
 	}
 	if len(d.Users) > 0 {
 		users := root.add("users")
@@ -77,6 +83,65 @@ func counters(n *node, d *control.Device) {
 	n.add("%s", plural(c.Flushes, "flush", "flushes"))
 	n.add("%d in flight, %d parked for want of space", c.InFlight, c.Parked)
 	n.add("%d took the slow path, %d failed", c.Slow, c.Errors)
+}
+
+// latencies are of the sampled requests.
+func latencies(root *node, d *control.Device) {
+	n := node{text: fmt.Sprintf("latency, of one request in %d", device.LatencySample)}
+	for _, l := range d.Latency {
+		if l.Count > 0 {
+			mean := time.Duration(l.Sum / float64(l.Count) * float64(time.Second))
+			n.add("%s: mean %v, half below %v, 99%% below %v", l.Op, mean.Round(time.Microsecond), below(&l, 0.5), below(&l, 0.99))
+		}
+	}
+	if len(n.kids) > 0 {
+		root.kids = append(root.kids, n)
+	}
+}
+
+// below is the bound that a part of the requests kept.
+func below(l *device.Latency, part float64) string {
+	sum := uint64(0)
+	for i, n := range l.Buckets {
+		if sum += n; float64(sum) >= part*float64(l.Count) && i < len(device.LatencyBounds) {
+			return time.Duration(device.LatencyBounds[i] * float64(time.Second)).String()
+		}
+	}
+	return "no bound"
+}
+
+func standbyNode(n *node, d *control.Device) {
+	s := &d.Standby
+	if s.Flag && s.Since != nil {
+		n.add("since %s: %s", s.Since.Local().Format(time.DateTime), oneLine(s.Cause))
+	}
+	if len(s.Consumers) > 0 {
+		n.add("leases: %s", strings.Join(s.Consumers, ", "))
+	}
+	n.add("%d of %d requests held, %d were, %d of these failed", s.Held, s.Tags, s.HeldTotal, s.HeldFailed)
+	if s.Stuck > 0 {
+		n.add("%s not come back from replaced files", plural(uint64(s.Stuck), "request has", "requests have"))
+	}
+	recovery := "recovery: " + s.Recovery
+	if s.Attempts > 0 {
+		recovery += ", " + count(s.Attempts, "attempt")
+	}
+	if s.NextAttempt != nil {
+		recovery += ", the next at " + s.NextAttempt.Local().Format(time.DateTime)
+	}
+	n.add("%s", recovery)
+	if s.LastError != "" {
+		n.add("last failure: %s", oneLine(s.LastError))
+	}
+	if s.Deadline != nil {
+		n.add("requests fail from %s", s.Deadline.Local().Format(time.DateTime))
+	}
+	if s.Entered > 0 {
+		n.add("entered %s, %s, %.1f s in all", count(s.Entered, "time"), plural(s.Recovered, "recovery", "recoveries"), s.Seconds)
+	}
+	for _, i := range slices.Sorted(maps.Keys(s.Inconsistencies)) {
+		n.add("%s: %s", plural(s.Inconsistencies[i], "inconsistency", "inconsistencies"), i)
+	}
 }
 
 func count[N int | uint64](n N, noun string) string { return plural(n, noun, noun+"s") }

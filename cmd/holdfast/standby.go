@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"holdfast/control"
+	"holdfast/device"
+	"holdfast/ploop"
+)
+
+func attachCommand() *cli.Command {
+	return &cli.Command{
+		Name: "attach", Usage: "take a lease on a device for a consumer that can wait", ArgsUsage: "NAME",
+		Description: "While any consumer has a lease, and the standby check is on, errors of the device's storage are\n" +
+			"held instead of told. Targets that the daemon watches take their leases by themselves.",
+		Flags:  []cli.Flag{consumerFlag(), runDirFlag()},
+		Action: leaseAction((*control.Client).Attach),
+	}
+}
+
+func detachCommand() *cli.Command {
+	return &cli.Command{
+		Name: "detach", Usage: "drop a consumer's lease on a device", ArgsUsage: "NAME",
+		Description: "Without any lease the device's errors reach its users at once, those of held requests too.",
+		Flags:       []cli.Flag{consumerFlag(), runDirFlag()},
+		Action:      leaseAction((*control.Client).Detach),
+	}
+}
+
+func consumerFlag() cli.Flag {
+	return &cli.StringFlag{Name: "consumer", Usage: "`NAME` of the consumer"}
+}
+
+func leaseAction(do func(*control.Client, context.Context, string, string) (*control.Device, error)) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		args, err := arguments(c, "NAME")
+		if err != nil {
+			return err
+		}
+		if !c.IsSet("consumer") {
+			return usagef("%s: --consumer is missing", commandName(c))
+		}
+		_, err = do(client(c), c.Context, args[0], c.String("consumer"))
+		return err
+	}
+}
+
+func standbyCommand() *cli.Command {
+	return &cli.Command{
+		Name: "standby", Usage: "show or set a device's standby", ArgsUsage: "NAME on|off|status",
+		Description: "status prints what the attribute reads: \"not supported\", \"on\" or \"off\". off gives up: what is\n" +
+			"held fails with EIO. To go on without a loss, see 'holdfast replace'.",
+		Flags: []cli.Flag{runDirFlag()},
+		Action: func(c *cli.Context) error {
+			args, err := arguments(c, "NAME", "on|off|status")
+			if err != nil {
+				return err
+			}
+			var dev *control.Device
+			switch args[1] {
+			case "status":
+				ctx, cancel := context.WithTimeout(c.Context, queryLimit)
+				defer cancel()
+				if dev, err = client(c).Device(ctx, args[0]); err == nil {
+					_, err = fmt.Fprintln(c.App.Writer, dev.Standby.Value)
+				}
+				return err
+			case "on", "off":
+				before, err := client(c).Device(c.Context, args[0])
+				if err != nil {
+					return err
+				}
+				if dev, err = client(c).SetStandby(c.Context, args[0], args[1] == "on"); err != nil {
+					return err
+				}
+				return told(c, before, dev)
+			}
+			return usagef("%s: %q is none of on, off, status", commandName(c), args[1])
+		},
+	}
+}
+
+// told says what a switch did.
+func told(c *cli.Context, before, after *control.Device) error {
+	text := "standby is " + after.Standby.Value
+	switch {
+	case after.Standby.Value == "on":
+		text += fmt.Sprintf("; %s held", count(uint64(after.Standby.Held), "request"))
+	case before.Standby.Flag:
+		text += fmt.Sprintf("; %s held, which failed or are failing", plural(uint64(before.Standby.Held), "request was", "requests were"))
+	}
+	_, err := fmt.Fprintf(c.App.Writer, "%s: %s\n", quote(after.Name), text)
+	return err
+}
+
+func standbyCheckCommand() *cli.Command {
+	return &cli.Command{
+		Name: "standby-check", Usage: "show or set the process-wide standby check", ArgsUsage: "on|off|status",
+		Description: "Nothing is held while it is off. A target that the daemon watches holds it on while it is there.",
+		Flags:       []cli.Flag{runDirFlag()},
+		Action: func(c *cli.Context) error {
+			args, err := arguments(c, "on|off|status")
+			if err != nil {
+				return err
+			}
+			var key *control.KeyInfo
+			switch args[0] {
+			case "status":
+				ctx, cancel := context.WithTimeout(c.Context, queryLimit)
+				defer cancel()
+				snap, err := client(c).Snapshot(ctx)
+				if err != nil {
+					return err
+				}
+				key = &snap.Key
+			case "on", "off":
+				if key, err = client(c).SetKey(c.Context, args[0] == "on"); err != nil {
+					return err
+				}
+			default:
+				return usagef("%s: %q is none of on, off, status", commandName(c), args[0])
+			}
+			text := "off"
+			if key.On {
+				text = "on, held by " + strings.Join(key.Holders, ", ")
+			}
+			_, err = fmt.Fprintln(c.App.Writer, text)
+			return err
+		},
+	}
+}
+
+func replaceCommand() *cli.Command {
+	return &cli.Command{
+		Name: "replace", Usage: "put another file in the place of a device's, while its users wait", ArgsUsage: "NAME FILE",
+		Description: "FILE must be the image that it replaces, by another path or copied, unless --force takes it as it\n" +
+			"is. When the top is replaced, a standby ends, and what was held is served. A raw base is raw@FILE.",
+		Flags: []cli.Flag{
+			&cli.IntFlag{Name: "level", Usage: "`N`, 0 is the base", DefaultText: "the top"},
+			&cli.BoolFlag{Name: "top", Usage: "the image that is written to (default)"},
+			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "take FILE as it is, and for granted that nothing can be written to the old storage any more"},
+			&cli.DurationFlag{Name: "drain", Usage: "wait for `TIME` for requests under way in the old file", Value: device.DefaultDrain},
+			runDirFlag(),
+		},
+		Action: func(c *cli.Context) error {
+			args, err := arguments(c, "NAME", "FILE")
+			if err != nil {
+				return err
+			}
+			r := control.ReplaceRequest{Level: -1, Force: c.Bool("force"), Drain: device.Duration(c.Duration("drain"))}
+			if c.IsSet("level") {
+				if r.Level = c.Int("level"); r.Level < 0 {
+					return usagef("%s: --level %d: want 0 (the base) or more", commandName(c), r.Level)
+				}
+				if c.Bool("top") {
+					return usagef("%s: --level or --top, not both", commandName(c))
+				}
+			}
+			if r.Drain < 0 {
+				return usagef("%s: --drain %v: want 0 or more", commandName(c), time.Duration(r.Drain))
+			}
+			if r.Image, err = ploop.ParseImageRef(args[1]); err != nil {
+				return usagef("image %q: %v", args[1], err)
+			}
+			if r.Image.Path, err = filepath.Abs(r.Image.Path); err != nil {
+				return err
+			}
+			dev, err := client(c).Replace(c.Context, args[0], r)
+			if err != nil {
+				return err
+			}
+			level := r.Level
+			if level < 0 {
+				level = len(dev.Images) - 1
+			}
+			_, err = fmt.Fprintf(c.App.Writer, "%s: level %d is %s; standby is %s\n", quote(dev.Name), level, quote(r.Image.String()), dev.Standby.Value)
+			return err
+		},
+	}
+}
