@@ -2,7 +2,6 @@ package device
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -178,10 +177,4 @@ func eventually(t testing.TB, what string, ok func() bool) {
 			t.Fatalf("waited in vain: %s", what)
 		}
 	}
-}
-
-// isTrigger says whether err is what users see of a trigger error: the block layer
-// knows few errors.
-func isTrigger(err error) bool {
-	return errors.Is(err, unix.EIO) || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENOTCONN)
 }

@@ -1,0 +1,505 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"holdfast/hack/faultfs"
+	"holdfast/ploop"
+	"holdfast/standby"
+	"holdfast/ublk"
+)
+
+// TestWalk does thousands of seeded steps to a device: I/O of several users, faults of
+// its storage, hangs, attach, detach, key, standby by hand, replacements by the same
+// files, the other way and copies, recovery by itself, time-outs, removal. A model
+// knows what each block may hold, and when a request may fail. At rest points everything
+// is mended, and all requests must have ended, once, and all blocks be right.
+//
+// HOLDFAST_WALK_SEEDS (1,2,3) and HOLDFAST_WALK_STEPS say which walks and how long.
+func TestWalk(t *testing.T) {
+	ctl := openControl(t)
+	seeds, steps := os.Getenv("HOLDFAST_WALK_SEEDS"), 700
+	if seeds == "" {
+		seeds = "1,2,3"
+	}
+	if s := os.Getenv("HOLDFAST_WALK_STEPS"); s != "" {
+		var err error
+		if steps, err = strconv.Atoi(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for s := range strings.SplitSeq(seeds, ",") {
+		seed, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Run(s, func(t *testing.T) { newWalk(t, ctl, seed).run(steps) })
+	}
+}
+
+const (
+	walkers      = 12
+	walkClusters = 4 // of each walker
+	// walkDrain keeps a replacement from waiting long for what hangs.
+	walkDrain = 50 * time.Millisecond
+)
+
+// walk is a device on its way, the driver's part. Its walkers have the rest.
+type walk struct {
+	*Device
+	t       *testing.T
+	rng     *rand.Rand
+	ctl     *ublk.Control
+	key     *standby.Key
+	storage faultfs.Options
+	ways    *ways
+	names   []string
+	made    int // copies
+	spec    Spec
+	fd      rawDisk
+	allowed permission
+	armed   map[string]bool // key and consumers that are on
+	hanging int             // rules
+	walkers []*walker
+	did     map[string]int
+	said    string // the last steps
+}
+
+func newWalk(t *testing.T, ctl *ublk.Control, seed uint64) *walk {
+	w := &walk{t: t, rng: rand.New(rand.NewPCG(seed, 1)), ctl: ctl, key: standby.NewKey(time.Now, nil),
+		armed: map[string]bool{}, did: map[string]int{}, names: []string{"base", "top"}}
+	w.storage = faultfs.Options{Locks: seed%3 == 0, AsyncIO: seed%2 == 0}
+	w.ways = newWays(t, w.storage)
+	size := int64(walkers * walkClusters * clusterBlocks * blockSize)
+	for _, n := range w.names {
+		if err := ploop.Create(filepath.Join(w.ways.backing, n), ploop.CreateOptions{Size: size, ClusterSize: clusterBlocks * blockSize}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	base, err := ploop.Open([]ploop.ImageRef{{Path: filepath.Join(w.ways.backing, "base")}}, ploop.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range walkers {
+		k := &walker{w: w, first: uint64(i * walkClusters * clusterBlocks), legal: make([][]uint64, walkClusters*clusterBlocks),
+			rng: rand.New(rand.NewPCG(seed, uint64(100+i))), jobs: make(chan string)}
+		p := make([]byte, blockSize)
+		for b := range k.legal {
+			k.legal[b] = []uint64{0}
+			if b < len(k.legal)/2 {
+				k.version = 1
+				k.legal[b] = []uint64{1}
+				fill(p, k.first+uint64(b), 1)
+				if _, err := base.WriteAt(p, int64(k.first+uint64(b))*blockSize); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		w.walkers = append(w.walkers, k)
+		go k.run()
+		t.Cleanup(func() { close(k.jobs) })
+	}
+	if err := base.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.allowed.set(true)
+	w.open()
+	t.Cleanup(func() { // if the walk fails on its way
+		w.ways.a.Close()
+		w.ways.b.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		w.Close(ctx, true)
+	})
+	return w
+}
+
+func (w *walk) one(n int) bool { return w.rng.IntN(n) == 0 }
+
+func pick[T any](w *walk, from ...T) T { return from[w.rng.IntN(len(from))] }
+
+func (w *walk) way() *faultfs.Storage { return pick(w, w.ways.a, w.ways.b) }
+
+func (w *walk) trigger() unix.Errno { return pick(w, unix.EBUSY, unix.ENOTCONN, unix.EIO) }
+
+// open makes the device, by either way.
+func (w *walk) open() {
+	w.spec = Spec{Name: "walk", Images: refs(w.way(), w.names...), Queues: 1 + w.rng.IntN(2), Depth: 32,
+		DataPath: pick(w, dataPathsOf(w.t, w.ctl)...), Recovery: pick(w, RecoveryManual, RecoveryReopen),
+		// What a request gets whose FUSE server dies under it.
+		StandbyErrors: []string{"EBUSY", "ENOTCONN", "EIO", "ECONNABORTED"}}
+	if w.one(4) {
+		w.spec.StandbyTimeout = Duration(time.Duration(20+w.rng.IntN(300)) * time.Millisecond)
+	}
+	d, err := Open(w.t.Context(), w.spec, Options{Control: w.ctl, Key: w.key, TakeOver: true, Log: zerolog.New(zerolog.NewTestWriter(w.t)).Level(zerolog.WarnLevel)})
+	if err != nil {
+		w.fatal("making the device: %v", err)
+	}
+	w.Device = d
+	fd, err := unix.Open(d.Path(), unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err != nil {
+		w.fatal("%v", err)
+	}
+	w.fd = rawDisk(fd)
+	for who, on := range w.armed {
+		if on && who != "key" {
+			if err := d.Attach(who); err != nil {
+				w.fatal("%v", err)
+			}
+		}
+	}
+	w.permit()
+}
+
+// permit says from what is armed whether requests may fail from now.
+func (w *walk) permit() {
+	w.allowed.set(!w.armed["key"] || !w.armed["c1"] && !w.armed["c2"] || w.spec.StandbyTimeout != 0)
+}
+
+func (w *walk) fatal(format string, args ...any) {
+	w.t.Helper()
+	state := ""
+	if w.Device != nil {
+		s := w.Status()
+		state = fmt.Sprintf("\nstate %s since %v, gate %v, inflight %d\nstandby %+v", s.State, time.Since(s.Since), s.Gate, s.Counters.InFlight, s.Standby)
+	}
+	w.t.Fatalf("%s%s\nsteps: %s", fmt.Sprintf(format, args...), state, w.said)
+}
+
+// arm turns the key or a consumer's lease on or off.
+func (w *walk) arm(who string, on bool) {
+	if w.armed[who] == on {
+		return
+	}
+	w.armed[who] = on
+	if !on {
+		w.permit() // before it is so
+	}
+	var err error
+	switch {
+	case who == "key" && on:
+		w.key.Enable("walk")
+	case who == "key":
+		err = w.key.Disable("walk")
+	case on:
+		err = w.Attach(who)
+	default:
+		err = w.Detach(who)
+	}
+	if err != nil {
+		w.fatal("%s %v: %v", who, on, err)
+	}
+	w.permit()
+}
+
+func (w *walk) run(n int) {
+	for _, who := range []string{"key", "c1"} {
+		w.arm(who, true)
+	}
+	for i := range n {
+		what := w.step()
+		w.did[what]++
+		w.said = fmt.Sprintf("%s %d:%s", w.said[max(0, len(w.said)-1500):], i, what)
+		if w.t.Failed() {
+			w.fatal("a walker failed")
+		}
+		if i%150 == 149 {
+			w.rest()
+		}
+	}
+	w.rest()
+	w.end()
+	w.t.Logf("%d steps: %v; I/O: %v", n, w.did, w.walkerStats())
+}
+
+// step does one thing and says what.
+func (w *walk) step() string {
+	switch n := w.rng.IntN(100); {
+	case n < 64:
+		for range 4 {
+			k := pick(w, w.walkers...)
+			job := pick(w, "read", "read", "write", "write", "write", "through", "flush", "zero", "discard")
+			select {
+			case k.jobs <- job:
+			case <-time.After(time.Millisecond): // it waits for the device
+			}
+		}
+		return "io"
+	case n < 67:
+		w.way().Dead(w.trigger())
+		return "dead"
+	case n < 72:
+		w.mend(w.way(), w.one(2))
+		return "mend"
+	case n < 77:
+		w.way().Add(faultfs.Rule{Op: pick(w, faultfs.Read, faultfs.Write, faultfs.Write, faultfs.Fsync, faultfs.Fallocate, faultfs.Truncate, faultfs.Any),
+			Errno: w.trigger(), After: w.rng.IntN(4), Times: 1 + w.rng.IntN(3), Partial: pick[int64](w, 0, 0, 512, 4096), Apply: w.one(3), Delay: time.Duration(w.rng.IntN(3)) * time.Millisecond})
+		return "fault"
+	case n < 79:
+		w.way().Add(faultfs.Rule{Op: pick(w, faultfs.Read, faultfs.Write, faultfs.Write), Partial: 1024, Times: 1 + w.rng.IntN(5)})
+		return "short"
+	case n < 81:
+		if w.hanging > 3 {
+			return "no hang"
+		}
+		w.hanging++
+		w.way().Add(faultfs.Rule{Op: pick(w, faultfs.Read, faultfs.Write, faultfs.Write, faultfs.Fsync), Times: 1 + w.rng.IntN(3), Hang: true})
+		return "hang"
+	case n < 82:
+		w.kill()
+		return "kill"
+	case n < 84:
+		w.arm(pick(w, "key", "c1", "c2"), w.one(2))
+		return "arm"
+	case n < 87:
+		for _, who := range []string{"key", "c1"} {
+			w.arm(who, true)
+		}
+		return "arm all"
+	case n < 88:
+		if err := w.SetStandby(true); err != nil && !errors.Is(err, standby.ErrNotSupported) {
+			w.fatal("standby by hand: %v", err)
+		}
+		return "on"
+	case n < 89:
+		w.allowed.moment()
+		if err := w.SetStandby(false); err != nil {
+			w.fatal("off by hand: %v", err)
+		}
+		return "off"
+	case n < 95:
+		return w.replace(w.way(), pick(w, -1, -1, -1, 0))
+	case n < 97:
+		return w.copyTop()
+	case n < 98:
+		w.recreate()
+		return "recreate"
+	}
+	time.Sleep(time.Duration(w.rng.IntN(20)) * time.Millisecond)
+	return "wait"
+}
+
+// mend makes a way work again. What hangs there lands late, or never.
+func (w *walk) mend(s *faultfs.Storage, land bool) {
+	s.Dead(0)
+	if land {
+		s.Clear()
+	} else {
+		s.Drop(0, unix.EIO)
+	}
+	w.hanging = 0
+}
+
+// kill has a way's server die, and be started anew.
+func (w *walk) kill() {
+	s := &w.ways.a
+	if w.one(2) {
+		s = &w.ways.b
+	}
+	(*s).Kill()
+	time.Sleep(time.Duration(w.rng.IntN(20)) * time.Millisecond)
+	next, err := faultfs.Mount(w.ways.backing, (*s).Dir, w.storage)
+	if err != nil {
+		w.fatal("%v", err)
+	}
+	w.t.Cleanup(func() { next.Close() })
+	*s = next
+}
+
+// replace puts the same files there by some way.
+func (w *walk) replace(s *faultfs.Storage, level int) string {
+	ref := refs(s, w.names[0])[0]
+	if level < 0 {
+		ref = refs(s, w.names[1])[0]
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- w.Replace(w.t.Context(), Replace{Level: level, Image: ref, Drain: walkDrain}) }()
+	select {
+	case err := <-ended:
+		if err != nil {
+			return "no replace"
+		}
+		return "replace"
+	case <-time.After(3 * time.Second): // the new file hangs too
+	}
+	for _, s := range []*faultfs.Storage{w.ways.a, w.ways.b} {
+		w.mend(s, w.one(2))
+	}
+	select {
+	case err := <-ended:
+		if err == nil {
+			return "replace"
+		}
+	case <-time.After(time.Minute):
+		w.fatal("a replacement hangs, with all storage well")
+	}
+	return "replace that hung"
+}
+
+// copyTop holds the device, copies its top, and goes on with the copy.
+func (w *walk) copyTop() string {
+	if w.SetStandby(true) != nil {
+		return "no copy"
+	}
+	quiet := false
+	for range 100 { // what was under way comes back
+		s := w.Status()
+		if quiet = len(s.Gate) > 0 && s.Counters.InFlight == s.Standby.Held && s.Standby.Stuck == 0; quiet {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if !quiet {
+		return "no copy"
+	}
+	w.made++
+	name := fmt.Sprintf("top%d", w.made)
+	if err := copyFile(filepath.Join(w.ways.backing, w.names[1]), filepath.Join(w.ways.backing, name)); err != nil {
+		w.fatal("%v", err)
+	}
+	// Still so? A reopening, or a time-out, may have ended it.
+	if s := w.Status(); len(s.Gate) == 0 || s.Counters.InFlight != s.Standby.Held {
+		return "no copy"
+	}
+	was := w.names
+	w.names = []string{was[0], name}
+	if got := w.replace(w.way(), -1); got != "replace" {
+		w.names = was
+		return "no copy"
+	}
+	return "copy"
+}
+
+func copyFile(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}
+
+// recreate removes the device, perhaps with its storage dead, and makes it anew.
+func (w *walk) recreate() {
+	w.allowed.set(true)
+	healthy := w.one(2)
+	for _, s := range []*faultfs.Storage{w.ways.a, w.ways.b} {
+		if healthy {
+			w.mend(s, true)
+		} else { // what hangs would keep it
+			s.Clear()
+			w.hanging = 0
+		}
+	}
+	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
+	defer cancel()
+	if err := w.Close(ctx, true); err != nil && (healthy || ctx.Err() != nil) {
+		// The way that it uses may have been killed: then it can't be healthy.
+		if ctx.Err() != nil {
+			w.fatal("closing: %v", err)
+		}
+	}
+	w.quiesce("after the removal")
+	unix.Close(int(w.fd))
+	for _, s := range []*faultfs.Storage{w.ways.a, w.ways.b} {
+		w.mend(s, true)
+	}
+	w.open()
+}
+
+// quiesce waits until no walker waits for a request.
+func (w *walk) quiesce(when string) {
+	for i, k := range w.walkers {
+		select {
+		case k.jobs <- "": // it takes one, so it is idle
+		case <-time.After(time.Minute):
+			w.fatal("%s: the request of walker %d (%s) doesn't end", when, i, k.doing.Load())
+		}
+	}
+}
+
+// rest mends everything, and looks.
+func (w *walk) rest() {
+	for _, s := range []*faultfs.Storage{w.ways.a, w.ways.b} {
+		w.mend(s, w.one(2))
+	}
+	for _, who := range []string{"key", "c1"} {
+		w.arm(who, true)
+	}
+	// A time-out may be near; without one nothing may fail from here.
+	var err error
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if err = w.Replace(w.t.Context(), Replace{Level: 0, Image: refs(w.ways.a, w.names...)[0], Drain: walkDrain}); err == nil {
+			err = w.Replace(w.t.Context(), Replace{Level: -1, Image: refs(w.ways.a, w.names...)[1], Drain: walkDrain})
+		}
+		if err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			w.fatal("with all storage well the device isn't to be mended: %v", err)
+		}
+	}
+	w.quiesce("at rest")
+	for _, k := range w.walkers {
+		k.jobs <- "check"
+	}
+	w.quiesce("at rest")
+	eventually(w.t, "all requests ended, once", func() bool {
+		s := w.Status()
+		return s.Counters.InFlight == 0 && s.Standby.Held == 0 && s.Standby.Stuck == 0
+	})
+	if s := w.Status(); s.State != StateLive || len(s.Gate) != 0 || s.Standby.Value != "off" {
+		w.fatal("at rest: not live")
+	}
+	if w.t.Failed() {
+		w.fatal("at rest: the data isn't right")
+	}
+}
+
+// end closes the device, and looks at the images without it.
+func (w *walk) end() {
+	if err := w.Close(w.t.Context(), true); err != nil {
+		w.fatal("closing: %v", err)
+	}
+	unix.Close(int(w.fd))
+	var images []ploop.ImageRef
+	for _, n := range w.names {
+		images = append(images, ploop.ImageRef{Path: filepath.Join(w.ways.backing, n)})
+	}
+	checkClean(w.t, images)
+	s, err := ploop.Open(images, ploop.Options{ReadOnly: true})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer s.Close()
+	p := make([]byte, blockSize)
+	for _, k := range w.walkers {
+		for i := range k.legal {
+			b := k.first + uint64(i)
+			if _, err := s.ReadAt(p, int64(b)*blockSize); err != nil {
+				w.t.Fatal(err)
+			}
+			if err := k.judge(i, p); err != nil {
+				w.t.Errorf("in the closed image: %v", err)
+			}
+		}
+	}
+}
