@@ -203,7 +203,7 @@ func (f *osFile) WriteAt(p []byte, off int64) (int, error) {
 		case err != nil:
 			return done, err
 		case n == 0:
-			return done, io.ErrShortWrite
+			return done, fmt.Errorf("%w: %w", io.ErrShortWrite, unix.EIO)
 		default:
 			done += n
 		}

@@ -39,6 +39,8 @@ type simWorld struct {
 type simFault struct {
 	err     error
 	arrives bool // it is done nevertheless
+	partial bool // half of it is
+	lost    bool // it isn't done, and said to be
 }
 
 type simOp struct {
@@ -46,6 +48,7 @@ type simOp struct {
 	off, n        int64
 	data          []byte
 	done, durable bool
+	failed        bool           // whoever asked was told that it wasn't done
 	superseded    map[int64]bool // its sectors that a durable write went over
 }
 
@@ -133,7 +136,11 @@ func (f *simFile) do(op *simOp, kind string) error {
 	if f.w.fault != nil {
 		fault = f.w.fault(f, kind, op.off, op.n)
 	}
-	if fault.err == nil || fault.arrives {
+	if fault.partial {
+		op.n = op.n / 2 / SectorSize * SectorSize
+	}
+	op.failed = fault.err != nil
+	if fault.err == nil && !fault.lost || fault.arrives || fault.partial && op.n > 0 {
 		f.now = op.apply(f.now, all)
 		op.done = true
 	} else {
@@ -147,7 +154,9 @@ func (f *simFile) ReadAt(p []byte, off int64) (int, error) {
 	f.w.Lock()
 	defer f.w.Unlock()
 	if f.w.fault != nil {
-		if fault := f.w.fault(f, "read", off, int64(len(p))); fault.err != nil {
+		if fault := f.w.fault(f, "read", off, int64(len(p))); fault.partial && off < int64(len(f.now)) {
+			return copy(p[:len(p)/2], f.now[off:]), fault.err
+		} else if fault.err != nil {
 			return 0, fault.err
 		}
 	}
@@ -275,6 +284,11 @@ func (f *simFile) Zero(off, n int64, keep bool) error {
 func (f *simFile) Size() (int64, error) {
 	f.w.Lock()
 	defer f.w.Unlock()
+	if f.w.fault != nil {
+		if fault := f.w.fault(f, "size", 0, 0); fault.err != nil {
+			return 0, fault.err
+		}
+	}
 	return int64(len(f.now)), nil
 }
 
