@@ -174,7 +174,7 @@ func (w *walk) fatal(format string, args ...any) {
 	state := ""
 	if w.Device != nil {
 		s := w.Status()
-		state = fmt.Sprintf("\nstate %s since %v, gate %v, inflight %d\nstandby %+v", s.State, time.Since(s.Since), s.Gate, s.Counters.InFlight, s.Standby)
+		state = fmt.Sprintf("\n%s, state %s since %v, gate %v, inflight %d\nstandby %+v", s.DataPath, s.State, time.Since(s.Since), s.Gate, s.Counters.InFlight, s.Standby)
 	}
 	w.t.Fatalf("%s%s\nsteps: %s", fmt.Sprintf(format, args...), state, w.said)
 }
@@ -354,24 +354,28 @@ func (w *walk) copyTop() string {
 	if w.SetStandby(true) != nil {
 		return "no copy"
 	}
-	quiet := false
-	for range 100 { // what was under way comes back
+	// What was under way has to come back. The figures are not of one moment, so
+	// they have to stay.
+	entered := w.Status().Standby.Entered
+	quiet := func() bool {
 		s := w.Status()
-		if quiet = len(s.Gate) > 0 && s.Counters.InFlight == s.Standby.Held && s.Standby.Stuck == 0; quiet {
-			break
+		return len(s.Gate) > 0 && s.Counters.InFlight == s.Standby.Held && s.Standby.Stuck == 0 && s.Standby.Entered == entered
+	}
+	for still, n := 0, 0; still < 10; n++ {
+		if still++; !quiet() {
+			still = 0
+		}
+		if n > 100 {
+			return "no copy"
 		}
 		time.Sleep(time.Millisecond)
-	}
-	if !quiet {
-		return "no copy"
 	}
 	w.made++
 	name := fmt.Sprintf("top%d", w.made)
 	if err := copyFile(filepath.Join(w.ways.backing, w.names[1]), filepath.Join(w.ways.backing, name)); err != nil {
 		w.fatal("%v", err)
 	}
-	// Still so? A reopening, or a time-out, may have ended it.
-	if s := w.Status(); len(s.Gate) == 0 || s.Counters.InFlight != s.Standby.Held {
+	if !quiet() { // a reopening, or a time-out, has ended it
 		return "no copy"
 	}
 	was := w.names
