@@ -16,6 +16,7 @@ import (
 	"holdfast/device"
 	"holdfast/ploop"
 	"holdfast/standby"
+	"holdfast/target"
 )
 
 // fakeKernel serves devices that are only numbers. It fails the test when the
@@ -215,11 +216,12 @@ type fixture struct {
 	d       *Daemon
 	c       *Client
 	dir     string
+	targets []string // Config.Targets
 	serving chan error
 }
 
 func newFixture(t *testing.T) *fixture {
-	f := &fixture{t: t, k: newFake(t), dir: t.TempDir()}
+	f := &fixture{t: t, k: newFake(t), dir: t.TempDir(), targets: []string{}}
 	f.k.stateDir = f.stateDir()
 	f.start()
 	t.Cleanup(f.crash)
@@ -231,13 +233,31 @@ func (f *fixture) runDir() string   { return filepath.Join(f.dir, "run") }
 
 func (f *fixture) start() {
 	f.t.Helper()
-	d, err := start(Config{RunDir: f.runDir(), StateDir: f.stateDir(), Version: "test", Log: zerolog.Nop(), NoTree: true, Targets: []string{}}, f.k)
+	d, err := start(Config{RunDir: f.runDir(), StateDir: f.stateDir(), Version: "test", Log: zerolog.Nop(), NoTree: true, Targets: f.targets,
+		TargetRoots: target.Roots{Configfs: filepath.Join(f.dir, "config"), Sys: filepath.Join(f.dir, "none"), Number: f.number}}, f.k)
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	d.settle, d.poll = 300*time.Millisecond, 10*time.Millisecond
 	f.d, f.c, f.serving = d, NewClient(f.runDir()), make(chan error, 1)
 	go func() { f.serving <- d.Serve() }()
+}
+
+// number makes up device numbers: the disk's own, in a /sys that is made up with it.
+func (f *fixture) number(path string) (uint32, uint32, bool) {
+	var id uint32
+	if _, err := fmt.Sscanf(path, "/dev/ublkb%d", &id); err != nil {
+		return 0, 0, false
+	}
+	at := filepath.Join(f.dir, "none/devices", filepath.Base(path))
+	links := filepath.Join(f.dir, "none/dev/block")
+	for _, dir := range []string{at, links} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			f.t.Error(err)
+		}
+	}
+	os.Symlink(at, filepath.Join(links, fmt.Sprintf("259:%d", id))) // may be there
+	return 259, id, true
 }
 
 // crash ends the daemon as kill -9 would, as far as others can see.
