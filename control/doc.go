@@ -27,6 +27,15 @@
 // mu, so listing works while a device hangs in its removal. A removal goes on
 // when the client that asked for it hangs up; a creation is taken back.
 //
+// # Standby
+//
+// The daemon owns the process-wide key. Leases that are taken by hand are in the
+// device's record, durably before they are acted on, and come back with a lost device; targets
+// take theirs again when they are seen. A replacement is in the record before anything
+// is served from the new file. A live device's record is changed under slot.recMu, beside
+// whatever operation holds the name's token: a lease can be dropped while a
+// replacement hangs.
+//
 // # The API
 //
 // HTTP with JSON on <run-dir>/control.sock, mode 0600: whoever may open it has
@@ -37,6 +46,15 @@
 //	POST   /v1/devices             create from a device.Spec (image paths absolute): Device
 //	GET    /v1/devices/NAME        one device: Device
 //	DELETE /v1/devices/NAME        remove; ?force=true: also if it is in use
+//	POST   /v1/devices/NAME/replace          a ReplaceRequest: Device
+//	PUT    /v1/devices/NAME/standby          a Switch: Device
+//	PUT    /v1/devices/NAME/leases/CONSUMER  attach: Device
+//	DELETE /v1/devices/NAME/leases/CONSUMER  detach: Device
+//	PUT    /v1/standby-check                 a Switch: KeyInfo
+//	GET    /v1/attr/PATH                     of the attribute tree: AttrInfo
+//	PUT    /v1/attr/PATH                     an AttrValue
+//	GET    /v1/events                        device.Events, one a line; ?follow=true, ?device=NAME
+//	GET    /metrics                          for Prometheus
 //
 // An error has a status of 400 or more and a body {"error": text, "code": code};
 // the codes are this package's Code constants. Fields are added, never renamed
