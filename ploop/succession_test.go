@@ -157,7 +157,7 @@ func TestSucceedLocks(t *testing.T) {
 	if err := s.Resume(); !errors.Is(err, ErrLockLost) || !errors.As(err, &errno) {
 		t.Errorf("resume: %v", err)
 	}
-	if err := s.WriteStructureProbe(); !errors.Is(err, ErrSuperseded) {
+	if err := s.wouldWrite(); !errors.Is(err, ErrSuperseded) {
 		t.Errorf("without its lock it would write: %v", err)
 	}
 	m.die("a", nil)
@@ -178,8 +178,8 @@ func TestSucceedLocks(t *testing.T) {
 	closeClean(t, m, next)
 }
 
-// WriteStructureProbe says whether s would write structure.
-func (s *Stack) WriteStructureProbe() error {
+// wouldWrite says whether s would write structure.
+func (s *Stack) wouldWrite() error {
 	err := s.beginStructure()
 	if err == nil {
 		s.endStructure()
