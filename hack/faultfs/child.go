@@ -26,6 +26,10 @@ type Options struct {
 	// AsyncIO lets the kernel send direct I/O that a caller doesn't wait for
 	// (io_uring, AIO) without a thread waiting in its stead.
 	AsyncIO bool
+	// OneWriter leaves files that are opened with O_DIRECT to the kernel's own way
+	// of it, as most FUSE file systems do: it lets one write at a time through
+	// to a file. See the package's text on short writes.
+	OneWriter bool
 }
 
 // Storage is a mount. Its methods may be called at any time from anywhere, but
@@ -222,7 +226,7 @@ func Child() {
 }
 
 func serve(c setup, f *faults) error {
-	root, err := newRoot(c.Backing, f)
+	root, err := newRoot(c.Backing, f, &c.Options)
 	if err != nil {
 		return err
 	}

@@ -14,7 +14,8 @@ import (
 // does.
 type node struct {
 	fs.LoopbackNode
-	faults *faults
+	faults  *faults
+	options *Options
 }
 
 var (
@@ -34,20 +35,20 @@ var (
 	_ fs.NodeOpendirHandler = (*node)(nil)
 )
 
-func newRoot(backing string, f *faults) (fs.InodeEmbedder, error) {
+func newRoot(backing string, f *faults, o *Options) (fs.InodeEmbedder, error) {
 	var st syscall.Stat_t
 	if err := syscall.Stat(backing, &st); err != nil {
 		return nil, err
 	}
 	root := &fs.LoopbackRoot{Path: backing, Dev: st.Dev}
-	top := &node{fs.LoopbackNode{RootData: root}, f}
+	top := &node{fs.LoopbackNode{RootData: root}, f, o}
 	root.RootNode = top
 	return top, nil
 }
 
 // WrapChild makes one of us of what LoopbackNode makes.
 func (n *node) WrapChild(context.Context, fs.InodeEmbedder) fs.InodeEmbedder {
-	return &node{fs.LoopbackNode{RootData: n.RootData}, n.faults}
+	return &node{fs.LoopbackNode{RootData: n.RootData}, n.faults, n.options}
 }
 
 func (n *node) path() string { return n.Path(n.Root()) }
@@ -89,7 +90,14 @@ func (n *node) Setattr(ctx context.Context, f fs.FileHandle, in *fuse.SetAttrIn,
 	return n.plain(Setattr, n.path(), perform)
 }
 
-const openFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
+// openFlags keep the page cache out. Where the opener does so itself, Options may
+// leave it to the kernel how.
+func (n *node) openFlags(flags uint32) uint32 {
+	if n.options.OneWriter && flags&unix.O_DIRECT != 0 {
+		return 0
+	}
+	return fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
+}
 
 // behind are the flags to open a file behind with: the page cache spares the
 // alignment of buffers.
@@ -100,7 +108,7 @@ func (n *node) Open(ctx context.Context, flags uint32) (fh fs.FileHandle, _ uint
 		fh, _, errno = n.LoopbackNode.Open(ctx, behind(flags))
 		return errno
 	})
-	return n.wrap(fh), openFlags, errno
+	return n.wrap(fh), n.openFlags(flags), errno
 }
 
 func (n *node) Create(ctx context.Context, name string, flags uint32, mode uint32, out *fuse.EntryOut) (child *fs.Inode, fh fs.FileHandle, _ uint32, errno syscall.Errno) {
@@ -111,7 +119,7 @@ func (n *node) Create(ctx context.Context, name string, flags uint32, mode uint3
 	if errno != 0 {
 		return nil, nil, 0, errno
 	}
-	return child, child.Operations().(*node).wrap(fh), openFlags, 0
+	return child, child.Operations().(*node).wrap(fh), n.openFlags(flags), 0
 }
 
 func (n *node) Tmpfile(ctx context.Context, flags uint32, mode uint32, out *fuse.EntryOut) (child *fs.Inode, fh fs.FileHandle, _ uint32, errno syscall.Errno) {
@@ -122,7 +130,7 @@ func (n *node) Tmpfile(ctx context.Context, flags uint32, mode uint32, out *fuse
 	if errno != 0 {
 		return nil, nil, 0, errno
 	}
-	return child, child.Operations().(*node).wrap(fh), openFlags, 0
+	return child, child.Operations().(*node).wrap(fh), n.openFlags(flags), 0
 }
 
 func (n *node) Link(ctx context.Context, target fs.InodeEmbedder, name string, out *fuse.EntryOut) (child *fs.Inode, errno syscall.Errno) {
