@@ -38,9 +38,18 @@ var volumeOptions = []string{
 	// and there is no split brain. Less is answered with ENOTCONN.
 	"cluster.quorum-type", "fixed",
 	"cluster.quorum-count", "2",
+	// After a crash the copies are compared and mended in steps of so many times
+	// 128 KiB, each under a lock that writers wait for. As long as it lasts every
+	// write takes locks of its own, so be done with it soon.
+	"cluster.self-heal-window-size", "128",
 	// A client gives a brick that is silent, not gone, up after so many seconds.
 	"network.ping-timeout", "10",
 }
+
+// storageErrors is what GlusterFS answers when its bricks are gone: ENOTCONN, and
+// for a moment EBADFD, when a client knows already that its files' handles are
+// void, and not yet that nobody is left to ask.
+const storageErrors = "EBUSY,ENOTCONN,EIO,EBADFD"
 
 // gluster is a volume with both bricks on this machine, mounted twice. There is
 // one for all tests.
@@ -64,7 +73,7 @@ func needGluster(t *testing.T) *gluster {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			logTails(t, "/var/log/glusterfs/*.log", "/var/log/glusterfs/bricks/*.log")
+			logTails(t, "/var/log/glusterfs/glusterd.log", "/var/log/glusterfs/*story-gluster-mount*.log")
 		}
 	})
 	return glusterOnce.g

@@ -8,7 +8,7 @@ import (
 )
 
 const (
-	roundSize = 32 << 20
+	roundSize = 16 << 20
 	diskSize  = 512 << 20 // what daemon.create makes
 )
 
