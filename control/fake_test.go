@@ -32,13 +32,15 @@ type fakeKernel struct {
 	openHold chan struct{} // opens wait for it, or for their context
 	opening  int           // opens so far
 	closeErr map[string]error
-	inUse    map[string][]device.User // by device name
-	live     map[string]*fakeDevice
-	next     int
-	taken    map[string]bool // opened or closed with take-over, by name
-	dead     []int           // left by crashed daemons
-	deleted  []int
-	stackErr error // of closeImages
+	// closeHold has the removal of a device wait, by name.
+	closeHold map[string]chan struct{}
+	inUse     map[string][]device.User // by device name
+	live      map[string]*fakeDevice
+	next      int
+	taken     map[string]bool // opened or closed with take-over, by name
+	dead      []int           // left by crashed daemons
+	deleted   []int
+	stackErr  error // of closeImages
 
 	replaceErr error
 }
@@ -191,6 +193,11 @@ func (d *fakeDevice) Replace(_ context.Context, r device.Replace) error {
 
 func (d *fakeDevice) Close(_ context.Context, force bool) error {
 	d.k.mu.Lock()
+	if hold := d.k.closeHold[d.spec.Name]; hold != nil {
+		d.k.mu.Unlock()
+		<-hold
+		d.k.mu.Lock()
+	}
 	defer d.k.mu.Unlock()
 	if err := d.k.closeErr[d.spec.Name]; err != nil {
 		if !errors.Is(err, device.ErrBusy) && !errors.Is(err, context.DeadlineExceeded) {

@@ -178,7 +178,14 @@ func (d *Daemon) Shutdown(ctx context.Context, force <-chan struct{}) error {
 	reported := map[string]string{}
 	var failed []error
 	for {
-		left := d.removeAll(ctx, false)
+		removed := make(chan map[string]error, 1)
+		go func() { removed <- d.removeAll(ctx, false) }()
+		var left map[string]error
+		select {
+		case left = <-removed:
+		case <-force: // while a removal hangs in its storage
+			return d.removeByForce(ctx, failed)
+		}
 		for name, err := range left {
 			if !d.serves(name) {
 				failed = append(failed, err)
@@ -200,14 +207,19 @@ func (d *Daemon) Shutdown(ctx context.Context, force <-chan struct{}) error {
 		case <-ctx.Done():
 			return fmt.Errorf("gave up with devices still served: %w", ctx.Err())
 		case <-force:
-			d.log.Warn().Int("devices", len(left)).Msg("second signal: removing devices that are in use")
-			for name, err := range d.removeAll(ctx, true) {
-				d.log.Error().Str("device", name).Err(err).Msg("not ended cleanly")
-				failed = append(failed, err)
-			}
-			return errors.Join(failed...)
+			return d.removeByForce(ctx, failed)
 		}
 	}
+}
+
+// removeByForce is the end of a shutdown that was asked for twice.
+func (d *Daemon) removeByForce(ctx context.Context, failed []error) error {
+	d.log.Warn().Msg("second signal: removing devices that are in use")
+	for name, err := range d.removeAll(ctx, true) {
+		d.log.Error().Str("device", name).Err(err).Msg("not ended cleanly")
+		failed = append(failed, err)
+	}
+	return errors.Join(failed...)
 }
 
 func (d *Daemon) serves(name string) bool {

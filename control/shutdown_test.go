@@ -131,3 +131,27 @@ func TestShutdownGivesUp(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestShutdownSecondSignalDuringRemoval: one device hangs in its storage while it is
+// removed; the second signal doesn't wait for it to get the others removed.
+func TestShutdownSecondSignalDuringRemoval(t *testing.T) {
+	f := newFixture(t)
+	f.create("busy", "b")
+	f.create("stuck", "s")
+	f.k.setUsers("busy", mounted)
+	release := make(chan struct{})
+	f.k.set(func() { f.k.closeHold = map[string]chan struct{}{"stuck": release} })
+	force, done := f.shutdown()
+	waitFor(t, "the hanging removal", func() bool { return f.states()["stuck"] == StateRemoving })
+	close(force)
+	waitFor(t, "the other device's removal", func() bool { _, there := f.states()["busy"]; return !there })
+	select {
+	case err := <-done:
+		t.Fatalf("ended with a device left: %v", err)
+	default:
+	}
+	close(release)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
