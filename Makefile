@@ -56,7 +56,7 @@ unit:
 
 race:
 	CGO_ENABLED=1 $(GO) test -race -short ./...
-	GOMAXPROCS=1 $(GO) test -short ./ploop ./ublk/... ./device ./control
+	GOMAXPROCS=1 $(GO) test -short ./ploop ./ublk/... ./standby ./device ./sysfs ./target ./control
 
 # A number of runs, not a time: the fuzzer may fail by its own deadline.
 FUZZTIME ?= 20000x
@@ -67,7 +67,7 @@ fuzz:
 		done; \
 	done
 
-VMTESTS = ./ublk/... ./device ./cmd/holdfast ./hack/story
+VMTESTS = ./ublk/... ./device ./cmd/holdfast ./sysfs/fusefs ./hack/faultfs ./hack/story
 vm: build
 	@for k in $(KERNELS); do \
 		echo "=== Linux $$k"; \
