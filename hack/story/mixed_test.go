@@ -40,8 +40,8 @@ func TestMixed(t *testing.T) {
 	start := time.Now()
 	for name, io := range map[string]func() (int, error){
 		"read":             func() (int, error) { return f.ReadAt(got, 1<<20) },
-		"write":            func() (int, error) { return f.WriteAt(got, 1<<20) },
-		"allocating write": func() (int, error) { return f.WriteAt(got, 8<<20) },
+		"write":            func() (int, error) { return f.WriteAt(want, 1<<20) },
+		"allocating write": func() (int, error) { return f.WriteAt(want, 8<<20) },
 	} {
 		if _, err := io(); !errors.Is(err, syscall.EIO) {
 			t.Errorf("%s on the device without a consumer: %v, want EIO", name, err)
