@@ -1,7 +1,8 @@
 #!/bin/sh
 # The main job, told as a story: a disk image becomes a block device, a file
-# system lives on it, and the image is whole afterwards. Runs as root on a
-# machine whose kernel has ublk, or in the guest that `make demo` boots.
+# system lives on it, and the image is whole afterwards; then the storage below
+# is taken away, and the device waits for it. Runs as root on a machine whose
+# kernel has ublk, or in the guest that `make demo` boots.
 set -eu
 
 cd "$(dirname "$0")/../.."
@@ -9,20 +10,25 @@ PATH=$PWD/bin:$PATH
 dir=$(mktemp -d /tmp/holdfast-demo.XXXXXX)
 HOLDFAST_RUN_DIR=$dir/run
 export HOLDFAST_RUN_DIR
-daemon=
+daemon= storage= copy=
 
 finish() {
 	status=$?
 	if [ $status -ne 0 ] && [ -s "$dir/daemon.log" ]; then
 		echo; echo "The daemon's log:"; cat "$dir/daemon.log"
 	fi
-	umount "$dir/mnt" 2>/dev/null || true
+	# Before the device that it may wait for, which is removed below.
+	if [ -n "$copy" ]; then kill "$copy" 2>/dev/null || true; fi
+	umount "$dir/mnt" 2>/dev/null || umount -l "$dir/mnt" 2>/dev/null || true
 	if [ -n "$daemon" ]; then
 		# Twice: the second signal removes devices that are still in use.
 		kill "$daemon" 2>/dev/null && sleep 1 && kill "$daemon" 2>/dev/null || true
 		wait "$daemon" 2>/dev/null || true
 	fi
-	rm -rf "$dir"
+	umount -l "$dir/one" 2>/dev/null || true
+	umount -l "$dir/two" 2>/dev/null || true
+	if [ -n "$storage" ]; then kill "$storage" 2>/dev/null || true; fi
+	rm -rf --one-file-system "$dir"
 	exit $status
 }
 trap finish EXIT
@@ -45,6 +51,19 @@ check() {
 	fi
 	show <"$dir/out"
 }
+
+# until_true runs a command again and again, for half a minute at most.
+until_true() {
+	for _ in $(seq 600); do
+		if "$@" >/dev/null 2>&1; then return; fi
+		sleep 0.05
+	done
+	echo "  Not within half a minute: $*" | sed "s|$dir/||g"
+	exit 1
+}
+
+reads() { [ "$(cat "$1")" = "$2" ]; }
+copied() { [ "$(wc -l <"$dir/copied")" -ge "$1" ]; }
 
 sums() { (cd "$1" && find . -type f -print0 | sort -z | xargs -0 sha256sum); }
 
@@ -125,5 +144,73 @@ part "8. QEMU reads the same disk out of the two files"
 check qemu-img compare --image-opts \
 	"driver=parallels,file.filename=$dir/top.hds,backing.driver=parallels,backing.file.filename=$dir/base.hds" \
 	"driver=raw,file.filename=$dir/disk.raw"
+
+part "9. An image on a storage that is somebody else's process"
+mkdir "$dir/store" "$dir/one" "$dir/two"
+bindfs -f "$dir/store" "$dir/one" &
+storage=$!
+until_true mountpoint -q "$dir/one"
+check holdfast image create --size 256M "$dir/one/disk.hds"
+# ECONNABORTED is what a request gets that the killed process was just at; the
+# others get ENOTCONN.
+check holdfast create demo --image "$dir/one/disk.hds" --standby-errors EBUSY,ENOTCONN,EIO,ECONNABORTED
+disk=$(cat "$dir/out")
+sys=$dir/run/sys
+check cat "$sys/block/demo/queue/standby"
+echo "  Two fuses: the check is switched on, and somebody says that he can wait."
+echo "  \$ echo 1 >run/sys/module/parameters/standby_check"
+echo 1 >"$sys/module/parameters/standby_check"
+check holdfast attach demo --consumer demo
+check cat "$sys/block/demo/queue/standby"
+
+part "10. The storage is taken away in the midst of a copy"
+check mkfs.ext4 -q "$disk"
+check mount "$disk" "$dir/mnt"
+mkdir "$dir/mnt/copy"
+: >"$dir/copied"
+# Each file is on the disk before the next.
+(cd "$dir/tree" && find . -type f | while read -r f; do
+	mkdir -p "$dir/mnt/copy/${f%/*}" && cp "$f" "$dir/mnt/copy/$f" && sync "$dir/mnt/copy/$f" || exit 1
+	echo "$f" >>"$dir/copied"
+done) &
+copy=$!
+until_true copied 5
+kill -9 $storage
+wait $storage 2>/dev/null || true
+storage=
+echo "  The storage's process was killed. What the mount says now:"
+echo "  \$ ls one"
+ls "$dir/one" 2>&1 | show
+until_true reads "$sys/block/demo/queue/standby" on
+check cat "$sys/block/demo/queue/standby"
+check holdfast why demo
+before=$(wc -l <"$dir/copied")
+sleep 1
+if ! kill -0 $copy; then
+	echo "  The copy has ended without its storage!"
+	exit 1
+fi
+echo "  A second later the copy waits still, after $before files of $(wc -l <"$dir/sums")."
+
+part "11. The same file by another way: the copy goes on"
+bindfs -f "$dir/store" "$dir/two" &
+storage=$!
+until_true mountpoint -q "$dir/two"
+check holdfast replace demo --top "$dir/two/disk.hds"
+check cat "$sys/block/demo/queue/standby"
+if ! wait $copy; then
+	echo "  The copy has failed!"
+	exit 1
+fi
+copy=
+check umount "$dir/mnt"
+check mount "$disk" "$dir/mnt"
+sums "$dir/mnt/copy" | cmp - "$dir/sums"
+echo "  The copy is done: $(wc -l <"$dir/sums") files, all checksums as they should be"
+check umount "$dir/mnt"
+check e2fsck -fn "$disk"
+check holdfast detach demo --consumer demo
+check holdfast remove demo
+check holdfast image check "$dir/two/disk.hds"
 
 printf '\nThe story ends well.\n'
