@@ -224,7 +224,7 @@ func TestImageCheckExitCodes(t *testing.T) {
 }
 
 // daemon starts one and waits until it answers.
-func (d dir) daemon() *exec.Cmd {
+func (d dir) daemon(options ...string) *exec.Cmd {
 	d.t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -232,7 +232,7 @@ func (d dir) daemon() *exec.Cmd {
 	}
 	// One that is killed leaves its tree mounted.
 	d.t.Cleanup(func() { syscall.Unmount(d.file("run/sys"), syscall.MNT_DETACH) })
-	cmd := exec.Command(self, "daemon", "--state-dir", d.file("state"), "--log-format", "json")
+	cmd := exec.Command(self, append([]string{"daemon", "--state-dir", d.file("state"), "--log-format", "json"}, options...)...)
 	cmd.Env = append(os.Environ(), asHoldfast+"=1", "HOLDFAST_RUN_DIR="+d.file("run"))
 	log, err := os.Create(d.file("log"))
 	if err != nil {
