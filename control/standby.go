@@ -195,9 +195,9 @@ func (d *Daemon) update(s *slot, change func(*record)) error {
 	return nil
 }
 
-// ReplaceRequest is what a file is to be replaced by. Level -1 is the top.
+// ReplaceRequest is what a file is to be replaced by.
 type ReplaceRequest struct {
-	Level int             `json:"level"`
+	Level *int            `json:"level,omitempty"` // 0 is the base; nil: the top
 	Image ploop.ImageRef  `json:"image"`
 	Force bool            `json:"force,omitempty"`
 	Drain device.Duration `json:"drain,omitempty"` // "10s"; 0: device.DefaultDrain
@@ -214,6 +214,9 @@ func (d *Daemon) Replace(ctx context.Context, name string, r ReplaceRequest) (*D
 	if r.Drain < 0 {
 		return nil, fail(CodeInvalid, "drain: want 0 or more")
 	}
+	if r.Level != nil && *r.Level < 0 {
+		return nil, fail(CodeInvalid, "level %d: want 0 (the base) or more", *r.Level)
+	}
 	err := d.removeWith(ctx, name, func(ctx context.Context, s *slot) error {
 		if s.dev == nil {
 			return fail(CodeConflict, "device %q is not served now", name)
@@ -228,16 +231,18 @@ func (d *Daemon) Replace(ctx context.Context, name string, r ReplaceRequest) (*D
 
 // replace does the work, with the name's token held.
 func (d *Daemon) replace(ctx context.Context, s *slot, r ReplaceRequest) error {
-	level := r.Level
-	if level < 0 {
-		level = len(s.rec.Spec.Images) - 1
+	d.mu.Lock()
+	probe := *s.rec // as it would be
+	d.mu.Unlock()
+	level := len(probe.Spec.Images) - 1
+	if r.Level != nil {
+		level = *r.Level
 	}
 	ids, err := identify([]ploop.ImageRef{r.Image})
 	if err != nil {
 		return err
 	}
-	if level < len(s.rec.Images) {
-		probe := *s.rec
+	if level < len(probe.Images) {
 		probe.Images = slices.Clone(probe.Images)
 		probe.Images[level] = ids[0]
 		d.mu.Lock()
@@ -247,7 +252,7 @@ func (d *Daemon) replace(ctx context.Context, s *slot, r ReplaceRequest) error {
 			return err
 		}
 	}
-	err = s.dev.Replace(ctx, device.Replace{Level: r.Level, Image: r.Image, Force: r.Force, Drain: time.Duration(r.Drain), Commit: func(spec device.Spec) error {
+	err = s.dev.Replace(ctx, device.Replace{Level: level, Image: r.Image, Force: r.Force, Drain: time.Duration(r.Drain), Commit: func(spec device.Spec) error {
 		return d.update(s, func(rec *record) {
 			rec.Spec, rec.Generation = spec, rec.Generation+1
 			rec.Images = slices.Clone(rec.Images)

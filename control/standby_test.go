@@ -152,29 +152,29 @@ func TestReplace(t *testing.T) {
 	f.create("w", "other")
 	before := f.record("v")
 	// An image of another device is not for this one.
-	_, err := f.c.Replace(ctx, "v", ReplaceRequest{Level: -1, Image: f.image("other")})
+	_, err := f.c.Replace(ctx, "v", ReplaceRequest{Image: f.image("other")})
 	wantCode(t, err, CodeConflict)
-	_, err = f.c.Replace(ctx, "v", ReplaceRequest{Level: -1, Image: ploop.ImageRef{Path: f.dir + "/none"}})
+	_, err = f.c.Replace(ctx, "v", ReplaceRequest{Image: ploop.ImageRef{Path: f.dir + "/none"}})
 	wantCode(t, err, CodeImage)
-	_, err = f.c.Replace(ctx, "v", ReplaceRequest{Level: -1, Image: ploop.ImageRef{Path: "relative"}})
+	_, err = f.c.Replace(ctx, "v", ReplaceRequest{Image: ploop.ImageRef{Path: "relative"}})
 	wantCode(t, err, CodeInvalid)
-	_, err = f.c.Replace(ctx, "u", ReplaceRequest{Level: -1, Image: f.image("new")})
+	_, err = f.c.Replace(ctx, "u", ReplaceRequest{Image: f.image("new")})
 	wantCode(t, err, CodeNotFound)
 	f.k.set(func() {
 		f.k.replaceErr = &ploop.FormatError{File: "x", Offset: 64, What: "BAT", Found: "1", Want: "2", Class: ploop.ErrDiverged}
 	})
-	_, err = f.c.Replace(ctx, "v", ReplaceRequest{Level: -1, Image: f.image("new")})
+	_, err = f.c.Replace(ctx, "v", ReplaceRequest{Image: f.image("new")})
 	if e := wantCode(t, err, CodeImage); !strings.Contains(e.Message, "--force") {
 		t.Errorf("%q", e.Message)
 	}
 	f.k.set(func() { f.k.replaceErr = ploop.ErrInFlight })
-	_, err = f.c.Replace(ctx, "v", ReplaceRequest{Level: -1, Image: f.image("new")})
+	_, err = f.c.Replace(ctx, "v", ReplaceRequest{Image: f.image("new")})
 	wantCode(t, err, CodeBusy)
 	if got := f.record("v"); got.Generation != before.Generation || got.Spec.Images[1] != before.Spec.Images[1] {
 		t.Errorf("a failed replacement changed the record: %+v", got)
 	}
 	f.k.set(func() { f.k.replaceErr = nil })
-	dev, err := f.c.Replace(ctx, "v", ReplaceRequest{Level: -1, Image: f.image("new"), Force: true, Drain: device.Duration(time.Second)})
+	dev, err := f.c.Replace(ctx, "v", ReplaceRequest{Image: f.image("new"), Force: true, Drain: device.Duration(time.Second)})
 	if err != nil || dev.Images[1].Path != f.image("new").Path {
 		t.Fatalf("%+v, %v", dev, err)
 	}
@@ -201,7 +201,7 @@ func TestReplaceNotDurable(t *testing.T) {
 	if err := os.Rename(dir, dir+"-away"); err != nil {
 		t.Fatal(err)
 	}
-	_, err := f.c.Replace(ctx, "v", ReplaceRequest{Level: -1, Image: f.image("new")})
+	_, err := f.c.Replace(ctx, "v", ReplaceRequest{Image: f.image("new")})
 	wantCode(t, err, CodeInternal)
 	if err := os.Rename(dir+"-away", dir); err != nil {
 		t.Fatal(err)

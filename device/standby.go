@@ -129,7 +129,7 @@ func (d *Device) note(c standby.Change) {
 		d.event(Event{Time: time.Now(), Device: d.spec.Name, Kind: EventInconsistency, Message: string(c.Inconsistency) + ": " + c.Inconsistency.String()})
 	}
 	switch c.Kind {
-	case standby.Attached, standby.Detached, standby.FuseChanged:
+	case standby.Attached, standby.Detached, standby.FuseChanged, standby.GateChanged: // perhaps another top
 		d.setThrough()
 	}
 }

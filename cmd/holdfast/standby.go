@@ -153,10 +153,11 @@ func replaceCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			r := control.ReplaceRequest{Level: -1, Force: c.Bool("force"), Drain: device.Duration(c.Duration("drain"))}
+			r := control.ReplaceRequest{Force: c.Bool("force"), Drain: device.Duration(c.Duration("drain"))}
 			if c.IsSet("level") {
-				if r.Level = c.Int("level"); r.Level < 0 {
-					return usagef("%s: --level %d: want 0 (the base) or more", commandName(c), r.Level)
+				level := c.Int("level")
+				if r.Level = &level; level < 0 {
+					return usagef("%s: --level %d: want 0 (the base) or more", commandName(c), level)
 				}
 				if c.Bool("top") {
 					return usagef("%s: --level or --top, not both", commandName(c))
@@ -175,9 +176,9 @@ func replaceCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			level := r.Level
-			if level < 0 {
-				level = len(dev.Images) - 1
+			level := len(dev.Images) - 1
+			if r.Level != nil {
+				level = *r.Level
 			}
 			_, err = fmt.Fprintf(c.App.Writer, "%s: level %d is %s; standby is %s\n", quote(dev.Name), level, quote(r.Image.String()), dev.Standby.Value)
 			return err
