@@ -104,6 +104,7 @@ func (s *Stack) unmap(clusters []uint64) (err error) {
 		if err := s.sync(); err != nil {
 			return err // the places stay unused until the next open
 		}
+		s.overlapped()
 		if gen != s.index.syncFailed.Load() {
 			return nil // as above: another sync failed, and with it perhaps this change
 		}

@@ -4,12 +4,9 @@ import (
 	"cmp"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
-
-	"golang.org/x/sys/unix"
 )
 
 // index writes the top's BAT. Callers queue their changes; one of them, the
@@ -115,12 +112,14 @@ func (x *index) process(s *Stack, batch []*indexRequest) {
 					r.err = err
 				}
 			}
+		} else {
+			s.overlapped()
 		}
 	}
 	bySector := map[int64][]*indexOp{}
 	for _, r := range batch {
 		if r.gen != nil && r.err == nil && *r.gen != x.syncFailed.Load() {
-			r.err = s.top.ioError("sync", -1, fmt.Errorf("an earlier one failed and may have lost this write: %w", unix.EIO))
+			r.err = s.lostBefore()
 		}
 		if r.err != nil {
 			continue

@@ -20,10 +20,10 @@ import (
 // told its place before the sync failed, and ends after it, is the reason why
 // Flush writes all that is lost anew.
 //
-// What remains: of two syncs at the same time one may fail and lose data, and
-// the other succeed and its caller go on before the first one's caller is
-// heard of here. Then an entry may be written whose data is lost. It takes a
-// failing flush, a second one within the same moment, and a power cut.
+// Of syncs at the same time one may fail and lose data, and another succeed and
+// end first. What comes into the index waits for all of them (syncs.go). A
+// flush doesn't: where the storage tells only one of two flushes at the same
+// time that data was lost, the other is acknowledged.
 type lostIndex struct {
 	sync.Mutex
 	recent  map[int64]uint64   // sector, and indexSeq when it was last written

@@ -126,6 +126,9 @@ type worker struct {
 	s   *Stack
 	r   *Reader
 	rng *rand.Rand
+	// careful: don't flush the fast way, which doesn't wait for other flushes
+	// and may miss what only those are told.
+	careful bool
 }
 
 // pick chooses a range: by whole clusters, or any.
@@ -188,6 +191,9 @@ func (k *worker) step() error {
 	case 12:
 		return m.flush(s.Flush)
 	case 13:
+		if k.careful {
+			return m.flush(s.Flush)
+		}
 		return m.flush(func() error {
 			seq := s.FlushBegin()
 			err := s.top.file.Sync()

@@ -87,25 +87,30 @@ func (r *Reader) Leave(token uint32) { r.s.grace.leave(r, token) }
 // Fds()[Top()]) that the caller does itself: everything acknowledged before
 // FlushBegin is durable when FlushEnd is told so. A failed one must be told as
 // well, since a later sync that succeeds says nothing of what this one lost.
+// Until then no cluster is allocated; so the caller must not wait for anything
+// of this package in between. Only what was under way when the stack was
+// superseded isn't waited for after Resume.
 func (s *Stack) FlushBegin() uint64 {
-	if s.index.lost.n.Load() != 0 {
-		return 0
+	flush := s.syncs.begin()
+	if s.index.lost.n.Load() == 0 {
+		flush |= s.indexSeq.Load() << syncBits
 	}
-	return s.indexSeq.Load()
+	return flush
 }
 
 // FlushEnd takes what FlushBegin gave and says whether the flush is complete.
 // If it isn't, although the sync succeeded, then an earlier sync failed and
 // may have lost entries of the index, and only Flush writes them anew.
-func (s *Stack) FlushEnd(seq uint64, ok bool) (complete bool) {
+func (s *Stack) FlushEnd(flush uint64, ok bool) (complete bool) {
+	seq := flush >> syncBits
 	if !ok {
-		s.index.lose(s)
-		return false
+		s.index.lose(s) // before anybody goes on because this one has ended
 	}
+	certain := s.syncs.end(flush, seq, ok)
 	for {
 		was := s.synced.Load()
-		if was >= seq || s.synced.CompareAndSwap(was, seq) {
-			return seq != 0
+		if was >= certain || s.synced.CompareAndSwap(was, certain) {
+			return ok && seq != 0
 		}
 	}
 }

@@ -214,6 +214,16 @@ func (f *simFile) Sync() error {
 	if f.w.beforeSync != nil {
 		f.w.beforeSync()
 	}
+	err := f.sync()
+	if err != nil && f.w.yield {
+		for range 20 { // others may go on before this is heard of
+			runtime.Gosched()
+		}
+	}
+	return err
+}
+
+func (f *simFile) sync() error {
 	f.w.Lock()
 	defer f.w.Unlock()
 	f.w.syncs++
@@ -248,6 +258,7 @@ func (f *simFile) loseCache(rng *rand.Rand) {
 		// them or gives up altogether.
 		if op.done {
 			f.durable = op.apply(f.durable, func() bool { return op.kind != 'w' || rng.IntN(2) == 0 })
+			op.durable = true // nobody writes it again, not even a sync under way
 		}
 	}
 	f.pending = slices.DeleteFunc(f.pending, func(o *simOp) bool { return o.done })

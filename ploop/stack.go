@@ -34,7 +34,9 @@ type Stack struct {
 	top      *delta
 	readOnly bool
 	noOrder  bool
-	log      func(string, ...any)
+
+	believing bool // tests' control: don't wait for other syncs
+	log       func(string, ...any)
 
 	size     int64  // of the disk, in bytes
 	cluster  int64  // in bytes
@@ -47,6 +49,7 @@ type Stack struct {
 	grace grace
 	slow  *Reader // of the blocking calls
 	calls calls
+	syncs syncs
 	life  life
 	space space
 	index index
@@ -133,6 +136,7 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 func (s *Stack) start() {
 	s.grace.init()
 	s.calls.init()
+	s.syncs.init()
 	s.indexSeq.Store(1) // 0 is FlushBegin's way to say more
 	s.synced.Store(1)
 	s.slow = s.NewReader()

@@ -38,7 +38,7 @@ func (sc successionScene) play(seed uint64) error {
 	w := newSimWorld()
 	cut, now := newCutSceneOf(w, rng, 100, 100) // an index of more than one sector
 	cut.steps *= 2
-	if sc.lossy || sc.trusting {
+	if sc.trusting {
 		cut.workers = 1
 	}
 	open := func(path string, write, direct bool) (file, error) { return w.open(path, write, direct) }
@@ -179,7 +179,7 @@ func (sc successionScene) work(m *cutModel, s *Stack, cut *cutScene, rng *rand.R
 	errs := make([]error, cut.workers)
 	var wg sync.WaitGroup
 	for i := range errs {
-		k := &worker{m: m, s: s, r: s.NewReader(), rng: rand.New(rand.NewPCG(rng.Uint64(), 2))}
+		k := &worker{m: m, s: s, r: s.NewReader(), rng: rand.New(rand.NewPCG(rng.Uint64(), 2)), careful: sc.lossy && cut.workers > 1}
 		wg.Go(func() {
 			for range cut.steps {
 				var errno syscall.Errno

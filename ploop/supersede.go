@@ -74,6 +74,7 @@ func (s *Stack) predecessorsIdle() bool {
 // whether they have come back. The end is Resume, Undo or Retire.
 func (s *Stack) Supersede() (stuck int) {
 	s.life.superseded.Store(true)
+	s.syncs.wake()
 	return int(s.life.structure.Load())
 }
 
@@ -84,6 +85,7 @@ func (s *Stack) Resume() error {
 	if err := s.takeLocksBack(); err != nil {
 		return err
 	}
+	s.syncs.forget()
 	s.life.superseded.Store(false)
 	return nil
 }
@@ -114,6 +116,7 @@ func (s *Stack) Retire() {
 		return
 	}
 	s.life.superseded.Store(true)
+	s.syncs.wake()
 	rest := s.deltas
 	if s.idle() {
 		// The files that are shared are the successor's from now on.

@@ -2,8 +2,11 @@ package ploop
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // copyBuffers are for COW and the like, off the requests' own memory.
@@ -224,17 +227,37 @@ func (s *Stack) Flush() error {
 	if s.readOnly {
 		return nil
 	}
+	gen := s.index.syncFailed.Load()
 	if s.index.lost.n.Load() != 0 {
 		if err := s.index.restoreLost(s); err != nil {
 			return err
 		}
 	}
-	return s.sync()
+	if err := s.sync(); err != nil {
+		return err
+	}
+	s.overlapped()
+	if gen != s.index.syncFailed.Load() {
+		return s.lostBefore()
+	}
+	return nil
+}
+
+func (s *Stack) lostBefore() error {
+	return s.top.ioError("sync", -1, fmt.Errorf("another one failed and may have lost this write: %w", unix.EIO))
+}
+
+// overlapped waits until those syncs have ended that began before. What they
+// say of lost data counts for the last one as well.
+func (s *Stack) overlapped() {
+	if !s.believing {
+		s.syncs.wait(s.life.superseded.Load)
+	}
 }
 
 func (s *Stack) sync() error {
-	seq := s.indexSeq.Load()
+	flush := s.syncs.begin() | s.indexSeq.Load()<<syncBits
 	err := s.top.file.Sync()
-	s.FlushEnd(seq, err == nil)
+	s.FlushEnd(flush, err == nil)
 	return s.top.ioError("sync", -1, err)
 }
