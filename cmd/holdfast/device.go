@@ -31,7 +31,7 @@ func createCommand() *cli.Command {
 			&cli.IntFlag{Name: "depth", Usage: "`N` requests at once in a queue", DefaultText: "128"},
 			&cli.StringFlag{Name: "recovery", Usage: "`HOW` a standby ends: manual (by replace) or reopen (also by itself, when the same files return)", Value: device.RecoveryManual},
 			&cli.DurationFlag{Name: "standby-timeout", Usage: "fail what is held after `TIME` in standby", DefaultText: "never"},
-			&cli.StringFlag{Name: "standby-errors", Usage: "`ERRORS` of the storage that lead to standby", DefaultText: "EBUSY,ENOTCONN,EIO"},
+			&cli.StringFlag{Name: "standby-errors", Usage: "`ERRORS` of the storage that lead to standby", DefaultText: "EBUSY,ENOTCONN,EIO,ECONNABORTED,EBADFD"},
 			&cli.StringFlag{Name: "on-standby", Usage: "run the program `FILE` when the device goes to standby"},
 			&cli.StringFlag{Name: "on-recovered", Usage: "run the program `FILE` when it has recovered"},
 			&cli.StringFlag{Name: "data-path", Usage: "`PATH` of the data: auto (the best the kernel has), copy or zero-copy", Value: "auto"},
