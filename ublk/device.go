@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -270,11 +271,37 @@ func (d *Device) SetFile(slot, fd int) error {
 		return fmt.Errorf("ublk: device %d: file slot %d: %d is no descriptor", d.info.ID, slot, fd)
 	}
 	errs := make([]error, len(d.queues))
-	err := d.OnQueues(func(q *Queue) { errs[q.index] = q.ring.UpdateFile(slot, fd) })
+	worker := blocksInline(fd)
+	err := d.OnQueues(func(q *Queue) {
+		if q.worker == nil {
+			q.worker = make([]bool, d.cfg.Files)
+		}
+		q.worker[slot] = worker
+		errs[q.index] = q.ring.UpdateFile(slot, fd)
+	})
 	if err := errors.Join(append(errs, err)...); err != nil {
 		return fmt.Errorf("ublk: device %d: %w", d.info.ID, err)
 	}
 	return nil
+}
+
+// blocksInline says whether a transfer must go to one of io_uring's worker threads from
+// the start. io_uring tries each on the caller's thread first, for files that say
+// that they won't block there, but also for those that don't say so and can be polled:
+// FUSE. Those block until the server answers, and with them the queue: a server
+// that hangs would stop requests that have nothing to do with it, and the release of
+// held ones.
+func blocksInline(fd int) bool {
+	if fd < 0 {
+		return false
+	}
+	// Asked not to block, such a file refuses without looking further. For the
+	// others any answer will do.
+	const page = 4096
+	b := make([]byte, 2*page)
+	b = b[page-int(uintptr(unsafe.Pointer(&b[0]))%page):][:page]
+	_, err := unix.Preadv2(fd, [][]byte{b}, 0, unix.RWF_NOWAIT)
+	return errors.Is(err, unix.EOPNOTSUPP)
 }
 
 // OnQueues runs fn on every queue's thread, on different queues at the same time,

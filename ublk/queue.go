@@ -38,6 +38,8 @@ type Queue struct {
 	zeroCopy bool
 	allowed  uint32 // bit set of operations the handler gets to see
 
+	worker []bool // by file slot: see blocksInline
+
 	gone int // tags whose command came back aborted: all of them ends the thread
 
 	// Zero copy without memory; see bounce.
@@ -159,6 +161,9 @@ func (q *Queue) openRing() error {
 		return err
 	}
 	_ = ring.RegisterRing() // an optimisation
+	// Each tag can have one, so that transfers which hang never keep others from
+	// beginning. Before Linux 5.15 the kernel's limit stands.
+	_ = ring.MaxWorkers(len(q.requests))
 	q.ring = ring
 	return nil
 }

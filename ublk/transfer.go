@@ -5,6 +5,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/ublk/uring"
 )
 
 // maxRetries bounds how often a transfer that makes no progress is tried again
@@ -113,6 +115,9 @@ func (q *Queue) submit(r *Request) {
 		s.PrepWriteFixed(int(t.slot), r.tag, uint64(pos), n, off, t.flags)
 	}
 	s.Flags = fixedFile
+	if int(t.slot) < len(q.worker) && q.worker[t.slot] {
+		s.Flags |= uring.Async
+	}
 }
 
 // transferred takes the result of what submit sent.

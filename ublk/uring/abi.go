@@ -178,6 +178,7 @@ const (
 	registerFilesUpdate = 6
 	registerFiles2      = 13
 	registerBuffers2    = 15
+	registerMaxWorkers  = 19
 	registerRingFds     = 20
 	unregisterRingFds   = 21
 

@@ -62,6 +62,17 @@ func (r *Ring) RegisterBuffers(bufs [][]byte) error {
 	return nil
 }
 
+// MaxWorkers lets the calling thread's rings have n worker threads at once for
+// operations on regular files and block devices, which are made when wanted. The
+// kernel's own limit is four a processor, at most as many as entries.
+func (r *Ring) MaxWorkers(n int) error {
+	*(*[2]uint32)(unsafe.Pointer(&r.wait.fds[0])) = [2]uint32{uint32(n), 0} // bounded, unbounded; 0: as it is
+	if _, err := r.register(registerMaxWorkers, unsafe.Pointer(&r.wait.fds[0]), 2); err != nil {
+		return fmt.Errorf("uring: let %d workers be: %w", n, err)
+	}
+	return nil
+}
+
 // RegisterRing registers the ring's own descriptor with the calling thread, which
 // saves the kernel the look-up at every entry. Best effort: without it the ring
 // works just the same.
