@@ -109,7 +109,11 @@ type triggered struct {
 }
 
 func newTriggered(t *testing.T, path, recovery string, deltas int) *triggered {
-	m := &triggered{t: t, ways: newWays(t, faultfs.Options{}), names: []string{"base", "top"}[2-deltas:], want: map[uint64]uint64{}}
+	return newTriggeredOn(t, newWays(t, faultfs.Options{}), path, recovery, deltas)
+}
+
+func newTriggeredOn(t *testing.T, w *ways, path, recovery string, deltas int) *triggered {
+	m := &triggered{t: t, ways: w, names: []string{"base", "top"}[2-deltas:], want: map[uint64]uint64{}}
 	m.way = m.ways.a
 	for _, n := range m.names {
 		if err := ploop.Create(filepath.Join(m.ways.backing, n), ploop.CreateOptions{Size: diskClusters * clusterBlocks * blockSize, ClusterSize: clusterBlocks * blockSize}); err != nil {
@@ -275,26 +279,44 @@ func (m *triggered) check(name string, block uint64) {
 	}
 }
 
-// TestShort has the storage do a part of what it is asked, without an error.
+// TestShort has the storage do a part of what it is asked, without an error, once,
+// several times or always.
 func TestShort(t *testing.T) {
 	for _, path := range dataPathsOf(t, openControl(t)) {
-		m := newTriggered(t, path, RecoveryManual, 2)
-		p := m.places()
-		for _, part := range []int64{512, 1536} {
-			id := m.way.Add(faultfs.Rule{Op: faultfs.Read, Partial: part})
-			for _, b := range []uint64{p.mine, p.lower} {
-				m.check("a short read", b)
-			}
-			m.way.Remove(id)
-			m.way.Add(faultfs.Rule{Op: faultfs.Write, Partial: part})
-			for _, b := range []uint64{p.mine, p.lower, p.fresh} {
-				if err := m.write(b, uint64(part)); err != nil {
-					t.Errorf("%s: a write done in parts of %d bytes: %v", path, part, err)
+		t.Run(path, func(t *testing.T) {
+			// Without OneWriter the kernel itself would shift the data.
+			m := newTriggeredOn(t, newWays(t, faultfs.Options{OneWriter: true}), path, RecoveryManual, 2)
+			p := m.places()
+			version := uint64(10)
+			for _, part := range []int64{512, 1536, 4096} {
+				for _, times := range []int{1, 2, 0} {
+					for _, n := range []uint64{1, 3, clusterBlocks} {
+						version++
+						name := fmt.Sprintf("%d times %d of %d bytes", times, part, n*blockSize)
+						m.way.Add(faultfs.Rule{Op: faultfs.Write, Partial: part, Times: times})
+						for _, b := range []uint64{p.mine, p.fresh} {
+							m.is(b, n, version)
+							if err := m.fd.writeMany(b, n, version); err != nil {
+								t.Errorf("writing %s: %v", name, err)
+							}
+						}
+						m.way.Clear()
+						for b := range n {
+							m.check("writing "+name, p.mine+b)
+							m.check("writing "+name, p.fresh+b)
+						}
+						m.way.Add(faultfs.Rule{Op: faultfs.Read, Partial: part, Times: times})
+						for _, b := range []uint64{p.mine, p.lower} {
+							if err := m.fd.expectMany(b, n, m.version(b)); err != nil {
+								t.Errorf("reading %s: %v", name, err)
+							}
+						}
+						m.way.Clear()
+					}
 				}
 			}
-			m.way.Clear()
-		}
-		m.finish()
+			m.finish()
+		})
 	}
 }
 

@@ -81,7 +81,7 @@ type walk struct {
 func newWalk(t *testing.T, ctl *ublk.Control, seed uint64) *walk {
 	w := &walk{t: t, rng: rand.New(rand.NewPCG(seed, 1)), ctl: ctl, key: standby.NewKey(time.Now, nil),
 		armed: map[string]bool{}, did: map[string]int{}, names: []string{"base", "top"}}
-	w.storage = faultfs.Options{Locks: seed%3 == 0, AsyncIO: seed%2 == 0}
+	w.storage = faultfs.Options{Locks: seed%3 == 0, AsyncIO: seed%4 == 0, OneWriter: seed%2 == 1}
 	w.ways = newWays(t, w.storage)
 	size := int64(walkers * walkClusters * clusterBlocks * blockSize)
 	for _, n := range w.names {
@@ -249,6 +249,9 @@ func (w *walk) step() string {
 			Errno: w.trigger(), After: w.rng.IntN(4), Times: 1 + w.rng.IntN(3), Partial: pick[int64](w, 0, 0, 512, 4096), Apply: w.one(3), Delay: time.Duration(w.rng.IntN(3)) * time.Millisecond})
 		return "fault"
 	case n < 79:
+		if !w.storage.OneWriter {
+			return "no short" // see package faultfs
+		}
 		w.way().Add(faultfs.Rule{Op: pick(w, faultfs.Read, faultfs.Write, faultfs.Write), Partial: 1024, Times: 1 + w.rng.IntN(5)})
 		return "short"
 	case n < 81:

@@ -120,6 +120,34 @@ func (fd rawDisk) writeThrough(block, version uint64) error {
 	return whole(unix.Pwritev2(int(fd), [][]byte{p}, int64(block)*blockSize, unix.RWF_DSYNC))
 }
 
+// writeMany and expectMany are for several blocks in one request.
+func (fd rawDisk) writeMany(block, n, version uint64) error {
+	p := ploop.AlignedBuffer(int(n) * blockSize)
+	for b := range n {
+		fill(p[b*blockSize:][:blockSize], block+b, version)
+	}
+	done, err := unix.Pwrite(int(fd), p, int64(block)*blockSize)
+	if err == nil && done != len(p) {
+		err = fmt.Errorf("%d of %d bytes", done, len(p))
+	}
+	return err
+}
+
+func (fd rawDisk) expectMany(block, n, version uint64) error {
+	p := ploop.AlignedBuffer(int(n) * blockSize)
+	done, err := unix.Pread(int(fd), p, int64(block)*blockSize)
+	if err != nil || done != len(p) {
+		return fmt.Errorf("%d of %d bytes: %v", done, len(p), err)
+	}
+	for s := 0; s < len(p); s += 512 {
+		b := block + uint64(s/blockSize)
+		if v, err := versionOf(p[s:][:512], b); err != nil || v != version {
+			return fmt.Errorf("block %d is of version %d, want %d: %v", b, v, version, err)
+		}
+	}
+	return nil
+}
+
 func whole(n int, err error) error {
 	if err == nil && n != blockSize {
 		return fmt.Errorf("%d of %d bytes", n, blockSize)
