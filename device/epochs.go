@@ -5,6 +5,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"holdfast/ploop"
 	"holdfast/standby"
 	"holdfast/ublk"
@@ -85,37 +87,43 @@ func again(r *ublk.Request) {
 
 // lateTransfers are those of a queue's past epochs.
 type lateTransfers struct {
-	readers map[uint64]*ploop.Reader // by epoch
-	out     int
+	of  map[uint64]*generation // by epoch
+	out int
 }
 
 // nextEpoch declares the queue's transfers late. It runs on the queue's thread.
 func (d *Device) nextEpoch(q *queue) {
 	if q.out > 0 {
-		if q.late.readers == nil {
-			q.late.readers = map[uint64]*ploop.Reader{}
+		if q.late.of == nil {
+			q.late.of = map[uint64]*generation{}
 		}
-		q.late.readers[q.epoch] = q.reader
+		q.late.of[q.epoch] = q.gen
 		q.late.out += q.out
 		d.lateTransfers.Add(int64(q.out))
 		q.out = 0
 	}
 	for {
 		q.epoch = (q.epoch + 1) & epochMask
-		if q.late.readers[q.epoch] == nil {
+		if q.late.of[q.epoch] == nil {
 			return
 		}
 	}
 }
 
-// cameLate takes the end of a transfer of a past epoch.
-func (d *Device) cameLate(r *ublk.Request, q *queue, state, rest, epoch uint64) {
-	if state != stateSync {
-		q.late.readers[epoch].Leave(uint32(rest))
+// cameLate takes the end of a transfer of a past epoch. Its result doesn't count for its
+// request, but what a sync that failed may have lost is still the stack's matter, if
+// the old one goes on, or its top is the new one's as well.
+func (d *Device) cameLate(r *ublk.Request, q *queue, state, rest, epoch uint64, errno unix.Errno) {
+	g := q.late.of[epoch]
+	switch {
+	case state != stateSync:
+		g.readers[r.Queue().Index()].Leave(uint32(rest))
+	case errno != 0:
+		g.stack.FlushEnd(rest, false)
 	}
 	d.lateTransfers.Add(-1)
 	if q.late.out--; q.late.out == 0 {
-		clear(q.late.readers)
+		clear(q.late.of)
 	}
 	r.User = stateAgain
 	d.Begin(r)

@@ -147,7 +147,7 @@ func (d *Device) Transferred(r *ublk.Request, errno unix.Errno) {
 	q := &d.queues[r.Queue().Index()]
 	state, rest := r.User&stateMask, r.User>>(stateBits+epochBits)
 	if epoch := r.User >> stateBits & epochMask; epoch != q.epoch {
-		d.cameLate(r, q, state, rest, epoch)
+		d.cameLate(r, q, state, rest, epoch, errno)
 		return
 	}
 	q.out--
