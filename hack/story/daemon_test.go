@@ -107,7 +107,7 @@ func (d *daemon) create(name, image string, options ...string) string {
 // serve makes a device, which is removed with the test.
 func (d *daemon) serve(name string, options ...string) string {
 	d.t.Helper()
-	disk := d.ok(append([]string{"create", name, "--standby-errors", storageErrors}, options...)...)
+	disk := d.ok(append([]string{"create", name}, options...)...)
 	d.t.Cleanup(func() {
 		if _, err := d.run("remove", name, "--force"); err != nil {
 			d.t.Error(err)

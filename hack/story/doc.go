@@ -10,7 +10,8 @@
 //	brick 1, brick 2            killed, and started again
 //
 // When the bricks are killed every call on the mounts fails with ENOTCONN, at
-// once. The device must go to standby and hold; the initiator must see nothing
+// once; or with EBADFD, for a moment in which a client knows that its files'
+// handles are void, and not yet that nobody is left to ask. The device must go to standby and hold; the initiator must see nothing
 // but a wait. When the bricks are back, the image is replaced by the same file
 // seen through the other mount, and fio must come to its end with every block
 // as written.

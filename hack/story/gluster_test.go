@@ -46,11 +46,6 @@ var volumeOptions = []string{
 	"network.ping-timeout", "10",
 }
 
-// storageErrors is what GlusterFS answers when its bricks are gone: ENOTCONN, and
-// for a moment EBADFD, when a client knows already that its files' handles are
-// void, and not yet that nobody is left to ask.
-const storageErrors = "EBUSY,ENOTCONN,EIO,EBADFD"
-
 // gluster is a volume with both bricks on this machine, mounted twice. There is
 // one for all tests.
 type gluster struct {
