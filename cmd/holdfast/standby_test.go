@@ -1,0 +1,341 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/control"
+	"holdfast/device"
+	"holdfast/ploop"
+)
+
+// heldDevice is a device in standby, with all that can be said of it.
+func heldDevice() control.Device {
+	since := time.Date(2026, 3, 1, 12, 0, 0, 0, time.Local)
+	next, deadline := since.Add(time.Minute), since.Add(time.Hour)
+	return control.Device{
+		Status: device.Status{
+			Name: "vol", ID: 0, Path: "/dev/ublkb0", Size: 1 << 30, State: device.StateStandby, Since: since, Gate: []string{"standby"},
+			Queues: 1, Depth: 64, DataPath: "copy", Images: []ploop.ImageStatus{{Path: "/srv/base"}, {Path: "/srv/top", Level: 1}},
+			Latency: []device.Latency{{Op: "read"}, {Op: "write", Count: 4, Sum: 0.002, Buckets: latencyBuckets(map[int]uint64{2: 3, 20: 1})}},
+			Standby: device.StandbyStatus{
+				Value: "on", Enabled: true, Flag: true, Consumers: []string{"lio", "me"}, Since: &since, Cause: "write of\n\"/srv/top\"", Errno: "ENOTCONN",
+				Deadline: &deadline, Held: 3, Tags: 64, Stuck: 1, Recovery: device.RecoveryReopen, Attempts: 2, LastError: "still\ndead", NextAttempt: &next,
+				Seconds: 12.34, Entered: 2, Recovered: 1, HeldTotal: 9, HeldFailed: 4,
+				Triggers: map[string]uint64{"ENOTCONN": 3}, Inconsistencies: map[string]uint64{"unbalanced-detach": 1, "enabled-key-off": 2},
+			},
+		},
+		Problem: "in standby", Advice: "do something",
+	}
+}
+
+func latencyBuckets(at map[int]uint64) []uint64 {
+	b := make([]uint64, len(device.LatencyBounds)+1)
+	for i, n := range at {
+		b[i] = n
+	}
+	return b
+}
+
+// standbyDaemon answers as a daemon does whose device vol is in standby, and notes what
+// else than a question it is asked.
+type standbyDaemon struct {
+	dir  string
+	held control.Device
+	key  control.KeyInfo
+	// refuse is the code of the answer to whatever is to be changed; "": it is done.
+	refuse control.Code
+	asked  []string
+}
+
+func newStandbyDaemon(t *testing.T) *standbyDaemon {
+	t.Helper()
+	f := &standbyDaemon{dir: t.TempDir(), held: heldDevice(), key: control.KeyInfo{On: true, Holders: []string{"hand", "lio"}}}
+	l, err := net.Listen("unix", filepath.Join(f.dir, "control.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: f}
+	go srv.Serve(l)
+	t.Cleanup(func() { srv.Close() })
+	t.Setenv("HOLDFAST_RUN_DIR", f.dir)
+	return f
+}
+
+func (f *standbyDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, _ := io.ReadAll(r.Body)
+	if r.Method != http.MethodGet {
+		f.asked = append(f.asked, strings.TrimSpace(r.Method+" "+r.URL.EscapedPath()+" "+string(body)))
+		if f.refuse != "" {
+			w.WriteHeader(http.StatusConflict)
+			json.NewEncoder(w).Encode(control.Error{Code: f.refuse, Message: "no: " + string(f.refuse)})
+			return
+		}
+	}
+	after := f.held
+	after.State, after.Standby.Value, after.Standby.Flag, after.Standby.Held = device.StateLive, "off", false, 0
+	if r.Method == http.MethodPost && r.URL.Path == "/v1/devices" || r.Method == http.MethodPut && strings.HasPrefix(r.URL.Path, "/v1/attr/") {
+		io.WriteString(w, "{}")
+		return
+	}
+	var answer any
+	switch path := strings.TrimPrefix(r.URL.Path, "/v1"); {
+	case path == "/devices":
+		answer = control.Snapshot{Driver: control.DriverInfo{Available: true}, Key: f.key, Devices: []control.Device{f.held}}
+	case path == "/devices/vol/standby" && string(body) == `{"on":true}`, path == "/devices/vol":
+		answer = f.held
+	case strings.HasPrefix(path, "/devices/vol/"):
+		answer = after
+	case path == "/standby-check":
+		answer = f.key
+	case path == "/attr/block/vol/state":
+		answer = control.AttrInfo{Value: "standby"}
+	case path == "/attr/":
+		answer = control.AttrInfo{Dir: true, Entries: []control.AttrEntry{{Name: "block", Dir: true}, {Name: "odd name"}}}
+	case path == "/attr/block":
+		answer = control.AttrInfo{Dir: true, Entries: []control.AttrEntry{{Name: "ublkb0", Target: "vol"}, {Name: "vol", Dir: true}}}
+	case path == "/attr/block/vol":
+		answer = control.AttrInfo{Dir: true, Entries: []control.AttrEntry{{Name: "state"}}}
+	case path == "/events":
+		for i, name := range []string{"vol", ""} {
+			e := device.Event{Time: f.held.Since, Device: name, Kind: "kind", Message: fmt.Sprintf("a <b>\n%d", i)}
+			if q := r.URL.Query().Get("device"); q == "" || q == name {
+				json.NewEncoder(w).Encode(e)
+			}
+		}
+		return
+	default:
+		w.WriteHeader(http.StatusNotFound)
+		answer = control.Error{Code: control.CodeNotFound, Message: "there is no " + path}
+	}
+	json.NewEncoder(w).Encode(answer)
+}
+
+// TestStandbyCommands: what each command asks the daemon for, and what it says then.
+func TestStandbyCommands(t *testing.T) {
+	f := newStandbyDaemon(t)
+	cwd, err := filepath.Abs(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace := func(image, rest string) string {
+		return `POST /v1/devices/vol/replace {` + strings.ReplaceAll(image, "CWD", cwd) + rest + `}`
+	}
+	for _, tt := range []struct{ line, asked, out string }{
+		{"standby vol status", "", "on\n"},
+		{"standby vol on", `PUT /v1/devices/vol/standby {"on":true}`, "vol: standby is on; 3 requests held\n"},
+		{"standby vol off", `PUT /v1/devices/vol/standby {"on":false}`, "vol: standby is off; 3 requests were held, which failed or are failing\n"},
+		{"standby-check status", "", "on, held by hand, lio\n"},
+		{"standby-check on", `PUT /v1/standby-check {"on":true}`, "on, held by hand, lio\n"},
+		{"attach vol --consumer me", "PUT /v1/devices/vol/leases/me", ""},
+		{"attach --consumer=a/b vol", "PUT /v1/devices/vol/leases/a%2Fb", ""}, // for the daemon to refuse
+		{"detach --consumer me vol", "DELETE /v1/devices/vol/leases/me", ""},
+		{"replace vol top", replace(`"image":{"path":"CWD/top"}`, `,"drain":"10s"`), "vol: level 1 is " + cwd + "/top; standby is off\n"},
+		{"replace --top vol /f --drain 1m", replace(`"image":{"path":"/f"}`, `,"drain":"1m0s"`), "vol: level 1 is /f; standby is off\n"},
+		{"replace vol raw@/a_b --level 0 --force", replace(`"level":0,"image":{"path":"/a b","raw":true},"force":true`, `,"drain":"10s"`), `vol: level 0 is "raw@/a b"; standby is off` + "\n"},
+		{"attr get block/vol/state", "", "standby\n"},
+		{"attr get /block/vol/state/", "", "standby\n"},
+		{"attr set /block/vol/queue/standby off", `PUT /v1/attr/block/vol/queue/standby {"value":"off"}`, ""},
+		{"attr list", "", "block/\n\"odd name\"\n"},
+		{"attr list -r", "", "block/\nblock/ublkb0 -> vol\nblock/vol/\nblock/vol/state\n\"odd name\"\n"},
+		{"attr list block/vol", "", "block/vol/state\n"},
+		{"attr list block/vol/state", "", "block/vol/state\n"},
+		{"events", "", "2026-03-01 12:00:00 vol kind a <b>; 0\n2026-03-01 12:00:00 - kind a <b>; 1\n"},
+		{"events --device vol", "", "2026-03-01 12:00:00 vol kind a <b>; 0\n"},
+	} {
+		f.asked = nil
+		var out, errs bytes.Buffer
+		code := run(words(tt.line), &out, &errs)
+		if code != 0 || out.String() != tt.out || errs.Len() != 0 || strings.Join(f.asked, "\n") != tt.asked {
+			t.Errorf("%s: exit %d, stdout %q, stderr %q, asked %q", tt.line, code, &out, &errs, f.asked)
+		}
+	}
+}
+
+// TestCreateAsks: create's flags about standby, as the daemon gets them.
+func TestCreateAsks(t *testing.T) {
+	f := newStandbyDaemon(t)
+	for _, tt := range []struct {
+		line string
+		want device.Spec
+	}{
+		{"create v --image /f", device.Spec{}},
+		{"create v --image /f --recovery manual", device.Spec{}},
+		{"create v --image /f --recovery reopen --standby-timeout 90s --standby-errors EIO,ESTALE --on-standby /bin/a --on-recovered /bin/../b",
+			device.Spec{Recovery: "reopen", StandbyTimeout: device.Duration(90 * time.Second), StandbyErrors: []string{"EIO", "ESTALE"}, OnStandby: "/bin/a", OnRecovered: "/b"}},
+	} {
+		f.asked = nil
+		var out, errs bytes.Buffer
+		if code := run(words(tt.line), &out, &errs); code != 0 || len(f.asked) != 1 {
+			t.Errorf("%s: exit %d, %s, asked %q", tt.line, code, &errs, f.asked)
+			continue
+		}
+		var got device.Spec
+		if err := json.Unmarshal([]byte(strings.TrimPrefix(f.asked[0], "POST /v1/devices ")), &got); err != nil {
+			t.Fatal(err)
+		}
+		tt.want.Name, tt.want.Images, tt.want.DataPath = "v", []ploop.ImageRef{{Path: "/f"}}, "auto"
+		if !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("%s:\ngot  %+v\nwant %+v", tt.line, got, tt.want)
+		}
+	}
+}
+
+// TestStandbyRefusals: mistakes are seen before the daemon is asked, and its refusals
+// become exit codes.
+func TestStandbyRefusals(t *testing.T) {
+	f := newStandbyDaemon(t)
+	for _, tt := range []struct {
+		line, want string
+	}{
+		{"standby", "NAME is missing"},
+		{"standby vol", "on|off|status is missing"},
+		{"standby vol 1", `"1" is none of on, off, status`},
+		{"standby vol on off", "one argument too many"},
+		{"standby-check", "on|off|status is missing"},
+		{"standby-check yes", `"yes" is none of on, off, status`},
+		{"attach vol", "--consumer is missing"},
+		{"attach --consumer me", "NAME is missing"},
+		{"attach vol --consumer ~", "needs a value that is not empty"},
+		{"detach vol", "--consumer is missing"},
+		{"detach vol me", "one argument too many"},
+		{"replace vol", "FILE is missing"},
+		{"replace vol a b", "one argument too many"},
+		{"replace vol f --level -1", "--level -1"},
+		{"replace vol f --level top", `invalid value "top" for flag --level`},
+		{"replace vol f --level 1 --top", "not both"},
+		{"replace vol f --drain -1s", "--drain -1s"},
+		{"replace vol f --drain 5", `invalid value "5" for flag --drain`},
+		{"replace vol raw@", "raw@"},
+		{"attr", "which of get, set, list?"},
+		{"attr get", "PATH is missing"},
+		{"attr get block", "is a directory"},
+		{"attr set a", "VALUE is missing"},
+		{"attr list a b", "one argument too many"},
+		{"events vol", "one argument too many"},
+		{"why", "NAME is missing"},
+		{"create v --image f --standby-timeout 0s", "--standby-timeout 0s"},
+		{"create v --image f --standby-timeout 30", `invalid value "30" for flag --standby-timeout`},
+		{"create v --image f --standby-errors EIO,ewhat", "ewhat"},
+		{"create v --image f --standby-errors EIO,", "standby error"},
+		{"create v --image f --standby-errors ENOSPC", "ENOSPC"},
+		{"create v --image f --recovery hope", "hope"},
+		{"daemon --targets iet", "iet"},
+		{"daemon --targets lio,none", "none"},
+	} {
+		var out, errs bytes.Buffer
+		code := run(words(tt.line), &out, &errs)
+		msg := errs.String()
+		if code != exitUsage || out.Len() != 0 || !strings.Contains(msg, tt.want) || !strings.HasPrefix(msg, "holdfast: ") || strings.Count(msg, "\n") != 1 {
+			t.Errorf("%s: exit %d, stdout %q, stderr %q", tt.line, code, &out, msg)
+		}
+	}
+	if len(f.asked) > 0 {
+		t.Errorf("the daemon was asked %q", f.asked)
+	}
+	for _, tt := range []struct {
+		refuse control.Code
+		code   int
+	}{
+		{control.CodeBusy, exitBusy}, {control.CodeNotSupported, exitFailure}, {control.CodeImage, exitFailure},
+		{control.CodeNotFound, exitFailure}, {control.CodeConflict, exitFailure}, {control.CodeInvalid, exitUsage}, {control.CodeDriver, exitDriver},
+	} {
+		f.refuse = tt.refuse
+		for _, line := range []string{"standby vol on", "standby vol off", "standby-check off", "attach vol --consumer me", "detach vol --consumer me", "replace vol /f", "attr set a 1"} {
+			var out, errs bytes.Buffer
+			if code := run(words(line), &out, &errs); code != tt.code || out.Len() != 0 || errs.String() != "holdfast: no: "+string(tt.refuse)+"\n" {
+				t.Errorf("%s, refused as %s: exit %d, stdout %q, stderr %q", line, tt.refuse, code, &out, &errs)
+			}
+		}
+	}
+	f.refuse = ""
+	for _, line := range []string{"standby nix status", "standby nix off", "why nix", "attr get nix"} {
+		var out, errs bytes.Buffer
+		if code := run(words(line), &out, &errs); code != exitFailure || !strings.Contains(errs.String(), "there is no") {
+			t.Errorf("%s: exit %d, %q", line, code, &errs)
+		}
+	}
+	for _, line := range []string{"standby v on", "standby v status", "standby-check status", "attach v --consumer c", "detach v --consumer c", "replace v f", "why v", "events", "events --follow", "attr get a", "attr set a 1", "attr list"} {
+		var out, errs bytes.Buffer
+		if code := run(words("--run-dir /nowhere "+line), &out, &errs); code != exitUnreachable || strings.Count(errs.String(), "\n") != 1 {
+			t.Errorf("%s without a daemon: exit %d, %q", line, code, &errs)
+		}
+	}
+}
+
+// TestEventsJSON: a line is an object, and is what package device makes of it.
+func TestEventsJSON(t *testing.T) {
+	newStandbyDaemon(t)
+	var out, errs bytes.Buffer
+	if code := run([]string{"events", "--json"}, &out, &errs); code != 0 {
+		t.Fatalf("exit %d: %s", code, &errs)
+	}
+	for line := range strings.Lines(out.String()) {
+		var e device.Event
+		dec := json.NewDecoder(strings.NewReader(line))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(&e); err != nil || e.Kind != "kind" || !strings.Contains(line, "<b>") {
+			t.Errorf("%s: %v", line, err)
+		}
+	}
+	if strings.Count(out.String(), "\n") != 2 {
+		t.Errorf("%s", &out)
+	}
+}
+
+// TestFollowEnds: a daemon that goes away ends a reader with the code for that.
+func TestFollowEnds(t *testing.T) {
+	newStandbyDaemon(t)
+	var out, errs bytes.Buffer
+	if code := run([]string{"events", "--follow"}, &out, &errs); code != exitUnreachable || strings.Count(out.String(), "\n") != 2 || strings.Count(errs.String(), "\n") != 1 {
+		t.Errorf("exit %d, %q, %q", code, &out, &errs)
+	}
+}
+
+// TestStandbyShown: what list, show and why make of a device in standby.
+func TestStandbyShown(t *testing.T) {
+	newStandbyDaemon(t)
+	var out, errs bytes.Buffer
+	if code := run([]string{"list"}, &out, &errs); code != 0 || !strings.Contains(out.String(), " standby:3/64 ") ||
+		errs.String() != "holdfast: warning: device vol: in standby; do something\n" {
+		t.Errorf("list: exit %d\n%s%q", code, &out, &errs)
+	}
+	for _, tt := range []struct {
+		command string
+		want    []string
+	}{
+		{"show", []string{
+			"vol  /dev/ublkb0  1G  standby\n├─ problem: in standby\n│  └─ do something\n",
+			"├─ latency, of one request in 64\n│  └─ write: mean 500µs, half below 200µs, 99% below no bound\n",
+			"├─ standby: on\n│  ├─ since 2026-03-01 12:00:00: write of; \"/srv/top\"\n│  ├─ leases: lio, me\n" +
+				"│  ├─ 3 of 64 requests held, 9 were, 4 of these failed\n│  ├─ 1 request has not come back from replaced files\n" +
+				"│  ├─ recovery: reopen, 2 attempts, the next at 2026-03-01 12:01:00\n│  ├─ last failure: still; dead\n" +
+				"│  ├─ requests fail from 2026-03-01 13:00:00\n│  ├─ entered 2 times, 1 recovery, 12.3 s in all\n" +
+				"│  ├─ 2 inconsistencies: enabled-key-off\n│  └─ 1 inconsistency: unbalanced-detach\n",
+		}},
+		{"why", []string{
+			"vol is in standby since 2026-03-01 12:00:00: it processes nothing, and holds 3 requests of at most 64.\n",
+			"The storage answered ENOTCONN: write of; \"/srv/top\".\n",
+			"2 consumers will wait for it: lio, me.\n", "2026-03-01 13:00:00", "still; dead", "'holdfast standby vol off'",
+		}},
+	} {
+		out.Reset()
+		if code := run([]string{tt.command, "vol"}, &out, &errs); code != 0 {
+			t.Fatalf("%s: exit %d: %s", tt.command, code, &errs)
+		}
+		for _, want := range tt.want {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("%s: %q is not in\n%s", tt.command, want, &out)
+			}
+		}
+	}
+}
