@@ -127,6 +127,8 @@ func complete(app *cli.App, words []string) (files bool, candidates []string) {
 		}
 	}
 	switch {
+	case pending == "device":
+		return false, matching(deviceNames(runDir), last)
 	case pending != "":
 		values := flagValues(pending)
 		return values == nil, matching(values, last)
@@ -212,7 +214,7 @@ func flagValues(flag string) []string {
 		return []string{"json", "console"}
 	case "log-level":
 		return []string{"debug", "info", "warn", "error"}
-	case "size", "cluster-size", "queues", "depth", "level", "drain", "consumer", "device", "standby-timeout", "standby-errors", "metrics-listen":
+	case "size", "cluster-size", "queues", "depth", "level", "drain", "consumer", "standby-timeout", "standby-errors", "metrics-listen":
 		return []string{}
 	}
 	return nil
