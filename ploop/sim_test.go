@@ -49,6 +49,7 @@ type simOp struct {
 	data          []byte
 	done, durable bool
 	failed        bool           // whoever asked was told that it wasn't done
+	through       bool           // durable when it is done
 	superseded    map[int64]bool // its sectors that a durable write went over
 }
 
@@ -143,6 +144,9 @@ func (f *simFile) do(op *simOp, kind string) error {
 	if fault.err == nil && !fault.lost || fault.arrives || fault.partial && op.n > 0 {
 		f.now = op.apply(f.now, all)
 		op.done = true
+		if op.through && fault.err == nil && !fault.lost {
+			f.writeThrough(op) // at once, or a sync that fails could still lose it
+		}
 	} else {
 		f.pending = slices.DeleteFunc(f.pending, func(o *simOp) bool { return o == op })
 	}
@@ -179,12 +183,11 @@ func (f *simFile) WriteAt(p []byte, off int64) (int, error) {
 
 // WriteDurable is a write with RWF_DSYNC.
 func (f *simFile) WriteDurable(p []byte, off int64) error {
-	op := &simOp{kind: 'w', off: off, n: int64(len(p)), data: slices.Clone(p)}
-	if err := f.do(op, "write"); err != nil {
-		return err
-	}
-	f.w.Lock()
-	defer f.w.Unlock()
+	return f.do(&simOp{kind: 'w', off: off, n: int64(len(p)), data: slices.Clone(p), through: true}, "write")
+}
+
+// writeThrough makes op durable, and what began before it no longer a danger to it.
+func (f *simFile) writeThrough(op *simOp) {
 	for _, o := range f.pending {
 		if o == op {
 			break
@@ -193,11 +196,10 @@ func (f *simFile) WriteDurable(p []byte, off int64) error {
 			o.superseded = map[int64]bool{}
 		}
 		for at := int64(0); at < op.n; at += SectorSize {
-			o.superseded[(off+at)/SectorSize] = true
+			o.superseded[(op.off+at)/SectorSize] = true
 		}
 	}
 	f.settle([]*simOp{op})
-	return nil
 }
 
 func (f *simFile) settle(ops []*simOp) {
