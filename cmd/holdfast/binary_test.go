@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"holdfast/hack/faultfs"
 )
 
 // asHoldfast turns the test binary into the real program: same code, own
@@ -18,6 +20,7 @@ import (
 const asHoldfast = "HOLDFAST_TEST_MAIN"
 
 func TestMain(m *testing.M) {
+	faultfs.Child() // storage that fails on demand is a process of its own
 	if os.Getenv(asHoldfast) != "" {
 		os.Unsetenv(asHoldfast)
 		main()
