@@ -1,5 +1,7 @@
 package ploop
 
+import "holdfast/internal/failpoint"
+
 // Discard tells that n bytes at off are no longer wanted. With one delta, whole
 // clusters go back to the image and read as zeroes; of the rest, what lies in
 // the top is punched out of the file and reads as zeroes too. What a lower
@@ -100,6 +102,7 @@ func (s *Stack) unmap(clusters []uint64) (err error) {
 	if err := s.index.commit(s, ops, nil); err != nil {
 		return err
 	}
+	failpoint.Hit("discard-index")
 	if !s.noOrder {
 		if err := s.sync(); err != nil {
 			return err // the places stay unused until the next open
@@ -116,6 +119,7 @@ func (s *Stack) unmap(clusters []uint64) (err error) {
 	h := &s.top.hdr
 	for _, op := range ops {
 		off := op.from.sector() * SectorSize
+		failpoint.Hit("discard-punch")
 		if err := s.top.file.Zero(off, s.cluster, false); err != nil {
 			s.log("%v; the space stays in the file", s.top.ioError("punch", off, err))
 		}

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"holdfast/internal/failpoint"
 )
 
 // index writes the top's BAT. Callers queue their changes; one of them, the
@@ -227,7 +229,12 @@ func (x *index) writeRun(s *Stack, sectors []int64, bySector map[int64][]*indexO
 		}
 		return
 	}
+	if half := len(sectors) / 2; half > 0 && failpoint.Armed("index-half") {
+		s.top.file.WriteAt(b[:half*SectorSize], sectors[0])
+		failpoint.Die("index-half")
+	}
 	_, err := s.top.file.WriteAt(b, sectors[0])
+	failpoint.Hit("index-written")
 	if err != nil {
 		err = s.top.ioError("write index", sectors[0], err)
 		x.written(s, sectors, gen, false, func() {

@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/failpoint"
 )
 
 // copyBuffers are for COW and the like, off the requests' own memory.
@@ -150,6 +152,7 @@ func (s *Stack) newCluster(i uint64, e entry, in int64, p []byte, n int64) error
 		s.giveBack(pos)
 		return err
 	}
+	failpoint.Hit("data-index")
 	op := []indexOp{{cluster: i, from: e, to: makeEntry(s.Top(), sector)}}
 	err = s.index.commit(s, op, &gen)
 	if err != nil && !op[0].attempted {
@@ -189,6 +192,10 @@ func (s *Stack) fillCluster(off int64, clean bool, e entry, in int64, p []byte, 
 			}
 		}
 		if !clean || !allZero(b) {
+			if failpoint.Armed("cow") {
+				s.top.write(b[:len(b)/2/SectorSize*SectorSize], off+at)
+				failpoint.Die("cow")
+			}
 			if err := s.top.write(b, off+at); err != nil {
 				return err
 			}
