@@ -260,9 +260,11 @@ func (d *Device) Queues() []*Queue { return d.queues }
 
 // SetFile puts a file into a slot of every queue's registered table, or empties it
 // with fd -1, and returns when every queue has taken it over: transfers begun from
-// then on use it. Those in flight keep the file they began with. The tables hold
-// references of their own; the caller may close fd. Before or after Start, and not
-// on a queue's thread. ErrStopped when the queues have ended.
+// then on use it. Those in flight keep the file they began with; what would have
+// to go on or begin anew (it came short, was interrupted, waited for memory) ends with
+// ESTALE, as its place is one in the other file. The tables hold references of their own;
+// the caller may close fd. Before or after Start, and not on a queue's thread. ErrStopped
+// when the queues have ended.
 func (d *Device) SetFile(slot, fd int) error {
 	if slot < 0 || slot >= d.cfg.Files {
 		return &ConfigError{"Files", fmt.Sprintf("slot %d of a table of %d", slot, d.cfg.Files)}
@@ -274,9 +276,10 @@ func (d *Device) SetFile(slot, fd int) error {
 	worker := blocksInline(fd)
 	err := d.OnQueues(func(q *Queue) {
 		if q.worker == nil {
-			q.worker = make([]bool, d.cfg.Files)
+			q.worker, q.changes = make([]bool, d.cfg.Files), make([]uint32, d.cfg.Files)
 		}
 		q.worker[slot] = worker
+		q.changes[slot]++
 		errs[q.index] = q.ring.UpdateFile(slot, fd)
 	})
 	if err := errors.Join(append(errs, err)...); err != nil {

@@ -399,3 +399,40 @@ func BenchmarkQueueRead4k(b *testing.B) {
 	}
 	benchmarkQueue(b, 32, []*os.File{f}, h, ioDesc{opFlags: uint32(OpRead), nrSectors: 8})
 }
+
+// A transfer that came short after its slot was given another file must not go on there:
+// its place is one in the file that it began with.
+func TestNoTransferGoesOnInAnotherFile(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	other := backing(t, 0, 0)
+	if _, err := other.Write(make([]byte, 8192)); err != nil {
+		t.Fatal(err)
+	}
+	var got unix.Errno
+	begun := make(chan struct{})
+	h := funcHandler{
+		begin:       func(r *Request) { r.ReadFile(0, 0); close(begun) },
+		transferred: func(r *Request, errno unix.Errno) { got = errno; r.CompleteHere(errno) },
+	}
+	f := startFake(t, 1, 8192, []*os.File{r}, h, times(1, ioDesc{opFlags: uint32(OpRead), nrSectors: 16}))
+	f.dev.cfg.Files = 1
+	<-begun
+	if err := f.dev.OnQueues(func(*Queue) {}); err != nil { // under way by the next
+		t.Fatal(err)
+	}
+	if err := f.dev.SetFile(0, int(other.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(make([]byte, 512)); err != nil {
+		t.Fatal(err)
+	}
+	f.wait()
+	if got != unix.ESTALE {
+		t.Errorf("a transfer that came short, of a file that was replaced: %v, want ESTALE", got)
+	}
+}

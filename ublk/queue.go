@@ -38,7 +38,8 @@ type Queue struct {
 	zeroCopy bool
 	allowed  uint32 // bit set of operations the handler gets to see
 
-	worker []bool // by file slot: see blocksInline
+	worker  []bool   // by file slot: see blocksInline
+	changes []uint32 // by file slot: times that it was filled or emptied
 
 	gone int // tags whose command came back aborted: all of them ends the thread
 

@@ -31,6 +31,7 @@ type transfer struct {
 	bounced bool // by way of the queue's spare buffer
 	flags   uint32
 	slot    int32
+	change  uint32 // Queue.changes of the slot when it began
 	retries int32
 	pos     int   // where in the request it begins
 	n       int   // how many bytes
@@ -81,6 +82,7 @@ func (r *Request) SyncFile(slot int) {
 func (q *Queue) start(r *Request) {
 	r.must(ownedByHandler, "start a transfer")
 	r.owner = ownedByRing
+	r.transfer.change = q.change(r.transfer.slot)
 	if r.flags&ioFlagNeedRegBuf != 0 && r.transfer.kind != transferSync {
 		q.bounce(r)
 		return
@@ -88,8 +90,20 @@ func (q *Queue) start(r *Request) {
 	q.submit(r)
 }
 
+// change tells one file of a slot from the next.
+func (q *Queue) change(slot int32) uint32 {
+	if int(slot) < len(q.changes) {
+		return q.changes[slot]
+	}
+	return 0
+}
+
 func (q *Queue) submit(r *Request) {
 	t := &r.transfer
+	if t.change != q.change(t.slot) {
+		q.finish(r, unix.ESTALE) // see SetFile
+		return
+	}
 	s := q.sqe()
 	s.UserData = uint64(r.tag) | kindTransfer
 	pos := t.pos + t.done
