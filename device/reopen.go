@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,7 +20,7 @@ const (
 	// get more time at the next.
 	reopenDrain = time.Second
 	// probeTime is how long a file has to answer a read. What hangs longer is
-	// left alone: at most mostProbes of them at once.
+	// left alone: at most mostProbes of the same files at once.
 	probeTime  = 10 * time.Second
 	mostProbes = 4
 )
@@ -64,7 +63,7 @@ func (a *reopening) answered() <-chan struct{} {
 
 // try makes one attempt.
 func (a *reopening) try(d *Device) {
-	err := d.probe(d.Spec().Images)
+	err := d.probe("reopen", d.Spec().Images)
 	if err == nil {
 		err = d.reopen(a.ctx)
 	}
@@ -99,7 +98,7 @@ type reopenState struct {
 	at      *time.Time
 	err     string
 	refused string
-	probes  atomic.Int32
+	probes  map[string]int // under way, by who asks and the files' paths
 }
 
 // next notes when the next attempt will be, and gives back its argument.
@@ -149,16 +148,43 @@ func (s *reopenState) get() (n uint64, at *time.Time, err string) {
 	return s.n, s.at, s.err
 }
 
+// beginProbe counts a probe of files; false: too many of the same hang. Others, and those
+// of other askers, don't count: the way out of storage that hangs is a file elsewhere, or
+// another mount in its place.
+func (s *reopenState) beginProbe(key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.probes[key] >= mostProbes {
+		return false
+	}
+	if s.probes == nil {
+		s.probes = map[string]int{}
+	}
+	s.probes[key]++
+	return true
+}
+
+func (s *reopenState) endProbe(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.probes[key]--; s.probes[key] == 0 {
+		delete(s.probes, key)
+	}
+}
+
 // probe sees whether files answer a read at all, before anything is done that could hang
 // with them.
-func (d *Device) probe(images []ploop.ImageRef) error {
-	if d.reopenState.probes.Load() >= mostProbes {
-		return fmt.Errorf("%d earlier probes of the files hang", mostProbes)
+func (d *Device) probe(who string, images []ploop.ImageRef) error {
+	key := who
+	for _, ref := range images {
+		key += "\x00" + ref.Path
 	}
-	d.reopenState.probes.Add(1)
+	if !d.reopenState.beginProbe(key) {
+		return fmt.Errorf("%d earlier probes of the same files hang; abort the mount of their storage (umount -f), or give a file elsewhere", mostProbes)
+	}
 	answer := make(chan error, 1)
 	go func() {
-		defer d.reopenState.probes.Add(-1)
+		defer d.reopenState.endProbe(key)
 		for _, ref := range images {
 			if err := probeFile(ref.Path); err != nil {
 				answer <- fmt.Errorf("%q: %w", ref.Path, err)

@@ -31,6 +31,9 @@ type Replace struct {
 // DefaultDrain is how long Replace waits for requests under way.
 const DefaultDrain = 10 * time.Second
 
+// changeTime is how long Replace waits for another change of the files.
+const changeTime = 30 * time.Second
+
 var errRemoved = errors.New("device is being removed")
 
 // Replace puts another file in the place of one of the device's, while its users wait.
@@ -40,7 +43,11 @@ var errRemoved = errors.New("device is being removed")
 //
 // Nothing is ever written to the old file any more, not even that it is no longer in use.
 func (d *Device) Replace(ctx context.Context, r Replace) error {
-	if err := d.lock(ctx); err != nil {
+	// An attempt to reopen may hang in its storage, and must not keep the one who
+	// could help from being told so.
+	turn, cancel := context.WithTimeout(ctx, changeTime)
+	defer cancel()
+	if err := d.lock(turn); err != nil {
 		return err
 	}
 	defer d.unlock()
@@ -68,7 +75,7 @@ func (d *Device) replace(ctx context.Context, r Replace) error {
 		return err
 	}
 	// Before anybody waits for it.
-	if err := d.probe([]ploop.ImageRef{r.Image}); err != nil {
+	if err := d.probe("replace", []ploop.ImageRef{r.Image}); err != nil {
 		return fmt.Errorf("device %s: the new image can't be used: %w", spec.Name, err)
 	}
 	if r.Drain == 0 {

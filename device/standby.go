@@ -219,7 +219,7 @@ func (d *Device) lock(ctx context.Context) error {
 	case d.changing <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("device %s: another change of its files is under way: %w", d.spec.Name, ctx.Err())
+		return fmt.Errorf("device %s: another change of its files is under way, and may hang in their storage; if so, abort its mount (umount -f, or 1 into /sys/fs/fuse/connections/N/abort): %w", d.spec.Name, ctx.Err())
 	}
 }
 

@@ -1,0 +1,50 @@
+package device
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"holdfast/ploop"
+)
+
+// TestProbesThatHang has as many probes of a device's files hang as may: its files aren't
+// tried any more, but an operator's file is, be it elsewhere or by the same name.
+func TestProbesThatHang(t *testing.T) {
+	file := ploop.ImageRef{Path: filepath.Join(t.TempDir(), "file")}
+	if err := os.WriteFile(file.Path, make([]byte, 8192), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := &Device{closing: make(chan struct{})}
+	for i := range mostProbes + 1 {
+		if ok := d.reopenState.beginProbe("reopen\x00" + file.Path); ok != (i < mostProbes) {
+			t.Fatalf("probe %d: %v", i, ok)
+		}
+	}
+	if err := d.probe("reopen", []ploop.ImageRef{file}); err == nil || !strings.Contains(err.Error(), "umount -f") {
+		t.Errorf("one more: %v", err)
+	}
+	if err := d.probe("replace", []ploop.ImageRef{file}); err != nil {
+		t.Errorf("a replacement: %v", err)
+	}
+	d.reopenState.endProbe("reopen\x00" + file.Path)
+	if err := d.probe("reopen", []ploop.ImageRef{file}); err != nil {
+		t.Errorf("when one has come back: %v", err)
+	}
+}
+
+// TestChangeUnderWay has another change of the files hang: who waits for it is told what
+// may help.
+func TestChangeUnderWay(t *testing.T) {
+	d := &Device{changing: make(chan struct{}, 1)}
+	if err := d.lock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := d.Replace(ctx, Replace{}); err == nil || !strings.Contains(err.Error(), "umount -f") {
+		t.Errorf("%v", err)
+	}
+}
