@@ -229,6 +229,31 @@ func (d *Daemon) Replace(ctx context.Context, name string, r ReplaceRequest) (*D
 	return d.Device(name)
 }
 
+// statTime is how long the file of a replacement has to tell which one it is.
+const statTime = 10 * time.Second
+
+// answered asks a file in storage that may hang, and leaves it alone after a time: while
+// it is asked no other file can be given to the device, nor the device removed.
+func answered(limit time.Duration, image ploop.ImageRef, ask func() ([]imageID, error)) ([]imageID, error) {
+	type answer struct {
+		ids []imageID
+		err error
+	}
+	came := make(chan answer, 1)
+	go func() {
+		ids, err := ask()
+		came <- answer{ids, err}
+	}()
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case a := <-came:
+		return a.ids, a.err
+	case <-t.C:
+		return nil, fail(CodeImage, "image %q does not answer within %v: its storage hangs; give a file elsewhere, or abort that mount (umount -f)", image.Path, limit)
+	}
+}
+
 // replace does the work, with the name's token held.
 func (d *Daemon) replace(ctx context.Context, s *slot, r ReplaceRequest) error {
 	d.mu.Lock()
@@ -238,7 +263,7 @@ func (d *Daemon) replace(ctx context.Context, s *slot, r ReplaceRequest) error {
 	if r.Level != nil {
 		level = *r.Level
 	}
-	ids, err := identify([]ploop.ImageRef{r.Image})
+	ids, err := answered(statTime, r.Image, func() ([]imageID, error) { return identify([]ploop.ImageRef{r.Image}) })
 	if err != nil {
 		return err
 	}

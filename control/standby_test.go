@@ -193,6 +193,17 @@ func TestReplace(t *testing.T) {
 	f.create("v", "base", "new")
 }
 
+// TestReplaceByHungFile asks for a file in storage that hangs: whoever does so is told in
+// time.
+func TestReplaceByHungFile(t *testing.T) {
+	hang := make(chan struct{})
+	defer close(hang)
+	_, err := answered(10*time.Millisecond, ploop.ImageRef{Path: "/mnt/dead/file"}, func() ([]imageID, error) { <-hang; return nil, nil })
+	if e := wantCode(t, err, CodeImage); !strings.Contains(e.Message, "/mnt/dead/file") || !strings.Contains(e.Message, "umount -f") {
+		t.Errorf("%q", e.Message)
+	}
+}
+
 // TestReplaceNotDurable has the record not written: then nothing was replaced.
 func TestReplaceNotDurable(t *testing.T) {
 	f := newFixture(t)
