@@ -112,14 +112,14 @@ func (d *Device) nextEpoch(q *queue) {
 
 // cameLate takes the end of a transfer of a past epoch. Its result doesn't count for its
 // request, but what a sync that failed may have lost is still the stack's matter, if
-// the old one goes on, or its top is the new one's as well.
+// the old one goes on, or its top is the new one's as well; and it counts its syncs.
 func (d *Device) cameLate(r *ublk.Request, q *queue, state, rest, epoch uint64, errno unix.Errno) {
 	g := q.late.of[epoch]
 	switch {
 	case state != stateSync:
 		g.readers[r.Queue().Index()].Leave(uint32(rest))
-	case errno != 0:
-		g.stack.FlushEnd(rest, false)
+	default:
+		g.stack.FlushEnd(rest, errno == 0)
 	}
 	d.lateTransfers.Add(-1)
 	if q.late.out--; q.late.out == 0 {

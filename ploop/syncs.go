@@ -18,6 +18,9 @@ type syncs struct {
 	life   uint64
 	parity uint64
 	count  [2]int // under way, by the parity under which they began
+	// out are those that have not come back, by life: a life is not lived again
+	// while one of it may still come, and be taken for one of the new.
+	out [1 << syncLifeBits]int
 
 	// Of those under way and all that overlapped them, directly or by others:
 	good   uint64 // the highest number (see indexSeq) that one made durable
@@ -37,6 +40,7 @@ func (y *syncs) begin() (token uint64) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	y.count[y.parity]++
+	y.out[y.life]++
 	return y.life<<1 | y.parity
 }
 
@@ -45,7 +49,8 @@ func (y *syncs) begin() (token uint64) {
 func (y *syncs) end(token, seq uint64, ok bool) (certain uint64) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
-	if token>>1&syncLifeMask != y.life {
+	life := token >> 1 & syncLifeMask
+	if y.out[life]--; life != y.life {
 		return 0
 	}
 	if ok {
@@ -90,7 +95,12 @@ func (y *syncs) wake() {
 func (y *syncs) forget() {
 	y.mu.Lock()
 	defer y.mu.Unlock()
-	y.life = (y.life + 1) & syncLifeMask
+	// None is free when one hangs of each; a closed gate lets none begin.
+	for range syncLifeMask {
+		if y.life = (y.life + 1) & syncLifeMask; y.out[y.life] == 0 {
+			break
+		}
+	}
 	y.count, y.good, y.failed = [2]int{}, 0, false
 	y.cond.Broadcast()
 }
