@@ -123,10 +123,12 @@ type scanner struct {
 	kinds []Kind
 	last  map[Kind]KindState
 	tgt   tgtCache
+	asked map[string]chan number // questions that have not been answered, by path
+	hung  bool                   // one of those of the present path
 }
 
 func newScanner(r Roots, kinds []Kind) *scanner {
-	return &scanner{Roots: r.complete(), kinds: kinds, last: map[Kind]KindState{}}
+	return &scanner{Roots: r.complete(), kinds: kinds, last: map[Kind]KindState{}, asked: map[string]chan number{}}
 }
 
 func (s *scanner) scan() []KindState {
@@ -146,7 +148,11 @@ func (s *scanner) scan() []KindState {
 			st.Present, st.Backings = last.Present || st.Present, last.Backings
 		} else {
 			for i := range st.Backings {
-				st.Backings[i].Disks = s.disks(st.Backings[i].Path)
+				disks, ok := s.disks(st.Backings[i].Path)
+				if !ok {
+					disks = s.known(k, st.Backings[i])
+				}
+				st.Backings[i].Disks = disks
 			}
 			slices.SortFunc(st.Backings, func(a, b Backing) int { return strings.Compare(a.Name, b.Name) })
 			s.last[k] = st

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -103,8 +104,8 @@ func TestDisks(t *testing.T) {
 		"/dev/mapper/both": {"dm-0", "ublkb0", "ublkb1"}, "/dev/loop0": {"loop0", "ublkb1"},
 		"/dev/mapper/circle": {"dm-1"}, "/some/file": nil,
 	} {
-		if got := s.disks(path); !reflect.DeepEqual(got, want) {
-			t.Errorf("%s: %v, want %v", path, got, want)
+		if got, ok := s.disks(path); !ok || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %v, %v, want %v", path, got, ok, want)
 		}
 	}
 }
@@ -165,6 +166,37 @@ func TestLIO(t *testing.T) {
 	w.want(s, true, "iblock_1/b=/dev/ublkb1:ublkb1")
 	w.remove("config/target")
 	w.want(s, false)
+}
+
+// TestHungPath has a target export a file in storage that hangs: the other backings are
+// seen all the same, and what was known of that one stays.
+func TestHungPath(t *testing.T) {
+	w := newWorld(t)
+	w.disks()
+	hang, dead := make(chan struct{}), false
+	r := w.roots()
+	number, asked := r.Number, atomic.Int32{}
+	r.Number = func(path string) (uint32, uint32, bool) {
+		if path == "/dev/mapper/both" && dead {
+			asked.Add(1)
+			<-hang
+		}
+		return number(path)
+	}
+	s := newScanner(r, []Kind{SCST})
+	w.write("scst_tgt/devices/a/filename", "/dev/mapper/both\n")
+	w.want(s, true, "a=/dev/mapper/both:dm-0,ublkb0,ublkb1")
+	dead = true
+	w.write("scst_tgt/devices/b/filename", "/dev/ublkb1\n")
+	for range 3 {
+		w.want(s, true, "a=/dev/mapper/both:dm-0,ublkb0,ublkb1", "b=/dev/ublkb1:ublkb1")
+	}
+	if n := asked.Load(); n != 1 {
+		t.Errorf("asked %d times", n)
+	}
+	w.write("scst_tgt/devices/a/filename", "/dev/ublkb0\n")
+	w.want(s, true, "a=/dev/ublkb0:ublkb0", "b=/dev/ublkb1:ublkb1")
+	close(hang)
 }
 
 func TestSCST(t *testing.T) {
