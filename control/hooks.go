@@ -117,12 +117,16 @@ func (d *Daemon) runHooks(s *slot) {
 
 // exec runs a program to its end or to the end of its time, in a process group of its own,
 // all of which ends with it.
+//
+// A shell stands in between, for the program may lie on storage that hangs: until execve(2)
+// is through, the thread that started it is suspended where Go's scheduler can't see it, and with the
+// next garbage collection every other stands still.
 func (d *Daemon) exec(name string, h hook) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(h.path)
+	cmd := exec.Command("/bin/sh", "-c", `exec "$0"`, h.path)
 	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = h.env, "/", w, w
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	err = cmd.Start()
@@ -146,7 +150,11 @@ func (d *Daemon) exec(name string, h hook) error {
 	case <-ended:
 	case <-time.After(hookGrace):
 		signal(unix.SIGKILL)
-		<-ended
+		select {
+		case <-ended:
+		case <-time.After(hookGrace): // the next one is not to wait for storage that hangs
+			return fmt.Errorf("it took longer than %v, and can't be ended: process %d hangs in the kernel, perhaps in storage", hookTime, cmd.Process.Pid)
+		}
 	}
 	return fmt.Errorf("it took longer than %v and was ended", hookTime)
 }
