@@ -110,6 +110,9 @@ type slot struct {
 	phase   string  // "", StateCreating, StateRemoving
 	problem string
 	events  []device.Event
+
+	errors      int // failed requests since errorsSince
+	errorsSince time.Time
 }
 
 // Start takes the directories, reads the records, clears away what an earlier
@@ -280,9 +283,30 @@ func (d *Daemon) set(s *slot, change func()) {
 // maxEvents is how many events of a device are kept for show.
 const maxEvents = 16
 
+// Failed requests can come by the thousands a second; only the first so many in each
+// period are events, or nothing else would be found among them. Figures have them all.
+const (
+	ioErrorBurst  = 5
+	ioErrorPeriod = 10 * time.Second
+)
+
+// worthTelling says whether one more failed request is an event.
+func (d *Daemon) worthTelling(s *slot) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if now := time.Now(); now.Sub(s.errorsSince) > ioErrorPeriod {
+		s.errorsSince, s.errors = now, 0
+	}
+	s.errors++
+	return s.errors <= ioErrorBurst
+}
+
 // event is the taker of a device's events, which the device has logged.
 func (d *Daemon) event(s *slot) func(device.Event) {
 	return func(e device.Event) {
+		if e.Kind == device.EventIOError && !d.worthTelling(s) {
+			return
+		}
 		d.events.add(e)
 		d.mu.Lock()
 		if len(s.events) == maxEvents {

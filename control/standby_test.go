@@ -274,6 +274,24 @@ func TestSlowReader(t *testing.T) {
 	}
 }
 
+// TestManyFailures has a device fail more requests than events are kept: those of others
+// are there still.
+func TestManyFailures(t *testing.T) {
+	f := newFixture(t)
+	f.create("v", "i")
+	f.create("w", "j")
+	f.k.live["w"].event(device.Event{Device: "w", Kind: device.EventStandby})
+	for range 2 * maxKept {
+		f.k.live["v"].event(device.Event{Device: "v", Kind: device.EventIOError})
+	}
+	if got := f.events("w"); !slices.Contains(got, device.EventStandby) {
+		t.Errorf("w: %v", got)
+	}
+	if got := f.events("v"); !slices.Contains(got, device.EventIOError) {
+		t.Errorf("v: %v", got)
+	}
+}
+
 func TestHooks(t *testing.T) {
 	f := newFixture(t)
 	out := filepath.Join(f.dir, "out")
