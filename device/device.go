@@ -89,9 +89,10 @@ type Device struct {
 	journal                  journal
 	reopenState              reopenState
 	changing                 chan struct{} // see lock
-	lateCalls, lateTransfers atomic.Int64  // out in replaced stacks
-	through                  atomic.Bool   // see setThrough
-	ending                   atomic.Bool   // held requests fail
+	pulse                    pulse
+	lateCalls, lateTransfers atomic.Int64 // out in replaced stacks
+	through                  atomic.Bool  // see setThrough
+	ending                   atomic.Bool  // held requests fail
 
 	parked   atomic.Int64
 	space    chan struct{} // closed and replaced when space came back
