@@ -129,11 +129,15 @@ func (s *reopenState) tried(err error) (tell bool) {
 	return true
 }
 
-// failed notes why a replacement failed.
-func (s *reopenState) failed(err error) {
+// replaced notes why a replacement failed, or that one didn't: what was wrong before is
+// past then.
+func (s *reopenState) replaced(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.err = err.Error()
+	s.err = ""
+	if err != nil {
+		s.err = err.Error()
+	}
 }
 
 func (s *reopenState) clear() {

@@ -48,3 +48,22 @@ func TestChangeUnderWay(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestLastError: a failure is shown until something else has succeeded.
+func TestLastError(t *testing.T) {
+	var s reopenState
+	shown := func(want string) {
+		t.Helper()
+		if _, _, err := s.get(); err != want {
+			t.Errorf("shown is %q, want %q", err, want)
+		}
+	}
+	s.replaced(errRemoved)
+	shown(errRemoved.Error())
+	s.replaced(nil)
+	shown("")
+	s.tried(errRemoved)
+	shown(errRemoved.Error())
+	s.tried(nil)
+	shown("")
+}

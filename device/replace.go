@@ -52,8 +52,8 @@ func (d *Device) Replace(ctx context.Context, r Replace) error {
 	}
 	defer d.unlock()
 	err := d.replace(ctx, r)
+	d.reopenState.replaced(err)
 	if err != nil {
-		d.reopenState.failed(err)
 		d.tell(EventReplaceFailed, "%v", err)
 	}
 	return err
