@@ -514,6 +514,15 @@ func TestWhy(t *testing.T) {
 	has("v is lost", "its daemon")
 }
 
+// TestWhyReplacing: a device that a failed replacement left closed says how to open it.
+func TestWhyReplacing(t *testing.T) {
+	dev := &Device{Status: device.Status{Name: "v", State: device.StateReplacing}}
+	dev.Standby.LastError = "the lock was lost"
+	if text := strings.Join(Why(dev, &KeyInfo{}), " "); !strings.Contains(text, "the lock was lost") || !strings.Contains(text, "holdfast replace v FILE") {
+		t.Errorf("%q", text)
+	}
+}
+
 func TestStandbyErrorsTravel(t *testing.T) {
 	for _, code := range []Code{CodeNotSupported, CodeBusy} {
 		if e := fail(code, "x"); e.Code.status() < 400 || e.Code.status() >= 500 {

@@ -17,6 +17,10 @@ func Why(dev *Device, key *KeyInfo) []string {
 		w.standby()
 	case device.StateReplacing:
 		w.say("%s holds its requests since %s while a file below it is being replaced; %d wait.", dev.Name, clock(dev.Since), w.s.Held)
+		if w.s.LastError != "" {
+			w.say("The last attempt failed: %s.", w.s.LastError)
+			w.say("If that took its lock away, it holds until 'holdfast replace %s FILE' gives it a file that it can have for itself.", dev.Name)
+		}
 	case device.StateParked:
 		w.say("%s is live, but %d requests wait since %s for space in the storage of %s; the others are served.", dev.Name, dev.Counters.Parked, clock(dev.Since), w.top())
 		w.say("Free some space there: the requests are tried again every 20 seconds.")
