@@ -76,6 +76,7 @@ type Daemon struct {
 
 	locks         []*dirLock
 	listener      net.Listener
+	socketOwned   bool // and not a service manager's
 	server        *http.Server
 	metricsServer *http.Server
 	treeServer    *fusefs.Server
@@ -231,7 +232,7 @@ func (d *Daemon) Close() {
 	} else if d.listener != nil {
 		d.listener.Close()
 	}
-	if d.listener != nil {
+	if d.socketOwned {
 		os.Remove(d.SocketPath())
 	}
 	d.kernel.close()

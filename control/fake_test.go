@@ -59,6 +59,8 @@ type fakeDevice struct {
 	// machine is the real one: what the daemon sees of standby is not made up.
 	machine  *standby.Device
 	replaced []device.Replace
+	// unanswered is what its queues owe.
+	unanswered time.Duration
 }
 
 func (k *fakeKernel) ready() error {
@@ -154,6 +156,12 @@ func (d *fakeDevice) Status() device.Status {
 		st.Images = append(st.Images, ploop.ImageStatus{Path: r.Path, Level: i})
 	}
 	return st
+}
+
+func (d *fakeDevice) Unanswered() time.Duration {
+	d.k.mu.Lock()
+	defer d.k.mu.Unlock()
+	return d.unanswered
 }
 
 func (d *fakeDevice) Attach(consumer string) error { return d.machine.Attach(consumer) }

@@ -28,6 +28,7 @@ type live interface {
 	Detach(consumer string) error
 	SetStandby(on bool) error
 	Replace(ctx context.Context, r device.Replace) error
+	Unanswered() time.Duration
 }
 
 var _ live = (*device.Device)(nil)

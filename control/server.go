@@ -4,15 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strconv"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"holdfast/device"
 )
@@ -33,35 +28,13 @@ func checkSocketPath(path string) error {
 	return nil
 }
 
-// listen makes the socket. The run directory's lock is held, so a socket that
-// is there has no daemon behind it.
+// listen opens the socket and prepares the server.
 func (d *Daemon) listen() error {
-	path := d.SocketPath()
-	if err := checkSocketPath(path); err != nil {
+	l, owned, err := controlSocket(d.SocketPath())
+	if err != nil {
 		return err
 	}
-	switch fi, err := os.Lstat(path); {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return fmt.Errorf("control socket: %w", err)
-	case fi.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("control socket: %q is in the way and is not a socket: remove it", path)
-	default:
-		if err := os.Remove(path); err != nil {
-			return fmt.Errorf("control socket: stale: %w", err)
-		}
-	}
-	// With the umask there is no moment at which others could connect. It is
-	// the whole process', but nothing else of us runs yet.
-	mask := unix.Umask(0o177)
-	l, err := net.Listen("unix", path)
-	unix.Umask(mask)
-	if err != nil {
-		return fmt.Errorf("control socket: %w", err)
-	}
-	// Close removes the socket itself, while the lock is still held.
-	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	d.listener = l
+	d.listener, d.socketOwned = l, owned
 	d.server = &http.Server{
 		Handler:           d.handler(),
 		ReadHeaderTimeout: 10 * time.Second,

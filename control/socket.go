@@ -1,0 +1,74 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"golang.org/x/sys/unix"
+)
+
+// controlSocket opens the control socket, or takes the one that a service manager has
+// opened for us. The run directory's lock is held, so a socket that is there has no daemon
+// behind it.
+//
+// owned says that the socket is ours to remove at the end. A service manager's stays:
+// who connects while there is no daemon waits for the next one.
+func controlSocket(path string) (l *net.UnixListener, owned bool, err error) {
+	if err := checkSocketPath(path); err != nil {
+		return nil, false, err
+	}
+	if l, err := passedSocket(path); l != nil || err != nil {
+		return l, false, err
+	}
+	switch fi, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, false, fmt.Errorf("control socket: %w", err)
+	case fi.Mode().Type() != fs.ModeSocket:
+		return nil, false, fmt.Errorf("control socket: %q is in the way and is not a socket: remove it", path)
+	default:
+		if err := os.Remove(path); err != nil {
+			return nil, false, fmt.Errorf("control socket: stale: %w", err)
+		}
+	}
+	// With the umask there is no moment at which others could connect. It is
+	// the whole process', but nothing else of us runs yet.
+	mask := unix.Umask(0o177)
+	l, err = net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	unix.Umask(mask)
+	if err != nil {
+		return nil, false, fmt.Errorf("control socket: %w", err)
+	}
+	// Close removes the socket itself, while the lock is still held.
+	l.SetUnlinkOnClose(false)
+	return l, true, nil
+}
+
+// passedSocket is the listening socket of path among the descriptors that a service manager
+// has passed (sd_listen_fds(3)), or nil. One of another path means that unit and --run-dir
+// disagree: serving on either of the two would have half of the clients wait for ever.
+func passedSocket(path string) (*net.UnixListener, error) {
+	files := activation.Files(true)
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	for _, f := range files {
+		l, err := net.FileListener(f)
+		if err != nil {
+			return nil, fmt.Errorf("control socket: what the service manager has passed as %q is not a listening socket: %w", f.Name(), err)
+		}
+		if u, ok := l.(*net.UnixListener); ok && l.Addr().String() == path {
+			u.SetUnlinkOnClose(false)
+			return u, nil
+		}
+		l.Close()
+		return nil, fmt.Errorf("control socket: the service manager has passed %s, and the run directory wants %s: make ListenStream= and --run-dir agree", l.Addr(), path)
+	}
+	return nil, nil
+}
