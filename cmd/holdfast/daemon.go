@@ -33,6 +33,7 @@ func daemonCommand() *cli.Command {
 			&cli.StringFlag{Name: "configfs", Usage: "`DIR` of the kernel's configfs, for LIO", Value: "/sys/kernel/config"},
 			&cli.StringFlag{Name: "scst-root", Usage: "`DIR` of SCST's tree", Value: "/sys/kernel/scst_tgt"},
 			&cli.BoolFlag{Name: "no-sysfs", Usage: "don't mount the attribute tree on RUN-DIR/sys"},
+			&cli.DurationFlag{Name: "stop-timeout", Usage: "go on after `TIME` as after a second signal", DefaultText: "never"},
 			&cli.StringFlag{Name: "log-format", Usage: "json or console", DefaultText: "console on a terminal, otherwise json"},
 			&cli.StringFlag{Name: "log-level", Usage: "debug, info, warn or error", Value: "info"},
 		},
@@ -65,7 +66,11 @@ func daemonCommand() *cli.Command {
 			default:
 				cfg.Targets = strings.Split(kinds, ",")
 			}
-			return serve(cfg)
+			limit := c.Duration("stop-timeout")
+			if limit < 0 {
+				return usagef("--stop-timeout %v: want 0 (never) or more", limit)
+			}
+			return serve(cfg, limit)
 		},
 	}
 }
@@ -92,8 +97,10 @@ func newLog(w io.Writer, format, level string) (zerolog.Logger, error) {
 	return zerolog.New(zerolog.SyncWriter(w)).Level(lvl).With().Timestamp().Logger(), nil
 }
 
-// serve runs the daemon to its end.
-func serve(cfg control.Config) error {
+// serve runs the daemon to its end. Once told to stop, it waits for the devices' users for
+// limit; 0: for ever.
+func serve(cfg control.Config, limit time.Duration) error {
+	manager := newManager(cfg.Log)
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	// A log whose reader died must not take devices with it, nor a closed
@@ -110,6 +117,10 @@ func serve(cfg control.Config) error {
 	served := make(chan error, 1)
 	go func() { served <- d.Serve() }()
 	cfg.Log.Info().Str("version", cfg.Version).Str("socket", d.SocketPath()).Str("state_dir", cfg.StateDir).Msg("ready")
+	manager.ready()
+	done := make(chan struct{})
+	defer close(done)
+	go manager.keep(d.Pulse, done)
 
 	select {
 	case err := <-served:
@@ -118,9 +129,18 @@ func serve(cfg control.Config) error {
 	case sig := <-signals:
 		cfg.Log.Info().Str("signal", sig.String()).Msg("stopping")
 	}
+	manager.stopping()
 	force := make(chan struct{})
 	go func() {
-		<-signals
+		var expired <-chan time.Time
+		if limit > 0 {
+			expired = time.After(limit)
+		}
+		select {
+		case <-signals:
+		case <-expired:
+			cfg.Log.Warn().Msgf("devices are still in use after %v (--stop-timeout)", limit)
+		}
 		close(force)
 		<-signals
 		cfg.Log.Error().Msg("third signal: ending at once, what is still served is lost")

@@ -173,6 +173,16 @@ func TestKernelSIGTERM(t *testing.T) {
 		t.Errorf("exit %d:\n%s", code, d.read("log"))
 	}
 	d.clean("busy")
+	syscall.Unmount(d.file("mnt"), syscall.MNT_DETACH)
+
+	// Or the end of its patience.
+	cmd = d.daemon("--stop-timeout", "1s")
+	d.mount(d.create("busy"), false)
+	cmd.Process.Signal(syscall.SIGTERM)
+	if code := d.ends(cmd); code != 0 || !bytes.Contains(d.read("log"), []byte("--stop-timeout")) {
+		t.Errorf("exit %d:\n%s", code, d.read("log"))
+	}
+	d.clean("busy")
 }
 
 // TestKernelKilledDaemon: what a killed daemon leaves can be taken over, or

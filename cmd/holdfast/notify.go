@@ -1,0 +1,102 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/rs/zerolog"
+
+	"holdfast/control"
+)
+
+// manager is the service manager that started us, if any: it is told what becomes of us
+// (sd_notify(3)), and kills us when we don't feed its watchdog. All is silence without one.
+type manager struct {
+	log zerolog.Logger
+	// watchdog is the time within which it wants to hear of us; 0: it doesn't.
+	watchdog time.Duration
+	status   string // the last one told
+	starving bool
+}
+
+func newManager(log zerolog.Logger) *manager {
+	m := &manager{log: log}
+	// Not daemon.SdWatchdogEnabled: it wants our number in WATCHDOG_PID, and after
+	// an upgrade in place that is the number of the process that was before us.
+	if us, err := strconv.ParseInt(os.Getenv("WATCHDOG_USEC"), 10, 64); err == nil && us > 0 {
+		m.watchdog = time.Duration(us) * time.Microsecond
+	}
+	return m
+}
+
+func (m *manager) tell(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		m.log.Warn().Msgf("the service manager can't be told %q: %v", state, err)
+	}
+}
+
+// ready says that clients are answered, and who does: after an upgrade in place that is
+// another process than the manager started.
+func (m *manager) ready() { m.tell(fmt.Sprintf("%s\nMAINPID=%d", daemon.SdNotifyReady, os.Getpid())) }
+
+func (m *manager) stopping() { m.tell(daemon.SdNotifyStopping) }
+
+// How a manager that has no watchdog is told of the devices' number.
+const statusPeriod = 5 * time.Second
+
+// keep feeds the watchdog until done is closed, while every queue of every device moves, and
+// keeps the status line up to date. Four times per period: so a sign of life that is
+// late once does no harm. A queue may be silent for half of the period.
+func (m *manager) keep(pulse func() control.Pulse, done <-chan struct{}) {
+	if os.Getenv("NOTIFY_SOCKET") == "" {
+		return
+	}
+	period := statusPeriod
+	if m.watchdog > 0 {
+		period = min(period, m.watchdog/4)
+	}
+	tick := time.NewTicker(period)
+	defer tick.Stop()
+	for {
+		m.beat(pulse())
+		select {
+		case <-tick.C:
+		case <-done:
+			return
+		}
+	}
+}
+
+func (m *manager) beat(p control.Pulse) {
+	if status := statusLine(p); status != m.status {
+		m.status = status
+		m.tell("STATUS=" + status)
+	}
+	if m.watchdog == 0 {
+		return
+	}
+	starving := p.Unanswered > m.watchdog/2
+	if starving && !m.starving {
+		m.log.Error().Str("device", p.Device).Msgf("a queue of the device has not moved for %v: the watchdog is not fed any more", p.Unanswered.Round(time.Millisecond))
+	}
+	if m.starving = starving; !starving {
+		m.tell(daemon.SdNotifyWatchdog)
+	}
+}
+
+func statusLine(p control.Pulse) string {
+	s := fmt.Sprintf("%d devices served", p.Live)
+	if p.Live == 1 {
+		s = "1 device served"
+	}
+	if p.Other > 0 {
+		s += fmt.Sprintf(", %d not served", p.Other)
+	}
+	if p.Stopping {
+		s = "Stopping: " + s
+	}
+	return s
+}

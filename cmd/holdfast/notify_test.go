@@ -1,0 +1,184 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"holdfast/control"
+)
+
+// played is a service manager: it listens to what it is told.
+type played struct {
+	t    *testing.T
+	conn *net.UnixConn
+	path string
+}
+
+func play(t *testing.T) *played {
+	t.Helper()
+	p := &played{t: t, path: filepath.Join(t.TempDir(), "notify")}
+	var err error
+	if p.conn, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: p.path, Net: "unixgram"}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.conn.Close() })
+	return p
+}
+
+// told waits for a message with a line of its own that is want, and returns all that came
+// before it.
+func (p *played) told(want string) (before []string) {
+	p.t.Helper()
+	p.conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	buf := make([]byte, 4096)
+	for {
+		n, err := p.conn.Read(buf)
+		if err != nil {
+			p.t.Fatalf("not told %q, only %q: %v", want, before, err)
+		}
+		msg := string(buf[:n])
+		for _, line := range strings.Split(msg, "\n") {
+			if line == want {
+				return before
+			}
+		}
+		before = append(before, msg)
+	}
+}
+
+// silent sees that for a while nothing comes with that word.
+func (p *played) silent(word string, during func()) {
+	p.t.Helper()
+	// What is there already was told before.
+	buf := make([]byte, 4096)
+	for p.conn.SetReadDeadline(time.Now().Add(time.Millisecond)); ; {
+		if _, err := p.conn.Read(buf); err != nil {
+			break
+		}
+	}
+	during()
+	for p.conn.SetReadDeadline(time.Now().Add(time.Millisecond)); ; {
+		n, err := p.conn.Read(buf)
+		if err != nil {
+			return
+		}
+		if strings.Contains(string(buf[:n]), word) {
+			p.t.Errorf("told %q", buf[:n])
+		}
+	}
+}
+
+// TestServiceManager: a daemon that was started with a socket, a place for notifications and
+// a watchdog uses all three, and leaves the socket to its owner.
+func TestServiceManager(t *testing.T) {
+	d, p := newDir(t), play(t)
+	if err := os.Mkdir(d.file("run"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	path := d.file("run/control.sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	socket, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := func(runDir string) *exec.Cmd {
+		self, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The number is only known to the process itself.
+		cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, self, "daemon", "--no-sysfs", "--state-dir", d.file("state"), "--run-dir", runDir)
+		cmd.Env = append(os.Environ(), asHoldfast+"=1", "LISTEN_FDS=1", "LISTEN_FDNAMES=holdfast.socket", "NOTIFY_SOCKET="+p.path, "WATCHDOG_USEC=200000", "WATCHDOG_PID=1")
+		cmd.ExtraFiles = []*os.File{socket}
+		log, err := os.Create(d.file("log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer log.Close()
+		cmd.Stderr = log
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+		return cmd
+	}
+	for range 2 {
+		cmd := start(d.file("run"))
+		p.told(fmt.Sprintf("MAINPID=%d", cmd.Process.Pid))
+		p.told("STATUS=0 devices served")
+		for range 3 {
+			p.told("WATCHDOG=1")
+		}
+		if pid := d.object("list")["daemon"].(map[string]any)["pid"]; pid != float64(cmd.Process.Pid) {
+			t.Errorf("process %v answers, not %d", pid, cmd.Process.Pid)
+		}
+		p.silent("WATCHDOG=1", func() {
+			cmd.Process.Signal(syscall.SIGSTOP)
+			time.Sleep(50 * time.Millisecond) // what is under way
+			for p.conn.SetReadDeadline(time.Now()); ; {
+				if _, err := p.conn.Read(make([]byte, 4096)); err != nil {
+					break
+				}
+			}
+			time.Sleep(time.Second)
+		})
+		cmd.Process.Signal(syscall.SIGCONT)
+		p.told("WATCHDOG=1")
+		cmd.Process.Signal(syscall.SIGTERM)
+		p.told("STOPPING=1")
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%v: %s", err, d.read("log"))
+		}
+		if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) {
+			t.Errorf("the manager's socket is gone: %v", err)
+		}
+	}
+	// A unit that doesn't fit its own options is told so.
+	cmd := start(d.file("elsewhere"))
+	if err := cmd.Wait(); err == nil || !strings.Contains(string(d.read("log")), "ListenStream=") {
+		t.Errorf("%v: %s", err, d.read("log"))
+	}
+}
+
+// TestWatchdog: the watchdog is fed while the slowest queue answers in time.
+func TestWatchdog(t *testing.T) {
+	p := play(t)
+	t.Setenv("NOTIFY_SOCKET", p.path)
+	t.Setenv("WATCHDOG_USEC", "20000000")
+	m := newManager(zerolog.Nop())
+	if m.watchdog != 20*time.Second {
+		t.Fatalf("a watchdog of %v", m.watchdog)
+	}
+	m.beat(control.Pulse{Live: 2, Other: 1})
+	p.told("STATUS=2 devices served, 1 not served")
+	p.told("WATCHDOG=1")
+	m.beat(control.Pulse{Live: 2, Other: 1, Unanswered: 9 * time.Second})
+	if before := p.told("WATCHDOG=1"); len(before) > 0 {
+		t.Errorf("an unchanged status was told again: %q", before)
+	}
+	p.silent("WATCHDOG", func() {
+		m.beat(control.Pulse{Live: 2, Unanswered: 11 * time.Second})
+		m.beat(control.Pulse{Live: 2, Unanswered: 16 * time.Second})
+	})
+	m.beat(control.Pulse{Live: 1, Stopping: true})
+	p.told("STATUS=Stopping: 1 device served")
+	p.told("WATCHDOG=1")
+}
