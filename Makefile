@@ -8,11 +8,12 @@ KERNELS ?= 6.12 7.2
 GOFLAGS := -buildvcs=false
 export GOFLAGS
 
-.PHONY: all build setup demo test lint unit race fuzz vm soak bench clean help
+.PHONY: all build install uninstall setup demo test lint unit race fuzz vm soak bench clean help
 all: build
 
 help:
 	@echo 'build  bin/holdfast'
+	@echo 'install, uninstall  the program, its units and rules, below DESTDIR and PREFIX ($(PREFIX))'
 	@echo 'setup  install the Debian packages that demo, test and bench use (root)'
 	@echo 'demo   serve an image, keep a file system on it, check everything'
 	@echo 'test   lint unit race fuzz vm: under 15 minutes on two processors'
@@ -27,6 +28,34 @@ help:
 # CGO stays off: one static binary, and process-wide prctl needs it so.
 build:
 	CGO_ENABLED=0 $(GO) build -o bin/holdfast ./cmd/holdfast
+
+# Units name the program by its path. Nothing is started: see docs/systemd.md.
+DESTDIR ?=
+PREFIX  ?= /usr/local
+SBINDIR ?= $(PREFIX)/sbin
+LIBDIR  ?= $(PREFIX)/lib
+DOCDIR  ?= $(PREFIX)/share/doc/holdfast
+UNITS    = holdfast.service holdfast.socket holdfast@.service holdfast@.socket
+INSTALLED = $(SBINDIR)/holdfast $(UNITS:%=$(LIBDIR)/systemd/system/%) $(LIBDIR)/udev/rules.d/59-holdfast.rules \
+	$(LIBDIR)/modules-load.d/holdfast.conf $(LIBDIR)/modprobe.d/holdfast.conf \
+	$(PREFIX)/share/bash-completion/completions/holdfast $(PREFIX)/share/zsh/site-functions/_holdfast
+NAMED = sed 's|/usr/local/sbin/|$(SBINDIR)/|g; s|/usr/local/share/doc/holdfast|$(DOCDIR)|g'
+PUT = install -D -m 644 /dev/stdin
+install: build
+	install -D -m 755 bin/holdfast $(DESTDIR)$(SBINDIR)/holdfast
+	for u in $(UNITS); do $(NAMED) systemd/$$u | $(PUT) $(DESTDIR)$(LIBDIR)/systemd/system/$$u || exit 1; done
+	$(NAMED) systemd/59-holdfast.rules | $(PUT) $(DESTDIR)$(LIBDIR)/udev/rules.d/59-holdfast.rules
+	$(PUT) <systemd/modules-load.conf $(DESTDIR)$(LIBDIR)/modules-load.d/holdfast.conf
+	$(PUT) <systemd/modprobe.conf $(DESTDIR)$(LIBDIR)/modprobe.d/holdfast.conf
+	bin/holdfast completion bash | $(PUT) $(DESTDIR)$(PREFIX)/share/bash-completion/completions/holdfast
+	bin/holdfast completion zsh | $(PUT) $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_holdfast
+	install -d $(DESTDIR)$(DOCDIR)
+	install -m 644 README.md LICENSE docs/*.md $(DESTDIR)$(DOCDIR)
+
+# Devices, records and settings stay.
+uninstall:
+	rm -f $(INSTALLED:%=$(DESTDIR)%)
+	rm -rf $(DESTDIR)$(DOCDIR)
 
 PACKAGES = $(shell sed 's/\#.*//' hack/packages hack/vm/packages)
 setup:
