@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Work is a load under way: workers that each do one operation after the other.
@@ -15,14 +16,14 @@ type Work struct {
 	done sync.WaitGroup
 
 	reads, writes, zeroed, discards, flushes atomic.Uint64
+
+	longest atomic.Int64 // of an operation, in nanoseconds
 }
 
 // Area is what a load keeps to, and what it does there.
 type Area struct {
 	Cluster  int64 // bytes; some operations hit exactly whole ones
-	Discards bool
-	// Pause, if there is one, is called by each worker after each operation.
-	Pause func()
+	Discards bool  // the disk has them
 }
 
 const largest = 1 << 20
@@ -44,10 +45,14 @@ func (m *Model) Start(d Disk, workers int, a Area) *Work {
 				case <-w.stop:
 					return
 				default:
-					w.one(rng, buf, a)
 				}
-				if a.Pause != nil {
-					a.Pause()
+				began := time.Now()
+				w.one(rng, buf, a)
+				took := int64(time.Since(began))
+				for old := w.longest.Load(); took > old && !w.longest.CompareAndSwap(old, took); old = w.longest.Load() {
+				}
+				if n, _ := m.Errors(); n != 0 {
+					time.Sleep(10 * time.Millisecond) // errors may come at once, and for ever
 				}
 			}
 		}()
@@ -60,6 +65,9 @@ func (w *Work) Stop() {
 	close(w.stop)
 	w.done.Wait()
 }
+
+// Longest is how long the slowest operation has taken since the last call.
+func (w *Work) Longest() time.Duration { return time.Duration(w.longest.Swap(0)) }
 
 // Done is how many operations have come back.
 func (w *Work) Done() uint64 {

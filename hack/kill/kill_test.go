@@ -1,0 +1,211 @@
+package kill
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/control"
+	"holdfast/device"
+	"holdfast/ploop"
+)
+
+// The steps of the loop, each a death of the serving process: at a random time, or
+// at a place of internal/failpoint. Those that belong to a replacement, an upgrade or a
+// recovery are given one. The order puts first what needs unallocated clusters.
+var (
+	stepsOfThree = []string{
+		"cow", "index-half", "index-written", "data-index", "random", "fetch", "commit",
+		"replace-prepared", "replace-committed", "replace-swapped", "random",
+		"recover-started", "recover-locked", "recover-fetched", "recover-ended",
+		"upgrade-quiesced", "upgrade-released",
+	}
+	stepsOfOne = []string{"discard-index", "discard-punch", "index-half", "random", "fetch", "data-index", "commit", "random"}
+)
+
+const loopSize = 128 << 20
+
+// TestKillLoop kills the server HOLDFAST_KILLS times, under a load that checks what
+// it reads.
+func TestKillLoop(t *testing.T) {
+	kills := count(t, "HOLDFAST_KILLS", len(stepsOfThree)+len(stepsOfOne))
+	s := newServer(t, "--targets", "none")
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	l := &loop{server: s, rng: rand.New(rand.NewPCG(seed, 0)), missed: map[string]int{}}
+	for round := 0; l.kills < kills; round++ {
+		make, steps, name := threeDeltas, stepsOfThree, "three"
+		if round%2 == 1 {
+			make, steps, name = oneDelta, stepsOfOne, "one"
+		}
+		dir := t.TempDir()
+		if round%4 >= 2 {
+			mountLoop(t, dir, 1<<30)
+		}
+		l.round(fmt.Sprintf("%s-%d", name, round), make(t, dir, loopSize, seed+uint64(round)), steps[:min(len(steps), kills-l.kills)])
+	}
+	t.Logf("%d kills of a serving process, %d recoveries; %d more kills of a recovering one; %d requests reissued by the driver, %d failed",
+		l.kills, l.recovered, l.early, l.reissued, l.errors)
+	slices.Sort(l.times)
+	t.Logf("serving again after its start: median %v, longest %v", round(l.times[len(l.times)/2]), round(l.times[len(l.times)-1]))
+	if l.kills != l.recovered || l.recovered == 0 {
+		t.Errorf("%d kills, %d recoveries", l.kills, l.recovered)
+	}
+	if l.reissued == 0 {
+		t.Error("no request was reissued: nothing was in flight when the server was killed")
+	}
+	if l.errors != 0 {
+		t.Errorf("%d requests failed", l.errors)
+	}
+	for place, n := range l.missed {
+		t.Errorf("%s was not reached %d times", place, n)
+	}
+}
+
+// loop is the state of a kill loop.
+type loop struct {
+	*server
+	rng *rand.Rand
+
+	kills     int // of a process that serves
+	early     int // of one that recovers
+	recovered int
+	reissued  int
+	errors    int
+	times     []time.Duration
+	missed    map[string]int
+}
+
+// round kills the server once for each step, over fresh images.
+func (l *loop) round(name string, g *images, steps []string) {
+	l.t.Helper()
+	began := time.Now()
+	w := l.serve(name, g, 12)
+	requeued, failed := countRequests(l.t, "block_rq_requeue", w.disk), countRequests(l.t, "block_rq_error", w.disk)
+	kills, early := l.kills, l.early
+	for _, step := range steps {
+		w.advances(uint64(1 + l.rng.IntN(150)))
+		l.step(name, g, w, step)
+		n := l.recoveries(name)
+		if n != 1 {
+			l.t.Errorf("%s: the new daemon says that it recovered the device %d times", step, n)
+		}
+		l.recovered += n
+		if n, words := g.model.Wrong(); n != 0 {
+			l.t.Fatalf("%s: %d sectors read wrong: %v", step, n, words)
+		}
+		if n, words := g.model.Errors(); n != 0 {
+			l.t.Fatalf("%s: %d operations failed: %v", step, n, words)
+		}
+	}
+	w.advances(50)
+	l.reissued += requeued.hits()
+	l.errors += failed.hits()
+	l.t.Logf("%s: %d kills and %d in recovery in %v, %d requests reissued, %v", name, l.kills-kills, l.early-early, round(time.Since(began)), requeued.hits(), w)
+	l.remove(name, w)
+}
+
+// step kills the server and has another one serve.
+func (l *loop) step(name string, g *images, w *load, step string) {
+	l.t.Helper()
+	l.kills++
+	switch kind, _, _ := strings.Cut(step, "-"); {
+	case step == "random":
+		time.Sleep(time.Duration(l.rng.IntN(200)) * time.Millisecond)
+		l.kill()
+	case kind == "recover":
+		l.kill()
+		l.arm(step)
+		l.start()
+		l.early++
+		l.reached(step)
+	case kind == "replace":
+		l.arm(step)
+		undo := l.replacement(name, g)
+		l.reached(step)
+		undo()
+	case kind == "upgrade":
+		l.arm(step)
+		ctx, cancel := context.WithTimeout(l.t.Context(), time.Minute)
+		go func() { l.run("upgrade") }()
+		l.reached(step)
+		cancel()
+		_ = ctx
+	default:
+		passes := 3
+		if step == "fetch" || step == "commit" {
+			passes = 300
+		}
+		l.arm(fmt.Sprintf("%s:%d", step, 1+l.rng.IntN(passes)))
+		l.reached(step)
+	}
+	l.times = append(l.times, l.restart(name))
+}
+
+// reached waits for the server to die at the place that was armed.
+func (l *loop) reached(place string) {
+	l.t.Helper()
+	if !l.deadWithin(time.Minute) {
+		l.missed[place]++
+		l.kill()
+	} else if l.died(place) == 0 {
+		l.t.Fatalf("the server died of something else than %s:\n%s", place, l.logTail())
+	}
+	l.disarm()
+}
+
+// replacement begins to replace the top by the same file under another name, or the
+// middle by a copy, in turn.
+func (l *loop) replacement(name string, g *images) (done func()) {
+	l.t.Helper()
+	level := 1 + l.rng.IntN(2)
+	d, err := l.client.Device(l.t.Context(), name)
+	must(l.t, err)
+	now := d.Images[level].Path
+	next := strings.TrimSuffix(now, ".other")
+	if next == now {
+		next += ".other"
+	}
+	if _, err := os.Stat(next); err != nil {
+		if level == len(g.refs)-1 {
+			must(l.t, os.Link(now, next))
+		} else {
+			copyFile(l.t, now, next)
+		}
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := l.client.Replace(context.Background(), name, control.ReplaceRequest{Level: &level, Image: ploop.ImageRef{Path: next}, Drain: device.Duration(time.Minute)})
+		ended <- err
+	}()
+	return func() {
+		if err := <-ended; err == nil {
+			l.t.Errorf("a replacement of %s ended well though its server died", filepath.Base(now))
+		}
+	}
+}
+
+// mountLoop mounts a fresh ext4 on a loop device at dir. Its direct I/O is really under
+// way, other than tmpfs's, which is done when it was begun.
+func mountLoop(t *testing.T, dir string, size int64) {
+	t.Helper()
+	must(t, command("modprobe", "-a", "loop", "ext4"))
+	file := filepath.Join(t.TempDir(), "disk")
+	must(t, os.WriteFile(file, nil, 0o600))
+	must(t, os.Truncate(file, size))
+	must(t, command("mkfs.ext4", "-q", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", file))
+	must(t, command("mount", "-o", "loop", file, dir))
+	t.Cleanup(func() {
+		if t.Failed() { // the server may have it still
+			command("umount", "--lazy", dir)
+		} else if err := wait(time.Minute, func() error { return command("umount", dir) }); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -1,0 +1,354 @@
+package kill
+
+import (
+	"context"
+	"debug/buildinfo"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/control"
+	"holdfast/device"
+	"holdfast/hack/faultfs"
+	"holdfast/ublk"
+)
+
+func TestMain(m *testing.M) {
+	faultfs.Child() // storage that fails on demand is a process of its own
+	// A server that an upgrade brought becomes our child when its parent ends.
+	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	os.Exit(m.Run())
+}
+
+// needVM skips a test that must not run on a machine that somebody uses.
+func needVM(t *testing.T) {
+	t.Helper()
+	if os.Getenv("HOLDFAST_VM") == "" {
+		t.Skip("runs in the VM only: make vm")
+	}
+}
+
+// count is how much a test is to do: a small number where people wait for it, that
+// of a variable in a soak.
+func count(t *testing.T, variable string, small int) int {
+	t.Helper()
+	s := os.Getenv(variable)
+	if s == "" {
+		return small
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 {
+		t.Fatalf("%s=%q: want a number from 1", variable, s)
+	}
+	return n
+}
+
+// server is a holdfast daemon that is killed and started again. Its directories
+// stay.
+type server struct {
+	t       *testing.T
+	dir     string
+	program string
+	options []string // of `holdfast daemon`
+	env     []string // HOLDFAST_FAILSWITCH=…
+
+	client  *control.Client
+	process *os.Process
+	ended   chan struct{} // closed when the process was reaped
+	started time.Time
+}
+
+// newServer makes one and starts it. With the test go the server and all of the driver's
+// devices.
+func newServer(t *testing.T, options ...string) *server {
+	t.Helper()
+	s := makeServer(t, options...)
+	s.start()
+	s.answers()
+	return s
+}
+
+// makeServer leaves the starting to the caller.
+func makeServer(t *testing.T, options ...string) *server {
+	t.Helper()
+	needVM(t)
+	must(t, command("modprobe", "ublk_drv"))
+	dir := t.TempDir()
+	s := &server{t: t, dir: dir, options: options, program: program(t), client: control.NewClient(dir + "/run")}
+	t.Cleanup(s.end)
+	return s
+}
+
+// program is a holdfast with places to die at.
+func program(t *testing.T) string {
+	t.Helper()
+	path := os.Getenv("HOLDFAST_BINARY")
+	if path == "" {
+		var err error
+		path, err = filepath.Abs("../../bin/holdfast-failpoints")
+		must(t, err)
+	}
+	info, err := buildinfo.ReadFile(path)
+	if err != nil {
+		t.Fatalf("%v: make bin/holdfast-failpoints", err)
+	}
+	for _, s := range info.Settings {
+		if s.Key == "-tags" && slices.Contains(strings.Split(s.Value, ","), "failpoints") {
+			return path
+		}
+	}
+	t.Fatalf("%s was built without the tag failpoints", path)
+	return ""
+}
+
+// point is the file by which places are armed.
+func (s *server) point() string { return s.dir + "/point" }
+
+// arm has the server, this one or the next, die at a place.
+func (s *server) arm(place string) {
+	s.t.Helper()
+	// In one step: it is read at any time.
+	must(s.t, os.WriteFile(s.point()+"~", []byte(place+"\n"), 0o600))
+	must(s.t, os.Rename(s.point()+"~", s.point()))
+}
+
+func (s *server) disarm() {
+	if err := os.Remove(s.point()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		s.t.Error(err)
+	}
+}
+
+// start starts the program and waits for nothing.
+func (s *server) start() {
+	s.t.Helper()
+	log, err := os.OpenFile(s.dir+"/log", os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	must(s.t, err)
+	defer log.Close()
+	cmd := exec.Command(s.program, append([]string{"daemon", "--state-dir", s.dir + "/state", "--log-format", "json"}, s.options...)...)
+	cmd.Env = append(os.Environ(), append(s.env, "HOLDFAST_RUN_DIR="+s.dir+"/run", "HOLDFAST_FAILPOINT_FILE="+s.point())...)
+	cmd.Stdout, cmd.Stderr = log, log
+	s.started = time.Now()
+	must(s.t, cmd.Start())
+	s.adopt(cmd.Process)
+}
+
+// adopt makes a process the one that is killed next.
+func (s *server) adopt(p *os.Process) {
+	s.process, s.ended = p, make(chan struct{})
+	go func(ended chan struct{}) {
+		p.Wait()
+		close(ended)
+	}(s.ended)
+}
+
+// answers waits until the daemon does.
+func (s *server) answers() {
+	s.t.Helper()
+	if err := wait(time.Minute, func() error {
+		select {
+		case <-s.ended:
+			s.t.Fatalf("the daemon has ended:\n%s", s.logTail())
+		default:
+		}
+		_, err := s.client.Daemon(s.t.Context())
+		return err
+	}); err != nil {
+		s.t.Fatalf("the daemon does not answer: %v\n%s", err, s.logTail())
+	}
+}
+
+// kill kills it and reaps it.
+func (s *server) kill() {
+	s.t.Helper()
+	s.process.Kill()
+	s.dies(time.Minute)
+}
+
+// dies waits for its end.
+func (s *server) dies(timeout time.Duration) {
+	s.t.Helper()
+	if !s.deadWithin(timeout) {
+		s.t.Fatalf("process %d does not end within %v", s.process.Pid, timeout)
+	}
+}
+
+func (s *server) deadWithin(timeout time.Duration) bool {
+	select {
+	case <-s.ended:
+		return true
+	case <-time.After(timeout):
+		return false
+	}
+}
+
+func (s *server) dead() bool { return s.deadWithin(0) }
+
+// restart starts it and waits until a device is served.
+func (s *server) restart(name string) time.Duration {
+	s.t.Helper()
+	s.start()
+	return s.serves(name)
+}
+
+// serves waits until a device is in state live, and tells how long that is after the
+// start of the daemon.
+func (s *server) serves(name string) time.Duration {
+	s.t.Helper()
+	s.becomes(name, device.StateLive)
+	return time.Since(s.started)
+}
+
+// becomes waits for a device's state.
+func (s *server) becomes(name, state string) *control.Device {
+	s.t.Helper()
+	var last *control.Device
+	if err := wait(2*time.Minute, func() error {
+		select {
+		case <-s.ended:
+			s.t.Fatalf("the daemon has ended:\n%s", s.logTail())
+		default:
+		}
+		d, err := s.client.Device(s.t.Context(), name)
+		if err != nil {
+			return err
+		}
+		if last = d; d.State != state {
+			return fmt.Errorf("%s is %s, want %s: %s (%s)", name, d.State, state, d.Problem, d.Advice)
+		}
+		return nil
+	}); err != nil {
+		s.t.Fatalf("%v\n%s", err, s.logTail())
+	}
+	return last
+}
+
+// recoveries counts those of a device that this daemon has ended.
+func (s *server) recoveries(name string) (n int) {
+	s.t.Helper()
+	must(s.t, s.client.Events(s.t.Context(), control.EventsQuery{Device: name}, func(e device.Event) error {
+		if e.Kind == "recovered-device" {
+			n++
+		}
+		return nil
+	}))
+	return n
+}
+
+// run runs a holdfast command.
+func (s *server) run(args ...string) (string, error) {
+	cmd := exec.Command(s.program, args...)
+	cmd.Env = append(os.Environ(), "HOLDFAST_RUN_DIR="+s.dir+"/run")
+	var errs strings.Builder
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("holdfast %s: %w: %s", strings.Join(args, " "), err, errs.String())
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// ok runs a command that must succeed.
+func (s *server) ok(args ...string) string {
+	s.t.Helper()
+	out, err := s.run(args...)
+	if err != nil {
+		s.t.Fatalf("%v\n%s", err, s.logTail())
+	}
+	return out
+}
+
+func (s *server) logTail() string {
+	text, _ := os.ReadFile(s.dir + "/log")
+	return string(text[max(0, len(text)-4000):])
+}
+
+// died counts how often the log says that the program died at a place.
+func (s *server) died(place string) int {
+	text, _ := os.ReadFile(s.dir + "/log")
+	return strings.Count(string(text), "failpoint: "+place+"\n")
+}
+
+// end kills the server and takes what is left from the driver: nobody's
+// requests may hang when the test's process ends.
+func (s *server) end() {
+	if s.t.Failed() {
+		s.t.Logf("the end of the daemon's log:\n%s", s.logTail())
+	}
+	if s.process != nil {
+		s.process.Kill()
+		if !s.deadWithin(time.Minute) {
+			s.t.Errorf("process %d does not end", s.process.Pid)
+		}
+	}
+	syscall.Unmount(s.dir+"/run/sys", syscall.MNT_DETACH)
+	deleteDevices(s.t)
+}
+
+// deleteDevices takes all devices from the driver.
+func deleteDevices(t *testing.T) {
+	t.Helper()
+	ctl, err := ublk.Open("")
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer ctl.Close()
+	ids, err := ctl.List()
+	if err != nil {
+		t.Error(err)
+	}
+	for _, id := range ids {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		if err := ctl.Delete(ctx, id); err != nil && !errors.Is(err, ublk.ErrNoDevice) {
+			t.Errorf("ublkb%d can't be deleted: %v", id, err)
+		}
+		cancel()
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// command runs a program that must not hang.
+func command(name string, args ...string) error {
+	_, err := output(name, args...)
+	return err
+}
+
+func output(name string, args ...string) (string, error) {
+	out, err := exec.Command("timeout", append([]string{"-k", "5", "120", name}, args...)...).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// wait calls f until it returns nil, or returns its last error.
+func wait(timeout time.Duration, f func() error) error {
+	for deadline := time.Now().Add(timeout); ; time.Sleep(10 * time.Millisecond) {
+		err := f()
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("not within %v: %w", timeout, err)
+		}
+	}
+}
+
+// round is for logs.
+func round(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
