@@ -19,6 +19,12 @@
 //
 // Benchmarks belong on /tmp (a tmpfs) or a disk (-disk), not on 9p.
 //
+// With -systemd process 1 is the machine's systemd, with nothing switched on but what
+// Debian's packages bring with them. Changes to the root are kept on the first -disk, and
+// the command is run again when it has rebooted the guest (systemctl reboot): it
+// tells its boots apart by what it left on the disk. /results/console.log has what
+// was said on the way down. The guest is powered off when the command ends.
+//
 // When the command ends, the guest does: what it left running is killed.
 // Standard output and error come back byte for byte, each in its own order, but
 // not in order with each other; use 2>&1 in the guest where that matters.
@@ -48,7 +54,7 @@
 //	HOLDFAST_VM_ACCEL   kvm or tcg; by default a first boot tries KVM, and the
 //	                    verdict is kept until the machine boots again
 //
-// In the guest, HOLDFAST_VM is set to the series.
+// In the guest, HOLDFAST_VM is set to the series, and HOLDFAST_VM_INIT to systemd with -systemd.
 package main
 
 import (
@@ -82,6 +88,7 @@ type options struct {
 	append    string
 	allowOops bool
 	icount    bool
+	systemd   bool
 	refresh   bool
 	fetchOnly bool
 	test      list
@@ -105,6 +112,10 @@ func init() {
 func main() {
 	if guest.IsInit() {
 		guest.Main()
+	}
+	if guest.IsAgent() {
+		guest.Agent()
+		return
 	}
 	o, err := parse(os.Args[1:])
 	if err != nil {
@@ -139,6 +150,7 @@ func parse(args []string) (*options, error) {
 	f.StringVar(&o.append, "append", "", "more kernel command `line`")
 	f.BoolVar(&o.allowOops, "allow-oops", false, "do not fail when the kernel reports a fault")
 	f.BoolVar(&o.icount, "icount", false, "where the guest is emulated, let its clock count instructions: timings then are costs in instructions and do not depend on what else the machine does")
+	f.BoolVar(&o.systemd, "systemd", false, "boot the machine's systemd; the first -disk keeps what changes over reboots")
 	f.BoolVar(&o.refresh, "refresh", false, "look for a newer kernel of the series")
 	f.BoolVar(&o.fetchOnly, "fetch", false, "only fetch the kernel")
 	f.Var(&o.test, "test", "run the Go tests of this package `pattern` (repeatable); arguments after -- go to the test binaries")
@@ -158,6 +170,8 @@ func parse(args []string) (*options, error) {
 		return nil, flag.ErrHelp
 	case o.cpus < 1:
 		return nil, fmt.Errorf("-cpus %d: want at least 1", o.cpus)
+	case o.systemd && len(o.disks) == 0:
+		return nil, fmt.Errorf("-systemd wants a -disk to keep the root's changes on")
 	case o.timeout <= 0:
 		return nil, fmt.Errorf("-timeout %v: want more than 0", o.timeout)
 	}
@@ -205,11 +219,16 @@ func execute(ctx context.Context, o *options) (int, error) {
 	}
 	m := &machine{
 		kernel: k, initramfs: filepath.Join(temp, "initramfs"), outDir: outDir,
-		memory: o.memory, cpus: o.cpus, append: o.append, icount: o.icount, timeout: o.timeout,
+		memory: o.memory, cpus: o.cpus, append: o.append, icount: o.icount, reboots: o.systemd, timeout: o.timeout,
 		stdout: os.Stdout, stderr: os.Stderr,
 	}
 	if m.disks, err = makeDisks(temp, o.disks); err != nil {
 		return 0, err
+	}
+	if o.systemd {
+		if out, err := exec.Command("mkfs.ext4", "-q", "-F", m.disks[0].path).CombinedOutput(); err != nil {
+			return 0, fmt.Errorf("mkfs.ext4 on the first disk: %w: %s", err, out)
+		}
 	}
 	if err := writeInitramfs(m.initramfs, k, *config); err != nil {
 		return 0, err
@@ -252,6 +271,7 @@ func (o *options) config(k *kernel, outDir string) (*guest.Config, error) {
 		Hostname:   "holdfast-vm",
 		Release:    k.Release,
 		ModulesDir: k.Modules,
+		Systemd:    o.systemd,
 	}
 	for _, p := range append([]string{cwd}, o.files...) {
 		if p, err = filepath.Abs(p); err != nil {
@@ -267,6 +287,9 @@ func (o *options) config(k *kernel, outDir string) (*guest.Config, error) {
 	env := []string{
 		"PATH=" + guest.Path, "HOME=/root", "USER=root", "LOGNAME=root", "SHELL=/bin/sh",
 		"LANG=C.UTF-8", "PWD=" + cwd, "HOLDFAST_VM=" + o.series,
+	}
+	if o.systemd {
+		env = append(env, "HOLDFAST_VM_INIT=systemd")
 	}
 	for _, e := range o.env {
 		if !strings.Contains(e, "=") {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,7 +46,18 @@ func writeInitramfs(path string, k *kernel, c guest.Config) error {
 	if err != nil {
 		return err
 	}
-	files, err := parseModulesDep(string(dep)).closure(parseModulesBuiltin(string(builtin)), bootModules...)
+	modules := parseModulesDep(string(dep))
+	wanted := bootModules
+	if c.Systemd {
+		wanted = append(slices.Clone(wanted), "ext4")
+		// ext4 asks for it by what it does, and there is no modprobe yet. Its name changes.
+		for _, name := range []string{"crc32c_generic", "crc32c_cryptoapi"} {
+			if _, ok := modules[name]; ok {
+				wanted = append(wanted, name)
+			}
+		}
+	}
+	files, err := modules.closure(parseModulesBuiltin(string(builtin)), wanted...)
 	if err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ const (
 
 // Messages on the control port: one line each, the word and what follows it.
 const (
-	MsgUp    = "up"    // guest to host: user space is reached
+	MsgUp    = "up"    // guest to host: user space is reached (at each boot)
 	MsgReady = "ready" // guest to host: everything is mounted, the first command starts
 	MsgRun   = "run"   // guest to host: "run PACKAGE", its test binary starts
 	MsgExit  = "exit"  // guest to host: "exit CODE", all commands are done and /results is synced
@@ -56,6 +56,8 @@ type Config struct {
 	// Show lists host paths under directories that the guest covers with a
 	// tmpfs (/tmp, /run), which are to be seen in the guest all the same.
 	Show []string
+	// Systemd has systemd be process 1, on a root whose changes are kept on the first disk.
+	Systemd bool
 	// Commands are run one after the other, whatever their exit codes.
 	Commands []Command
 }

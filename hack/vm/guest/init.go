@@ -62,6 +62,12 @@ func start() (ports, error) {
 	if err := mountAll(&c); err != nil {
 		return p, err
 	}
+	if c.Systemd {
+		if err := prepareSystemd(&c); err != nil {
+			return p, err
+		}
+		return p, becomeSystemd()
+	}
 	r := &runner{ports: p}
 	go r.listen()
 	fmt.Fprintln(p.control, MsgReady)

@@ -48,19 +48,26 @@ const (
 	p9Results = "trans=virtio,version=9p2000.L,msize=512000,cache=mmap"
 )
 
-// mountAll builds the root from the host's and a tmpfs over it, changes into
-// it, and mounts everything that programs expect.
+// mountAll builds the root from the host's and a tmpfs (or a disk) over it,
+// changes into it, and mounts everything that programs expect.
 func mountAll(c *Config) error {
+	upper := mountPoint{"tmpfs", "tmpfs", "/rw", 0, "mode=755"}
+	if c.Systemd {
+		if err := waitRootDisk(); err != nil {
+			return err
+		}
+		upper = mountPoint{"ext4", rootDisk, "/rw", 0, ""}
+	}
 	for _, m := range []mountPoint{
 		{"9p", TagRoot, "/ro", unix.MS_RDONLY, p9Root},
-		{"tmpfs", "tmpfs", "/rw", 0, "mode=755"},
+		upper,
 	} {
 		if err := m.mount(); err != nil {
 			return err
 		}
 	}
 	for _, d := range []string{"/rw/upper", "/rw/work"} {
-		if err := os.Mkdir(d, 0o755); err != nil {
+		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
 	}
@@ -96,15 +103,18 @@ func mountAll(c *Config) error {
 	if err := mountModules(c); err != nil {
 		return err
 	}
-	for _, m := range []mountPoint{
+	mounts := []mountPoint{
 		{"devpts", "devpts", "/dev/pts", 0, "gid=5,mode=620,ptmxmode=666"},
 		{"tmpfs", "tmpfs", "/dev/shm", 0, "mode=1777"},
 		{"tmpfs", "tmpfs", "/run", 0, "mode=755"},
 		{"tmpfs", "tmpfs", "/tmp", 0, "mode=1777"},
 		{"9p", TagResults, ResultsDir, 0, p9Results},
-		{"cgroup2", "cgroup2", "/sys/fs/cgroup", 0, ""},
-		{"debugfs", "debugfs", "/sys/kernel/debug", 0, ""},
-	} {
+	}
+	if !c.Systemd { // which does it itself
+		mounts = append(mounts, mountPoint{"cgroup2", "cgroup2", "/sys/fs/cgroup", 0, ""},
+			mountPoint{"debugfs", "debugfs", "/sys/kernel/debug", 0, ""})
+	}
+	for _, m := range mounts {
 		if err := m.mount(); err != nil {
 			return err
 		}
@@ -195,6 +205,9 @@ func setup(c *Config) error {
 	}
 	if err := setModprobe(); err != nil {
 		return err
+	}
+	if c.Systemd {
+		return nil
 	}
 	// configfs may be a module, and modprobe is only usable now.
 	m := mountPoint{"configfs", "configfs", "/sys/kernel/config", 0, ""}

@@ -20,8 +20,12 @@ type runner struct {
 	ports
 	mu  sync.Mutex
 	pid int // the running command's, 0 if there is none
+	// began is when the last command was started.
+	began time.Time
 	// over is set when time is up: no further command is started.
 	over bool
+	// service: process 1 is somebody else, and most processes are not ours.
+	service bool
 }
 
 // Exit codes of commands that could not be started, as shells have them.
@@ -40,11 +44,15 @@ func (r *runner) isOver() bool {
 
 // run runs one command and returns its exit code; 128+n if signal n ended it.
 func (r *runner) run(c *Command) int {
-	began := time.Now()
 	if c.Package != "" {
 		fmt.Fprintln(r.control, MsgRun, c.Package)
 	}
-	code := r.exec(c)
+	r.began = time.Now()
+	return r.tell(c, r.exec(c))
+}
+
+// tell says what became of a test binary, as go test does, and returns the code to go by.
+func (r *runner) tell(c *Command, code int) int {
 	if c.Package == "" {
 		return code
 	}
@@ -58,7 +66,7 @@ func (r *runner) run(c *Command) int {
 		}
 		code = 1
 	}
-	fmt.Fprintf(r.stdout, "%s\t%s\t%.3fs\n", word, c.Package, time.Since(began).Seconds())
+	fmt.Fprintf(r.stdout, "%s\t%s\t%.3fs\n", word, c.Package, time.Since(r.began).Seconds())
 	return code
 }
 
@@ -106,7 +114,11 @@ func (r *runner) exec(c *Command) int {
 	ws := r.wait(pid)
 	// What the command left running goes with it: otherwise the pipes would
 	// never end, and the next command would not start from a clean state.
-	unix.Kill(-1, unix.SIGKILL)
+	if r.service {
+		unix.Kill(-pid, unix.SIGKILL)
+	} else {
+		unix.Kill(-1, unix.SIGKILL)
+	}
 	out.finish()
 	errp.finish()
 	if ws.Signaled() {
