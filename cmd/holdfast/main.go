@@ -133,7 +133,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Commands: []*cli.Command{
 			daemonCommand(), createCommand(), listCommand(), showCommand(), removeCommand(), replaceCommand(),
 			standbyCommand(), standbyCheckCommand(), attachCommand(), detachCommand(), whyCommand(), eventsCommand(), attrCommand(),
-			imageCommand(), completionCommand(), completeCommand(), versionCommand(), helpCommand(),
+			imageCommand(), completionCommand(), completeCommand(), udevCommand(), versionCommand(), helpCommand(),
 		},
 	}
 	for _, c := range app.Commands {

@@ -1,0 +1,78 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"holdfast/ublk"
+)
+
+// An Identity is what a block device of the driver is to us.
+type Identity struct {
+	Name     string // the device's
+	Instance string // of the daemons; "": that of the default directories
+	// Served: a server has the device. I/O of one that isn't waits for the next.
+	Served bool
+}
+
+// Link is the device's stable name below /dev.
+func (i Identity) Link() string {
+	if i.Instance == "" {
+		return "holdfast/" + i.Name
+	}
+	return "holdfast-" + i.Instance + "/" + i.Name
+}
+
+// Identify finds out what /dev/ublkb<number> is, nil if it is none of ours. It asks no
+// daemon, so it answers while there is none: the driver has the mark of the state
+// directory on the device, and the records have the name. Only daemons with the default
+// directories, or with both of the form /run/holdfast-INSTANCE, are found.
+func Identify(ctx context.Context, number int) (*Identity, error) {
+	ctl, err := ublk.Open("")
+	if err != nil {
+		return nil, err
+	}
+	defer ctl.Close()
+	info, err := ctl.GetInfo(ctx, number)
+	if err != nil {
+		return nil, err
+	}
+	id, err := identityOf(DefaultRunDir, DefaultStateDir, number, info.Tag, bootID())
+	if id != nil {
+		id.Served = info.State == ublk.Live
+	}
+	return id, err
+}
+
+// identityOf looks through the records of the instance that has the tag.
+func identityOf(run, state string, number int, tag uint64, boot string) (*Identity, error) {
+	more, err := filepath.Glob(state + "-*")
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range append([]string{state}, more...) {
+		if tagOf(dir) != tag {
+			continue
+		}
+		instance := strings.TrimPrefix(strings.TrimPrefix(dir, state), "-")
+		runDir := run + strings.TrimPrefix(dir, state)
+		// What is below the run directory is of this boot, and is there even when the
+		// state directory is not.
+		for _, records := range []records{{filepath.Join(runDir, "devices")}, {filepath.Join(dir, "devices")}} {
+			files, err := filepath.Glob(filepath.Join(records.dir, "*"+recordSuffix))
+			if err != nil {
+				return nil, err
+			}
+			for _, file := range files {
+				rec, err := readRecord(file)
+				if err == nil && rec.ID == number && rec.BootID == boot {
+					return &Identity{Name: rec.Spec.Name, Instance: instance}, nil
+				}
+			}
+		}
+		return nil, fmt.Errorf("/dev/ublkb%d was made with the state directory %q, and no record there has it", number, dir)
+	}
+	return nil, nil
+}

@@ -1,0 +1,51 @@
+package control
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"holdfast/device"
+	"holdfast/ploop"
+)
+
+func TestIdentify(t *testing.T) {
+	dir := t.TempDir()
+	run, state := filepath.Join(dir, "run"), filepath.Join(dir, "lib")
+	put := func(at, name string, number int, boot string) {
+		t.Helper()
+		r := records{filepath.Join(at, "devices")}
+		if err := os.MkdirAll(r.dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		spec := device.Spec{Name: name, Images: []ploop.ImageRef{{Path: "/i"}}}
+		if err := r.save(&record{Spec: spec, ID: number, BootID: boot, Images: make([]imageID, 1)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(state, "old", 3, "before")
+	put(state, "new", 3, "now")
+	put(run+"-other", "its", 3, "now") // the state directory of this one can't be read
+	if err := os.MkdirAll(state+"-other", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		tag    uint64
+		number int
+		link   string
+	}{
+		{tagOf(state), 3, "holdfast/new"},
+		{tagOf(state + "-other"), 3, "holdfast-other/its"},
+		{tagOf("/elsewhere"), 3, ""},
+		{0, 3, ""},
+	} {
+		id, err := identityOf(run, state, c.number, c.tag, "now")
+		if err != nil || id == nil != (c.link == "") || id != nil && id.Link() != c.link {
+			t.Errorf("tag %#x: %v, %v, want %q", c.tag, id, err, c.link)
+		}
+	}
+	// Ours, by the driver's word, but not known: no link, rather than a wrong one.
+	if id, err := identityOf(run, state, 4, tagOf(state), "now"); id != nil || err == nil {
+		t.Errorf("%v, %v", id, err)
+	}
+}
