@@ -8,7 +8,7 @@ KERNELS ?= 6.12 7.2
 GOFLAGS := -buildvcs=false
 export GOFLAGS
 
-.PHONY: all build install uninstall setup demo test lint unit race fuzz vm soak bench clean help
+.PHONY: all build failpoints install uninstall setup demo test lint unit race fuzz vm soak bench clean help
 all: build
 
 help:
@@ -22,7 +22,8 @@ help:
 	@echo 'race   the same under the race detector, and with one processor'
 	@echo 'fuzz   a burst of each fuzz target (FUZZTIME=20000x)'
 	@echo 'vm     the driver and the devices on real kernels (KERNELS="$(KERNELS)")'
-	@echo 'soak   the whole story, ROUNDS=$(ROUNDS) times: GlusterFS dies below a target (KERNELS="$(KERNELS)")'
+	@echo 'soak   the whole story, ROUNDS=$(ROUNDS) times: GlusterFS dies below a target; and the server'
+	@echo '       killed KILLS=$(KILLS) times under load (KERNELS="$(KERNELS)")'
 	@echo 'bench  benchmarks, native and in a VM; results in build/bench'
 
 # CGO stays off: one static binary, and process-wide prctl needs it so.
@@ -96,19 +97,26 @@ fuzz:
 		done; \
 	done
 
-VMTESTS = ./ublk/... ./device ./cmd/holdfast ./sysfs/fusefs ./hack/faultfs ./hack/story
-vm: build
+# The same program with places to die at: internal/failpoint.
+failpoints:
+	CGO_ENABLED=0 $(GO) build -tags failpoints -o bin/holdfast-failpoints ./cmd/holdfast
+
+VMTESTS = ./ublk/... ./device ./cmd/holdfast ./sysfs/fusefs ./hack/faultfs ./hack/story ./hack/kill
+vm: build failpoints
 	@for k in $(KERNELS); do \
 		echo "=== Linux $$k"; \
 		$(GO) run ./hack/vm -kernel $$k -timeout 12m $(VMTESTS:%=-test %) || exit 1; \
 	done
 
-# The scenario of hack/story, many times and in all its variants.
+# The scenario of hack/story, many times and in all its variants, and hack/kill at length.
 ROUNDS ?= 10
-soak: setup build
+KILLS  ?= 240
+SOAKKILL = HOLDFAST_KILLS=$(KILLS) HOLDFAST_VARIANT_KILLS=20 HOLDFAST_DEVICES=64 HOLDFAST_UPGRADES=50 HOLDFAST_STOP=60
+soak: setup build failpoints
 	@for k in $(KERNELS); do \
 		echo "=== Linux $$k"; \
 		$(GO) run ./hack/vm -kernel $$k -timeout 40m -env HOLDFAST_ROUNDS=$(ROUNDS) -test ./hack/story || exit 1; \
+		$(GO) run ./hack/vm -kernel $$k -timeout 60m $(SOAKKILL:%=-env %) -test ./hack/kill || exit 1; \
 	done
 
 bench: setup build
