@@ -132,11 +132,12 @@ func (l *loop) step(name string, g *images, w *load, step string) {
 		undo()
 	case kind == "upgrade":
 		l.arm(step)
-		ctx, cancel := context.WithTimeout(l.t.Context(), time.Minute)
-		go func() { l.run("upgrade") }()
+		ended := make(chan struct{})
+		go func() { l.run("upgrade"); close(ended) }()
 		l.reached(step)
-		cancel()
-		_ = ctx
+		<-ended
+		l.times = append(l.times, l.heir(name))
+		return
 	default:
 		passes := 3
 		if step == "fetch" || step == "commit" {
@@ -158,6 +159,34 @@ func (l *loop) reached(place string) {
 		l.t.Fatalf("the server died of something else than %s:\n%s", place, l.logTail())
 	}
 	l.disarm()
+}
+
+// heir is restart after a death in the midst of an upgrade: the new process may have
+// taken over, or not.
+func (l *loop) heir(name string) time.Duration {
+	l.t.Helper()
+	l.start()
+	began := l.started
+	if err := wait(time.Minute, func() error {
+		if info, err := l.client.Daemon(l.t.Context()); err != nil {
+			if l.dead() { // it found the other one, who is gone since
+				l.start()
+			}
+			return err
+		} else if info.PID != l.process.Pid {
+			l.dies(time.Minute)
+			p, err := os.FindProcess(info.PID)
+			if err != nil {
+				return err
+			}
+			l.adopt(p)
+		}
+		return nil
+	}); err != nil {
+		l.t.Fatalf("%v\n%s", err, l.logTail())
+	}
+	l.serves(name)
+	return time.Since(began)
 }
 
 // replacement begins to replace the top by the same file under another name, or the

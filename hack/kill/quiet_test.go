@@ -9,7 +9,7 @@ import (
 func TestWithoutKills(t *testing.T) {
 	s := newServer(t, "--targets", "none")
 	for name, make := range map[string]func(*testing.T, string, int64, uint64) *images{"three": threeDeltas, "one": oneDelta} {
-		g := make(t, t.TempDir(), 64<<20, 7)
+		g := make(t, t.TempDir(), 32<<20, 7)
 		l := s.serve(name, g, 12)
 		requeued, errors := countRequests(t, "block_rq_requeue", l.disk), countRequests(t, "block_rq_error", l.disk)
 		l.advances(2000)
