@@ -12,6 +12,7 @@ import (
 
 	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"holdfast/control"
 	"holdfast/target"
@@ -139,7 +140,8 @@ func serve(cfg control.Config, limit time.Duration) error {
 		select {
 		case <-signals:
 		case <-expired:
-			cfg.Log.Warn().Msgf("devices are still in use after %v (--stop-timeout)", limit)
+			cfg.Log.Warn().Msgf("devices are still in use after %v (--stop-timeout): file systems are synced, then I/O fails", limit)
+			syncAll(signals)
 		}
 		close(force)
 		<-signals
@@ -151,4 +153,18 @@ func serve(cfg control.Config, limit time.Duration) error {
 		cfg.Log.Info().Msg("stopped")
 	}
 	return err
+}
+
+// syncLimit bounds the last sync, which may wait for storage that never answers.
+const syncLimit = 20 * time.Second
+
+// syncAll writes out what file systems on our devices have in memory, unless a signal comes.
+func syncAll(signals <-chan os.Signal) {
+	synced := make(chan struct{})
+	go func() { unix.Sync(); close(synced) }()
+	select {
+	case <-synced:
+	case <-time.After(syncLimit):
+	case <-signals:
+	}
 }

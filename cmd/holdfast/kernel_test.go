@@ -178,11 +178,21 @@ func TestKernelSIGTERM(t *testing.T) {
 	// Or the end of its patience.
 	cmd = d.daemon("--stop-timeout", "1s")
 	d.mount(d.create("busy"), false)
+	if err := os.WriteFile(d.file("mnt/y"), []byte("not synced"), 0o600); err != nil {
+		t.Error(err)
+	}
 	cmd.Process.Signal(syscall.SIGTERM)
 	if code := d.ends(cmd); code != 0 || !bytes.Contains(d.read("log"), []byte("--stop-timeout")) {
 		t.Errorf("exit %d:\n%s", code, d.read("log"))
 	}
 	d.clean("busy")
+	syscall.Unmount(d.file("mnt"), syscall.MNT_DETACH)
+	d.daemon()
+	d.mount(d.create("busy"), false)
+	if got := d.read("mnt/y"); string(got) != "not synced" {
+		t.Errorf("%q", got)
+	}
+	d.umount()
 }
 
 // TestKernelKilledDaemon: what a killed daemon leaves can be taken over, or
