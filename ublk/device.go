@@ -24,12 +24,14 @@ type Device struct {
 	running atomic.Int32 // queue threads
 	ended   chan struct{}
 
-	mu       sync.Mutex // the life of the device: Start and Stop one at a time
-	fd       int        // /dev/ublkcN, -1 when closed
-	stopped  bool       // STOP_DEV has returned
-	deleted  bool
-	errMu    sync.Mutex
-	lastErrs []error
+	mu      sync.Mutex // the life of the device: Start and Stop one at a time
+	fd      int        // /dev/ublkcN, -1 when closed
+	stopped bool       // STOP_DEV has returned
+	deleted bool
+	// recovering: a new server's, until Start.
+	recovering bool
+	errMu      sync.Mutex
+	lastErrs   []error
 }
 
 // Create makes a device and starts its queues: ADD_DEV, SET_PARAMS, a thread and a
@@ -51,21 +53,22 @@ func (c *Control) Create(ctx context.Context, cfg Config, h Handler) (*Device, e
 		return nil, err
 	}
 	d := &Device{ctl: c, cfg: cfg, info: info, fd: -1, ended: make(chan struct{})}
-	if err := d.open(ctx, flags, h); err != nil {
+	// A driver clears the flags that it does not know and says nothing.
+	if missing := flags &^ d.info.Flags; missing != 0 {
+		return nil, d.abandon(&MissingFeatureError{Missing: missing})
+	}
+	if err := c.SetParams(ctx, d.info.ID, cfg.params()); err != nil {
+		return nil, d.abandon(err)
+	}
+	if err := d.open(ctx, h); err != nil {
 		return nil, d.abandon(err)
 	}
 	return d, nil
 }
 
-func (d *Device) open(ctx context.Context, want Feature, h Handler) error {
-	// A driver clears the flags that it does not know and says nothing.
-	if missing := want &^ d.info.Flags; missing != 0 {
-		return &MissingFeatureError{Missing: missing}
-	}
+// open becomes the device's server: a thread and a ring for each queue.
+func (d *Device) open(ctx context.Context, h Handler) error {
 	id := d.info.ID
-	if err := d.ctl.SetParams(ctx, id, d.cfg.params()); err != nil {
-		return err
-	}
 	fd, err := openChar(ctx, d.charPath())
 	if err != nil {
 		return err
@@ -95,7 +98,7 @@ func (d *Device) open(ctx context.Context, want Feature, h Handler) error {
 	ready := make(chan error, len(d.queues))
 	d.running.Store(int32(len(d.queues)))
 	for i, q := range d.queues {
-		go q.run(cpus[i], ready)
+		q.thread = newThread(func() { q.run(cpus[i], ready) })
 	}
 	// Every queue answers: a set-up has nothing in it to wait for.
 	for range d.queues {
@@ -137,22 +140,33 @@ func (d *Device) abandon(err error) error {
 
 // Start makes the block device appear (START_DEV). Requests come to the handler
 // before it returns: the kernel looks for partitions. When Start fails the device
-// has been removed, as by Stop.
+// has been removed, as by Stop. After Recover it lets requests flow again
+// (END_USER_RECOVERY), and when that fails the device has been left, as by Leave.
 func (d *Device) Start(ctx context.Context) error {
 	d.mu.Lock()
-	stopped := d.stopped
+	stopped, recovering := d.stopped || d.deleted, d.recovering
 	var err error
-	if !stopped {
+	switch {
+	case stopped:
+		err = ErrStopped
+	case recovering:
+		if err = d.ctl.EndRecovery(ctx, d.info.ID); err == nil {
+			d.recovering = false
+		}
+	default:
 		err = d.ctl.Start(ctx, d.info.ID)
 	}
 	d.mu.Unlock()
-	if stopped {
-		return ErrStopped
-	}
-	if err != nil {
+	switch {
+	case err == nil:
+		d.hurry()
+	case stopped:
+	case recovering:
+		return errors.Join(err, d.Leave(context.WithoutCancel(ctx)))
+	default:
 		return d.abandon(err)
 	}
-	return nil
+	return err
 }
 
 // Stop removes the device for good, whoever has it open. In order: STOP_DEV, which
@@ -182,14 +196,7 @@ func (d *Device) Stop(ctx context.Context) error {
 			return err
 		}
 	}
-	if d.zeroes != nil {
-		d.noteError(unix.Munmap(d.zeroes))
-		d.zeroes = nil
-	}
-	if d.fd >= 0 {
-		d.noteError(unix.Close(d.fd))
-		d.fd = -1
-	}
+	lastErr := d.closeDevice()
 	// The waiting form waits for those who still have the dead disk open.
 	err := d.ctl.DeleteAsync(ctx, id)
 	if errors.Is(err, unix.EOPNOTSUPP) { // before Linux 6.9
@@ -199,6 +206,20 @@ func (d *Device) Stop(ctx context.Context) error {
 		return err
 	}
 	d.deleted = true
+	return lastErr
+}
+
+// closeDevice closes the server's end, when the queues have ended. It returns what
+// went wrong since they began to.
+func (d *Device) closeDevice() error {
+	if d.zeroes != nil {
+		d.noteError(unix.Munmap(d.zeroes))
+		d.zeroes = nil
+	}
+	if d.fd >= 0 {
+		d.noteError(unix.Close(d.fd))
+		d.fd = -1
+	}
 	d.errMu.Lock()
 	defer d.errMu.Unlock()
 	return errors.Join(d.lastErrs...)

@@ -74,5 +74,12 @@
 // # The end of the server
 //
 // When the process dies the driver fails or keeps the requests, as Config.Recovery
-// says. A panic in a handler kills the process and so is such a death.
+// says. A panic in a handler kills the process and so is such a death. A new server
+// takes the device over with Control.Recover, and one that has to go without dying
+// gives it up with Device.Leave.
+//
+// A dead server's writes may still be on their way to its files, and land after the
+// new server has done the same request again and its user has gone on. Nothing here
+// keeps them from that: whoever recovers has to know that none is left, before Start
+// (an open-file-description lock on the file can tell).
 package ublk

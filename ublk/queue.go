@@ -41,7 +41,8 @@ type Queue struct {
 	worker  []bool   // by file slot: see blocksInline
 	changes []uint32 // by file slot: times that it was filled or emptied
 
-	gone int // tags whose command came back aborted: all of them ends the thread
+	gone    int  // tags whose command came back aborted: all of them ends the thread
+	leaving bool // end as soon as no transfer is under way; see Device.Leave
 
 	// Zero copy without memory; see bounce.
 	spare      unsafe.Pointer
@@ -51,6 +52,7 @@ type Queue struct {
 	bounces    uint64
 
 	dev      *Device
+	thread   *thread
 	mem      []byte // buffers or spare
 	descMem  []byte
 	counter  *uint64 // what the wake-up read reads
@@ -84,9 +86,6 @@ func (q *Queue) buffer(tag int) unsafe.Pointer { return unsafe.Add(q.buffers, ta
 // whether the set-up succeeded; where only a part of it did, the tags that the
 // driver did take are waited for.
 func (q *Queue) run(cpus *CPUSet, ready chan<- error) {
-	// Never unlocked: pinning and flags end with the thread, which ends with the
-	// goroutine.
-	runtime.LockOSThread()
 	defer q.dev.queueEnded()
 	err := q.setup(cpus)
 	if err == nil {
@@ -102,7 +101,9 @@ func (q *Queue) run(cpus *CPUSet, ready chan<- error) {
 		q.loop()
 	}
 	q.closeMailbox()
-	q.release()
+	if !q.leaving {
+		q.release()
+	}
 }
 
 func (q *Queue) setup(cpus *CPUSet) error {
@@ -170,7 +171,8 @@ func (q *Queue) openRing() error {
 }
 
 // release gives back everything but /dev/ublkcN, in the order that DEL_DEV needs:
-// the mapping and the ring refer to it.
+// the mapping and the ring refer to it. A queue that leaves does it when its thread is
+// gone (see Leave).
 func (q *Queue) release() {
 	var errs []error
 	if q.ring != nil {
@@ -275,7 +277,7 @@ func (q *Queue) loop() {
 	q.began = time.Now()
 	for {
 		q.collect()
-		if q.gone == len(q.requests) {
+		if q.gone == len(q.requests) || q.leaving && !q.transferring() {
 			return
 		}
 		wait := 1
@@ -303,6 +305,16 @@ func (q *Queue) loop() {
 		q.report()
 		q.yield()
 	}
+}
+
+// transferring says that the ring has a request's transfer.
+func (q *Queue) transferring() bool {
+	for i := range q.requests {
+		if q.requests[i].owner == ownedByRing {
+			return true
+		}
+	}
+	return false
 }
 
 // yieldEvery is a little less than the 10 ms after which the Go scheduler preempts.

@@ -1,0 +1,183 @@
+package ublk
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// keeper is a server's handler that keeps some requests, and more of them when it is
+// about to leave.
+type keeper struct {
+	*ramHandler
+	leaving atomic.Bool
+	kept    atomic.Int64
+}
+
+func (h *keeper) Begin(r *Request) {
+	if h.leaving.Load() && rand.IntN(2) == 0 {
+		h.kept.Add(1)
+		return
+	}
+	h.ramHandler.Begin(r)
+}
+
+// A device's users notice nothing of its servers' coming and going, and what a server
+// kept is done by the next.
+func TestLeaveAndRecover(t *testing.T) {
+	eachPath(t, func(t *testing.T, c *Control, p DataPath) {
+		const size, rounds = 4 << 20, 20
+		cfg := Config{ID: -1, Size: size, Queues: 2, Depth: 8, DataPath: p, Recovery: RecoverReissue, VolatileCache: true}
+		ram := newRAM(t, size, false)
+		h := &keeper{ramHandler: ram}
+		d, err := c.Create(t.Context(), cfg, h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { d.Stop(t.Context()) }()
+
+		stop := make(chan struct{})
+		var wg sync.WaitGroup
+		var done atomic.Int64
+		for i := range 24 { // more than there are tags
+			wg.Go(func() {
+				f, err := os.OpenFile(d.Path(), os.O_RDWR|unix.O_DIRECT, 0)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer f.Close()
+				b, got := aligned(t, 4096), aligned(t, 4096)
+				for n := 0; ; n++ {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					copy(b, bytes.Repeat([]byte(fmt.Sprintf("%03d %08d    ", i, n)), 256))
+					if _, err := f.WriteAt(b, int64(i)*4096); err != nil {
+						t.Errorf("write: %v", err)
+						return
+					}
+					if _, err := f.ReadAt(got, int64(i)*4096); err != nil || !bytes.Equal(got, b) {
+						t.Errorf("read: %v, right: %t", err, bytes.Equal(got, b))
+						return
+					}
+					done.Add(1)
+				}
+			})
+		}
+		var longest time.Duration
+		for round := range rounds {
+			for was := done.Load(); done.Load() < was+50 && !t.Failed(); {
+				time.Sleep(time.Millisecond)
+			}
+			h.leaving.Store(true)
+			begin := time.Now()
+			if round%3 == 0 { // every tag is kept
+				time.Sleep(20 * time.Millisecond)
+			}
+			if err := d.Leave(t.Context()); err != nil {
+				t.Fatalf("round %d: leave: %v", round, err)
+			}
+			h = &keeper{ramHandler: ram}
+			next, err := c.Recover(t.Context(), d.ID(), cfg, h)
+			if err != nil {
+				t.Fatalf("round %d: recover: %v", round, err)
+			}
+			d = next
+			if err := d.Start(t.Context()); err != nil {
+				t.Fatalf("round %d: end of the recovery: %v", round, err)
+			}
+			longest = max(longest, time.Since(begin))
+		}
+		for was := done.Load(); done.Load() < was+50 && !t.Failed(); {
+			time.Sleep(time.Millisecond)
+		}
+		close(stop)
+		wg.Wait()
+		t.Logf("%d requests over %d servers, the longest pause %v", 2*done.Load(), rounds+1, longest)
+	})
+}
+
+// A recovery that was cut off is begun anew.
+func TestRecoveryCutOff(t *testing.T) {
+	c := control(t)
+	for _, queues := range []int{1, 2} {
+		cfg := Config{ID: -1, Size: 1 << 20, Queues: queues, Depth: 4, DataPath: Copy, Recovery: RecoverReissue}
+		ram := newRAM(t, 1<<20, false)
+		d := serve(t, c, cfg, ram)
+		id := d.ID()
+		if err := d.Leave(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		info, err := c.orphan(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin := func() {
+			t.Helper()
+			if err := patiently(t.Context(), func() error { return c.StartRecovery(t.Context(), id) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		recover := func(what string) {
+			t.Helper()
+			d, err := c.Recover(t.Context(), id, cfg, ram)
+			if err != nil {
+				t.Fatalf("%d queues, %s: %v", queues, what, err)
+			}
+			if what == "fetched" {
+				if err := d.Leave(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if err := d.Start(t.Context()); err != nil {
+				t.Fatalf("%d queues, %s: %v", queues, what, err)
+			}
+			if _, err := os.ReadFile(d.Path()); err != nil {
+				t.Errorf("%d queues, %s: %v", queues, what, err)
+			}
+			if err := d.Leave(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		begin()
+		recover("nothing fetched")
+		begin()
+		part := info
+		part.Queues = 1
+		if err := c.sweep(t.Context(), part); err != nil {
+			t.Fatal(err)
+		}
+		recover("one queue fetched")
+		recover("fetched")
+		recover("all queues fetched")
+
+		other := cfg
+		other.Size = 2 << 20
+		if _, err := c.Recover(t.Context(), id, other, ram); !errors.Is(err, ErrNotRecoverable) {
+			t.Errorf("another size: %v", err)
+		}
+		recover("after a refusal")
+		if err := c.Delete(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+	}
+	mortal := serve(t, c, Config{Size: 1 << 20}, newRAM(t, 1<<20, false))
+	if _, err := c.Recover(t.Context(), mortal.ID(), Config{Size: 1 << 20}, newRAM(t, 1<<20, false)); !errors.Is(err, ErrNotRecoverable) {
+		t.Errorf("a device without recovery: %v", err)
+	}
+}
