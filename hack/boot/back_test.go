@@ -1,0 +1,60 @@
+package boot
+
+import (
+	"os"
+	"regexp"
+	"strings"
+)
+
+// trouble is what must not be said on the way down. The modules' directory is the
+// harness's own.
+var trouble = regexp.MustCompile(`I/O error|EXT4-fs (error|warning)|JBD2:|Buffer I/O|blocked for more than|Failed unmounting .*(/srv|/mnt)|timed out|SIGKILL.*holdfast|Failed .*holdfast`)
+
+// back is the boot after one that went down with file systems mounted on our devices.
+func back(g guest) {
+	down := g.wayDown()
+	for line := range strings.Lines(down) {
+		if trouble.MatchString(line) {
+			g.Errorf("on the way down: %s", strings.TrimSpace(line))
+		}
+	}
+	order(g, down)
+	// The daemon ended by itself and had nothing to complain of.
+	last := g.run("journalctl", "-b", "-1", "-u", "holdfast.service", "-o", "cat", "--no-pager", "-n", "20")
+	if !strings.Contains(last, `"message":"stopped"`) {
+		g.Errorf("the daemon's last words before the reboot:\n%s", last)
+	}
+	// Those in fstab are mounted, or we would not be here; the other is there to be mounted.
+	for _, where := range []string{inFstab, netdev} {
+		if out, err := g.try("mountpoint", where); err != nil {
+			g.Errorf("%s: %v", out, err)
+		}
+	}
+	g.until("/dev/holdfast/hand", func() bool { _, err := os.Stat("/dev/holdfast/hand"); return err == nil })
+	if out := g.run("dumpe2fs", "-h", "/dev/holdfast/hand"); !regexp.MustCompile(`Filesystem state:\s+clean`).MatchString(out) || strings.Contains(out, "needs_recovery") {
+		g.Errorf("the file system was not unmounted before its device went:\n%s", out)
+	}
+	g.run("e2fsck", "-fn", "/dev/holdfast/hand")
+	g.run("mount", "/dev/holdfast/hand", byHand)
+	for _, where := range []string{byHand, inFstab, netdev} {
+		g.run("sh", "-c", `cd "$0" && sha256sum -c sum`, where)
+	}
+	sums := g.read("/var/lib/holdfast-boot.sums")
+	for _, where := range []string{byHand, inFstab, netdev} {
+		if !strings.Contains(sums, g.read(where+"/sum")) {
+			g.Errorf("%s has other data than was written there", where)
+		}
+	}
+}
+
+// order sees that file systems on our devices went before the one that has the images.
+func order(g guest, down string) {
+	last := strings.LastIndex(down, "unmounting filesystem")
+	if last < 0 {
+		g.Fatal("no file system was unmounted")
+	}
+	line := down[strings.LastIndexByte(down[:last], '\n')+1 : last]
+	if !strings.Contains(line, "(vdb)") || strings.Count(down, "EXT4-fs (ublkb") < 6 { // mounted and unmounted
+		g.Errorf("the last file system to be unmounted was %s, not the images'", line)
+	}
+}

@@ -1,0 +1,133 @@
+package boot
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestBoot is one story over all boots.
+func TestBoot(t *testing.T) {
+	g := needSystemd(t)
+	steps := []struct {
+		name string
+		do   func(guest)
+	}{
+		{"install", install},
+		{"create", create},
+		{"kill", kill},
+		{"reboot", func(g guest) { dirty(g); g.reboot() }},
+	}
+	if g.phase() == 1 {
+		steps = steps[:0]
+		steps = append(steps, struct {
+			name string
+			do   func(guest)
+		}{"after the reboot", back})
+	}
+	for _, s := range steps {
+		if !t.Run(s.name, func(t *testing.T) { s.do(guest{t}) }) {
+			return
+		}
+	}
+}
+
+// install does what README tells, and puts the images on a file system of their own.
+func install(g guest) {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		g.Fatal(err)
+	}
+	if _, err := os.Stat(root + "/bin/holdfast"); err != nil {
+		g.Fatalf("%v: make build", err)
+	}
+	// Not built again: there may be no Go here, and the build would be the guest's slow one.
+	g.run("make", "-s", "-C", root, "-o", "build", "install")
+	g.run("mkfs.ext4", "-q", "/dev/vdb")
+	g.write("/etc/fstab", "/dev/vdb /srv ext4 defaults 0 2\n")
+	g.write("/etc/systemd/system/holdfast.service.d/images.conf", "[Unit]\nRequiresMountsFor=/srv\n")
+	g.run("udevadm", "control", "--reload")
+	g.run("systemctl", "daemon-reload")
+	g.run("systemctl", "start", "srv.mount")
+	g.run("systemctl", "restart", "systemd-modules-load.service")
+	g.run("systemctl", "enable", "--now", "holdfast.socket", "holdfast.service")
+	if text := g.run("systemd-analyze", "verify", "--man=no", "holdfast.service", "holdfast.socket", "holdfast@x.service", "holdfast@x.socket"); text != "" {
+		g.Errorf("systemd complains about the units: %s", text)
+	}
+	if max := g.read("/sys/module/ublk_drv/parameters/ublks_max"); strings.TrimSpace(max) != "4096" {
+		g.Errorf("ublks_max is %s", max)
+	}
+	pid := g.unit("MainPID")
+	// What hardening must not do, and what it must.
+	if a, b := g.run("readlink", "/proc/1/ns/mnt"), g.run("readlink", "/proc/"+pid+"/ns/mnt"); a != b {
+		g.Errorf("the daemon is in a mount namespace of its own: %s and %s", a, b)
+	}
+	if v := g.read("/run/holdfast/sys/module/parameters/standby_check"); strings.TrimSpace(v) != "0" {
+		g.Errorf("the attribute tree says %q", v)
+	}
+	if v := g.read("/proc/" + pid + "/oom_score_adj"); v != "-1000\n" {
+		g.Errorf("oom_score_adj is %s", v)
+	}
+	status := g.read("/proc/" + pid + "/status")
+	if !regexp.MustCompile(`(?m)^Seccomp:\s+2$`).MatchString(status) || regexp.MustCompile(`(?m)^VmLck:\s+0 kB$`).MatchString(status) {
+		g.Errorf("no seccomp, or nothing locked:\n%s", status)
+	}
+	if fi, err := os.Stat("/run/holdfast/control.sock"); err != nil || fi.Mode().Perm() != 0o600 {
+		g.Errorf("%v, %v", fi, err)
+	}
+	// The socket is systemd's: who asks while there is no daemon gets one.
+	g.run("systemctl", "stop", "holdfast.service")
+	g.run("holdfast", "list")
+	if again := g.unit("MainPID"); again == pid || again == "0" {
+		g.Errorf("the main process was %s, and is %s after a call at the socket", pid, again)
+	}
+	if text := g.unit("StatusText"); text != "0 devices served" {
+		g.Errorf("status %q", text)
+	}
+}
+
+// The devices and where their file systems are mounted.
+const (
+	byHand  = "/mnt/by-hand"
+	inFstab = "/mnt/in-fstab"
+	netdev  = "/mnt/netdev"
+)
+
+func create(g guest) {
+	fstab := g.read("/etc/fstab")
+	for name, where := range map[string]string{"hand": byHand, "plain": inFstab, "net": netdev} {
+		image := "/srv/" + name + ".hds"
+		g.run("holdfast", "image", "create", "--size", "256M", image)
+		g.run("holdfast", "create", name, "--image", image)
+		link := "/dev/holdfast/" + name
+		g.until(link, func() bool { _, err := os.Stat(link); return err == nil })
+		g.run("mkfs.ext4", "-q", "-L", name, link)
+		g.run("mkdir", "-p", where)
+		switch name {
+		case "plain":
+			fstab += fmt.Sprintf("%s %s ext4 defaults 0 2\n", link, where)
+		case "net":
+			fstab += fmt.Sprintf("%s %s ext4 _netdev 0 2\n", link, where)
+		}
+	}
+	g.write("/etc/fstab", fstab)
+	g.run("systemctl", "daemon-reload")
+	for _, where := range []string{inFstab, netdev} {
+		g.run("mount", where)
+	}
+	g.run("mount", "/dev/holdfast/hand", byHand)
+	// udev has seen what mkfs wrote.
+	g.until("/dev/disk/by-label", func() bool { _, err := os.Stat("/dev/disk/by-label/hand"); return err == nil })
+}
+
+// dirty leaves files that nobody has synced.
+func dirty(g guest) {
+	for _, where := range []string{byHand, inFstab, netdev} {
+		g.run("sh", "-c", `cd "$0" && head -c 20000000 /dev/urandom >data && sha256sum data >sum`, where)
+		g.run("sh", "-c", `cat "$0"/sum >>/var/lib/holdfast-boot.sums`, where)
+	}
+	g.run("sync", "/var/lib/holdfast-boot.sums")
+}

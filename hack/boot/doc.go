@@ -1,0 +1,8 @@
+// Package boot tests the units, rules and modules' settings of systemd/ with Debian's systemd: in a
+// VM that boots it, goes down with file systems mounted on our devices, and boots again.
+//
+//	go run ./hack/vm -systemd -disk 2G -disk 2G -kernel 7.2 -test ./hack/boot
+//
+// The tests run at each boot; what is to be done is in a file on the first disk, which keeps the
+// root's changes. The second disk is the images' file system.
+package boot

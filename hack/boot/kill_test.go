@@ -1,0 +1,112 @@
+package boot
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"time"
+)
+
+// kill ends the daemon in every way, under a file system whose user must not notice.
+func kill(g guest) {
+	// Not for a minute under emulation; and time to look at a device without a server.
+	g.write("/run/systemd/system/holdfast.service.d/test.conf", "[Service]\nWatchdogSec=5s\n")
+	g.run("systemctl", "daemon-reload")
+	l := g.load(byHand + "/load")
+	pid := g.unit("MainPID")
+	restarts := func() (n int) { fmt.Sscan(g.unit("NRestarts"), &n); return n }
+
+	for range 3 {
+		n := l.n
+		g.until("some progress", func() bool { return l.n > n+5 })
+		g.run("kill", "-9", pid)
+		pid = g.served(pid, "hand")
+	}
+	if n := restarts(); n != 3 {
+		g.Errorf("%d restarts after 3 kills", n)
+	}
+
+	// The watchdog's time is that of the daemon's start: this one knows of the 5 seconds.
+	g.Log("stopped by SIGSTOP, for as long as the watchdog takes")
+	began := time.Now()
+	g.run("kill", "-STOP", pid)
+	pid = g.served(pid, "hand")
+	if t := time.Since(began); t < 3*time.Second {
+		g.Errorf("the daemon was replaced after %v", t)
+	}
+	log := g.journal()
+	if !strings.Contains(log, "Watchdog timeout") || !strings.Contains(log, "SIGABRT") {
+		g.Errorf("the journal says nothing of the watchdog:\n%s", log)
+	}
+
+	g.Log("stopped and continued")
+	g.run("kill", "-STOP", pid)
+	time.Sleep(time.Second)
+	g.run("kill", "-CONT", pid)
+	n := l.n
+	g.until("some progress", func() bool { return l.n > n+5 })
+	if g.unit("MainPID") != pid {
+		g.Error("the daemon did not survive a short stop")
+	}
+
+	g.Log("killed for its memory")
+	g.write("/proc/"+pid+"/oom_score_adj", "0")
+	g.write("/sys/fs/cgroup/system.slice/holdfast.service/memory.max", "4M")
+	pid = g.served(pid, "hand")
+	if log := g.run("dmesg"); !strings.Contains(log, "Memory cgroup out of memory: Killed process") {
+		g.Errorf("the kernel did not kill it")
+	}
+	if score := g.read("/proc/" + pid + "/oom_score_adj"); score != "-1000\n" {
+		g.Errorf("the next daemon has oom_score_adj %s", score)
+	}
+	g.end(l)
+	quiesced(g, pid)
+	upgrade(g)
+}
+
+// quiesced: while a device has no server, udev doesn't wait for it, and its links stay.
+func quiesced(g guest, pid string) {
+	g.write("/run/systemd/system/holdfast.service.d/test.conf", "[Service]\nRestartSec=1h\n")
+	g.run("systemctl", "daemon-reload")
+	g.run("kill", "-9", pid)
+	g.until("systemd's notice", func() bool { return g.unit("SubState") == "auto-restart" })
+	disk, err := os.Readlink("/dev/holdfast/hand")
+	if err != nil {
+		g.Fatal(err)
+	}
+	disk = strings.TrimPrefix(disk, "../")
+	g.run("timeout", "60", "udevadm", "trigger", "--settle", "--action=change", "/sys/class/block/"+disk)
+	for _, link := range []string{"/dev/holdfast/hand", "/dev/disk/by-label/hand"} {
+		if _, err := os.Stat(link); err != nil {
+			g.Error(err)
+		}
+	}
+	if props := g.run("udevadm", "info", "/dev/"+disk); !strings.Contains(props, "HOLDFAST_READY=0") || !strings.Contains(props, "ID_FS_TYPE=ext4") {
+		g.Errorf("udev knows:\n%s", props)
+	}
+	if g.unit("SubState") != "auto-restart" {
+		g.Error("the device was not without a server for all that time")
+	}
+	// A client at the socket is enough.
+	g.run("holdfast", "list")
+	g.served(pid, "hand")
+	g.run("rm", "/run/systemd/system/holdfast.service.d/test.conf")
+	g.run("systemctl", "daemon-reload")
+}
+
+// upgrade: reload moves the devices to another process, which systemd then looks after.
+func upgrade(g guest) {
+	l := g.load(byHand + "/load2")
+	pid := g.unit("MainPID")
+	for range 2 {
+		g.run("systemctl", "reload", "holdfast.service")
+		pid = g.served(pid, "hand")
+		n := l.n
+		g.until("some progress", func() bool { return l.n > n+5 })
+	}
+	g.run("holdfast", "list") // at the same socket
+	g.run("kill", "-9", pid)
+	g.served(pid, "hand")
+	g.end(l)
+	g.run("holdfast", "list")
+}
