@@ -2,6 +2,7 @@ package kill
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 )
@@ -13,6 +14,8 @@ const Sector = 512
 const contentMagic = 0x4c4c494b5f504d48
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+var errTorn = errors.New("torn")
 
 // put writes what operation op of the model with this seed gives sector i. The
 // layout: magic, seed, sector, operation, filling, checksum of all before.
@@ -48,7 +51,7 @@ func get(p []byte, seed, i uint64) (op uint32, err error) {
 	case le.Uint64(p) != contentMagic:
 		return 0, fmt.Errorf("garbage: %x…", p[:16])
 	case le.Uint64(p[Sector-8:]) != uint64(crc32.Checksum(p[:Sector-8], castagnoli)):
-		return 0, fmt.Errorf("torn: operation %d of sector %d, with a wrong checksum", le.Uint64(p[24:]), le.Uint64(p[16:]))
+		return 0, fmt.Errorf("%w: operation %d of sector %d, with a wrong checksum", errTorn, le.Uint64(p[24:]), le.Uint64(p[16:]))
 	case le.Uint64(p[8:]) != seed:
 		return 0, fmt.Errorf("another disk's: seed %#x", le.Uint64(p[8:]))
 	case le.Uint64(p[16:]) != i:

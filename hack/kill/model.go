@@ -1,6 +1,7 @@
 package kill
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -145,6 +146,11 @@ func (m *Model) found(off int64, p []byte, before []sector) {
 	for k, was := range before {
 		s, op := &m.sectors[int(first)+k], ops[k]
 		switch {
+		case errors.Is(bad[k], errTorn) && s.begun != was.done:
+			// It was written meanwhile, and nobody promises more: the
+			// storage may be memory, and a read and a write two copies.
+			bad[k] = nil
+			continue
 		case bad[k] != nil:
 		case op == 0 && (was.zero || s.zeroing > was.done):
 		case op != 0 && (op == was.data || op > was.done && op <= s.begun):
