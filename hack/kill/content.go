@@ -48,6 +48,8 @@ func get(p []byte, seed, i uint64) (op uint32, err error) {
 	switch {
 	case zeroes(p):
 		return 0, nil
+	case le.Uint64(p) == 0:
+		return 0, fmt.Errorf("%w: zeroes at its head only", errTorn)
 	case le.Uint64(p) != contentMagic:
 		return 0, fmt.Errorf("garbage: %x…", p[:16])
 	case le.Uint64(p[Sector-8:]) != uint64(crc32.Checksum(p[:Sector-8], castagnoli)):

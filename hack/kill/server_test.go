@@ -222,7 +222,10 @@ func (s *server) becomes(name, state string) *control.Device {
 		if err != nil {
 			return err
 		}
-		if last = d; d.State != state {
+		if last = d; d.State == control.StateLost {
+			s.t.Fatalf("%s is lost: %s\n%s", name, d.Problem, s.logTail())
+		}
+		if d.State != state {
 			return fmt.Errorf("%s is %s, want %s: %s (%s)", name, d.State, state, d.Problem, d.Advice)
 		}
 		return nil
