@@ -12,6 +12,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/failpoint"
 	"holdfast/ploop"
 	"holdfast/standby"
 	"holdfast/ublk"
@@ -38,6 +39,12 @@ type Options struct {
 	Event func(Event)
 	// Key is the process' switch for standby; nil: one that stays off.
 	Key *standby.Key
+	// Recover takes over a device whose server is gone, instead of making one. After
+	// an error it waits for a server as before. TakeOver is implied.
+	Recover *Recovery
+	// Added hears of the driver's number of a device that is made, before anybody can
+	// use it. Its error takes the creation back. nil: nobody.
+	Added func(id int) error
 }
 
 // Event is something that happened to a device.
@@ -51,6 +58,7 @@ type Event struct {
 // Kinds of events.
 const (
 	EventCreated       = "created"
+	EventServed        = "served" // taken over from a server that is gone
 	EventRemoved       = "removed"
 	EventParked        = "parked"          // a request waits for space
 	EventUnparked      = "unparked"        // none does any more
@@ -133,14 +141,22 @@ func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
 		o.Key = standby.NewKey(time.Now, nil)
 	}
 	d.ioErrors = d.log.Sample(&zerolog.BurstSampler{Burst: 5, Period: 10 * time.Second})
+	r := o.Recover
 	stack, err := ploop.Open(spec.Images, ploop.Options{
-		ReadOnly: spec.ReadOnly, TakeOver: o.TakeOver,
+		ReadOnly: spec.ReadOnly, TakeOver: o.TakeOver || r != nil, Continue: r != nil, Distrust: r != nil && r.Standby != nil,
 		Log: func(format string, args ...any) { d.log.Info().Msgf(format, args...) },
 	})
 	if err != nil {
 		return nil, err
 	}
-	if err := d.start(ctx, stack, o.Key); err != nil {
+	if r != nil {
+		if err := fenced(stack, r); err != nil {
+			stack.Retire()
+			return nil, err
+		}
+	}
+	failpoint.Hit("recover-locked")
+	if err := d.start(ctx, stack, &o); err != nil {
 		close(d.closing)
 		if d.machine != nil {
 			d.machine.Close()
@@ -148,14 +164,30 @@ func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
 		if d.dev != nil && !d.ended() {
 			return nil, fmt.Errorf("%w: %w", ErrStuck, err)
 		}
+		if r != nil {
+			stack.Retire() // still in use
+			return nil, err
+		}
 		return nil, errors.Join(err, stack.Close())
 	}
-	d.tell(EventCreated, "%s serves %s", d.Path(), spec.Images[len(spec.Images)-1])
+	if r != nil {
+		failpoint.Hit("recover-ended")
+		d.tell(EventServed, "%s is served again, from %s", d.Path(), spec.Images[len(spec.Images)-1])
+	} else {
+		d.tell(EventCreated, "%s serves %s", d.Path(), spec.Images[len(spec.Images)-1])
+	}
 	return d, nil
 }
 
-func (d *Device) start(ctx context.Context, stack *ploop.Stack, key *standby.Key) error {
+func (d *Device) start(ctx context.Context, stack *ploop.Stack, o *Options) error {
 	cfg := d.config(stack)
+	if o.Recover != nil {
+		info, err := d.control.GetInfo(ctx, o.Recover.ID)
+		if err != nil {
+			return err
+		}
+		cfg.Queues, cfg.Depth, cfg.MaxIO = info.Queues, info.Depth, info.MaxIO
+	}
 	d.maxIO = cfg.MaxIO
 	d.buffers.New = func() any { b := ploop.AlignedBuffer(d.maxIO); return &b }
 	// As many as may be; the driver may give fewer.
@@ -169,25 +201,26 @@ func (d *Device) start(ctx context.Context, stack *ploop.Stack, key *standby.Key
 		q.began = make([]int64, cfg.Depth)
 		q.held, q.spare = make([]*ublk.Request, 0, cfg.Depth), make([]*ublk.Request, 0, cfg.Depth)
 	}
-	dev, err := d.control.Create(ctx, cfg, d)
+	set, err := triggers(d.spec.StandbyErrors)
 	if err != nil {
 		return err
 	}
-	d.dev = dev
+	if err := d.connect(ctx, cfg, o); err != nil {
+		return errors.Join(err, d.disconnect(ctx, o))
+	}
 	for slot, fd := range stack.Fds() {
-		if err := dev.SetFile(slot, fd); err != nil {
-			return errors.Join(err, dev.Stop(context.WithoutCancel(ctx)))
+		if err := d.dev.SetFile(slot, fd); err != nil {
+			return errors.Join(err, d.disconnect(ctx, o))
 		}
 	}
-	set, err := triggers(d.spec.StandbyErrors)
-	if err != nil {
-		return errors.Join(err, dev.Stop(context.WithoutCancel(ctx)))
-	}
-	d.machine = standby.NewDevice(key, standby.Options{Triggers: set, Changed: d.changed})
+	d.machine = standby.NewDevice(o.Key, standby.Options{Triggers: set, Changed: d.changed})
 	d.gate = d.machine.Gate()
 	d.flowing()
+	if o.Recover != nil {
+		d.restore(o.Recover)
+	}
 	go d.keep()
-	return dev.Start(ctx) // which stops the device when it fails
+	return d.dev.Start(ctx) // which stops or leaves the device when it fails
 }
 
 // config says the device's parameters from spec and stack.
@@ -205,6 +238,7 @@ func (d *Device) config(stack *ploop.Stack) ublk.Config {
 		Files:         len(st.Images),
 		DataPath:      dataPaths[d.spec.DataPath],
 		Tag:           d.tag,
+		Recovery:      recoveryOf(),
 	}
 	if cfg.Queues == 0 {
 		cfg.Queues = min(runtime.NumCPU(), mostDefaultQueue)

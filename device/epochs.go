@@ -129,13 +129,14 @@ func (d *Device) cameLate(r *ublk.Request, q *queue, state, rest, epoch uint64, 
 	d.Begin(r)
 }
 
-// drain waits, with the gate closed, until nothing is under way, at most for limit.
-func (d *Device) drain(ctx context.Context, limit time.Duration) error {
+// drain waits, with the gate closed, until nothing is under way, at most for limit, and
+// says how much still is.
+func (d *Device) drain(ctx context.Context, limit time.Duration) (int, error) {
 	deadline := time.Now().Add(limit)
 	for {
 		out := make([]int, len(d.queues))
 		if err := d.dev.OnQueues(func(uq *ublk.Queue) { out[uq.Index()] = d.queues[uq.Index()].out }); err != nil {
-			return err
+			return 0, err
 		}
 		n := 0
 		for _, k := range out {
@@ -146,12 +147,12 @@ func (d *Device) drain(ctx context.Context, limit time.Duration) error {
 		n += g.calls
 		g.mu.Unlock()
 		if n == 0 || time.Now().After(deadline) {
-			return nil
+			return n, nil
 		}
 		select {
 		case <-time.After(5 * time.Millisecond):
 		case <-ctx.Done():
-			return ctx.Err()
+			return n, ctx.Err()
 		}
 	}
 }

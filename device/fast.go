@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/failpoint"
 	"holdfast/ploop"
 	"holdfast/standby"
 	"holdfast/ublk"
@@ -70,6 +71,7 @@ func (d *Device) Begin(r *ublk.Request) {
 	q := &d.queues[r.Queue().Index()]
 	op := r.Op()
 	if r.User == 0 {
+		failpoint.Hit("fetch")
 		q.stats.bytes[op].Add(uint64(r.Len()))
 		if n := q.stats.ops[op].Add(1); n%LatencySample == 1 {
 			q.began[r.Tag()] = max(int64(time.Since(q.born)), 1)
@@ -132,6 +134,7 @@ func (q *queue) ended(r *ublk.Request) {
 // complete ends a request on the queue's thread.
 func (q *queue) complete(r *ublk.Request, errno unix.Errno) {
 	q.ended(r)
+	failpoint.Hit("commit")
 	r.CompleteHere(errno)
 }
 

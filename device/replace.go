@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"holdfast/internal/failpoint"
 	"holdfast/ploop"
 	"holdfast/standby"
 )
@@ -125,7 +126,7 @@ func (d *Device) succeed(ctx context.Context, c succession) (err error) {
 		d.flowing()
 		d.machine.Release(standby.Replace)
 	}()
-	if err := d.drain(ctx, c.drain); err != nil {
+	if _, err := d.drain(ctx, c.drain); err != nil {
 		return err
 	}
 	old := d.gen.Load()
@@ -141,6 +142,7 @@ func (d *Device) succeed(ctx context.Context, c succession) (err error) {
 	if err := d.swap(next, c.reopen); err != nil {
 		return err // the queues have ended: nothing can be served any more
 	}
+	failpoint.Hit("replace-swapped")
 	d.specMu.Lock()
 	d.spec.Images = c.images
 	d.specMu.Unlock()
@@ -159,12 +161,14 @@ func (d *Device) prepare(old *generation, c succession) (*ploop.Stack, error) {
 	if err != nil {
 		return nil, errors.Join(err, old.stack.Resume())
 	}
+	failpoint.Hit("replace-prepared")
 	if c.commit == nil {
 		return next, nil
 	}
 	if err := c.commit(); err != nil {
 		return nil, errors.Join(err, old.stack.Undo(next))
 	}
+	failpoint.Hit("replace-committed")
 	return next, nil
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/failpoint"
 	"holdfast/ploop"
 	"holdfast/standby"
 	"holdfast/ublk"
@@ -142,6 +143,7 @@ func payloadError(err error) error {
 
 func (d *Device) finish(r *ublk.Request, q *queue, err error) {
 	q.ended(r)
+	failpoint.Hit("commit")
 	if err == nil {
 		d.spaceFound()
 		r.Complete(0)

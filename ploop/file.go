@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/failpoint"
 )
 
 // file is what the engine asks of the storage under an image. There are two
@@ -116,6 +118,9 @@ func (f *osFile) prepare(path string, write, direct bool) error {
 
 // lockFile takes the lock and says whether the file system has locks at all.
 func lockFile(fd int, path string, write bool) (bool, error) {
+	if failpoint.Off("no-fence") {
+		return false, nil
+	}
 	lk := unix.Flock_t{Type: unix.F_RDLCK}
 	if write {
 		lk.Type = unix.F_WRLCK

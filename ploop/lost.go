@@ -97,6 +97,23 @@ func (x *index) lose(s *Stack) {
 	l.n.Store(int64(len(l.sectors)))
 }
 
+// distrust marks all of the index as lost. Nobody else has the stack yet.
+func (x *index) distrust(s *Stack) {
+	l := &x.lost
+	l.Lock()
+	defer l.Unlock()
+	l.recent, l.sectors = map[int64]uint64{}, map[int64]struct{}{}
+	for i := range s.clusters {
+		if s.inTop(s.table.load(i)) {
+			l.sectors[sectorOfEntry(i)] = struct{}{}
+		}
+	}
+	for at := range l.sectors {
+		x.mark(s, at)
+	}
+	l.n.Store(int64(len(l.sectors)))
+}
+
 // restore writes a lost sector anew. Only the leader calls it, or Close.
 func (x *index) restore(s *Stack, at int64) error {
 	x.lost.Lock()

@@ -18,6 +18,12 @@ type Options struct {
 	// of the caller's own earlier life: what this package writes is safe to
 	// go on with after a crash, what a stranger left behind wants a check.
 	TakeOver bool
+	// Continue wants a top that was left in use, as a device's is whose server
+	// died: one that was closed since, or never opened, isn't it (ErrDiverged).
+	Continue bool
+	// Distrust takes none of the top's index for durable, although it reads so:
+	// syncs failed in the caller's earlier life.
+	Distrust bool
 	// NoDirect serves the files through the page cache.
 	NoDirect bool
 	// Log takes one line about what is worth knowing and no error; nil: nobody.
@@ -122,6 +128,9 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 		}
 	}
 	s.top = s.deltas[len(s.deltas)-1]
+	if o.Continue && !o.ReadOnly && !s.top.ref.Raw && s.top.hdr.InUse != inUseDirty {
+		return nil, s.top.diverged(44, "in_use", "clear: the image was closed since, or is another", "the mark that the device left")
+	}
 	if err := s.fit(); err != nil {
 		return nil, err
 	}
@@ -129,6 +138,9 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 		return nil, err
 	}
 	s.start()
+	if o.Distrust && !o.ReadOnly && !s.top.ref.Raw {
+		s.index.distrust(s)
+	}
 	return s, nil
 }
 

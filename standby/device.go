@@ -207,6 +207,24 @@ func (d *Device) set(errno unix.Errno, cause string, byHand bool) {
 	d.settle(Change{Kind: Entered, Cause: cause})
 }
 
+// Restored is a standby that an earlier server of the device was in.
+type Restored struct {
+	ByHand bool
+	Errno  unix.Errno
+	Cause  string
+	Since  time.Time
+}
+
+// Restore goes on with the standby of an earlier server of this device, whatever the
+// fuses say: with one of them off it is an inconsistency, as it was before. To be called
+// before there are requests.
+func (d *Device) Restore(r Restored) {
+	d.key.mu.Lock()
+	defer d.key.mu.Unlock()
+	d.set(r.Errno, r.Cause, r.ByHand)
+	d.since = r.Since
+}
+
 // Recovered clears STANDBY after a recovery: what was held is processed. It says
 // whether STANDBY was set.
 func (d *Device) Recovered() bool { return d.clear(Change{Kind: Recovered}) }

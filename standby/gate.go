@@ -11,6 +11,8 @@ const (
 	Standby Reason = 1 << iota
 	// Replace: files below the device are being replaced.
 	Replace
+	// Leave: the device is being left to another server.
+	Leave
 
 	// failing goes with Standby: its time is up.
 	failing Reason = 1 << 31
@@ -19,7 +21,7 @@ const (
 var reasonNames = []struct {
 	r    Reason
 	name string
-}{{Standby, "standby"}, {Replace, "replace"}}
+}{{Standby, "standby"}, {Replace, "replace"}, {Leave, "leave"}}
 
 // Names lists the reasons of a set; none for an open gate.
 func (r Reason) Names() []string {

@@ -1,0 +1,178 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/failpoint"
+	"holdfast/ploop"
+	"holdfast/standby"
+	"holdfast/ublk"
+)
+
+// Recovery says what there is to know of a device whose server died, or left it.
+type Recovery struct {
+	ID        int               // the driver's number
+	Consumers []string          // who had a lease
+	Standby   *standby.Restored // the standby it was in; nil: none
+	// Force goes on where the file system of the top has no locks.
+	Force bool
+}
+
+// ErrNoFence is Open's answer when nothing can tell whether writes of the dead server are
+// still on their way.
+var ErrNoFence = errors.New("writes of the dead server may still be under way, and the image's file system has no locks to tell")
+
+// connect makes the device in the driver, or takes it over.
+func (d *Device) connect(ctx context.Context, cfg ublk.Config, o *Options) (err error) {
+	if r := o.Recover; r != nil {
+		d.dev, err = d.control.Recover(ctx, r.ID, cfg, d)
+		return err
+	}
+	if d.dev, err = d.control.Create(ctx, cfg, d); err != nil || o.Added == nil {
+		return err
+	}
+	return o.Added(d.dev.ID())
+}
+
+// disconnect undoes connect: what was made is removed, what was taken over is left.
+func (d *Device) disconnect(ctx context.Context, o *Options) error {
+	if d.dev == nil {
+		return nil
+	}
+	if o.Recover != nil {
+		return d.dev.Leave(context.WithoutCancel(ctx))
+	}
+	return d.dev.Stop(context.WithoutCancel(ctx))
+}
+
+// fenced looks for the fence before a dead server's device is served again: the lock
+// on the top, which its writes would hold as long as one of them is under way.
+func fenced(s *ploop.Stack, r *Recovery) error {
+	images := s.Status().Images
+	top := images[len(images)-1]
+	if s.ReadOnly() || top.Locked || r.Force || failpoint.Off("no-fence") {
+		return nil
+	}
+	return fmt.Errorf("%q: %w: make sure of it and force it", top.Path, ErrNoFence)
+}
+
+// recoveryOf is what the driver is to do when the server dies.
+func recoveryOf() ublk.Recovery {
+	switch {
+	case failpoint.Off("no-recovery"):
+		return ublk.NoRecovery
+	case failpoint.Off("no-reissue"):
+		return ublk.RecoverWait
+	}
+	return ublk.RecoverReissue
+}
+
+// Restored is what another server needs to go on with the device's standby; nil: it is
+// in none.
+func (d *Device) Restored() *standby.Restored {
+	m := d.machine.Status()
+	if !m.Flag {
+		return nil
+	}
+	return &standby.Restored{ByHand: m.ByHand, Errno: m.Errno, Cause: m.Cause, Since: m.Since}
+}
+
+// Leave gives the device up for another server, without its users noticing more than a
+// pause: what is under way is finished, what is held or comes later is left to the
+// other one, and the images are closed with the marks that they are in use.
+//
+// When requests are still under way after drain, or another change of the files is,
+// nothing has changed. After any other error the device waits for a server.
+func (d *Device) Leave(ctx context.Context, drain time.Duration) error {
+	turn, cancel := context.WithTimeout(ctx, drain)
+	defer cancel()
+	if err := d.lock(turn); err != nil {
+		return err
+	}
+	defer d.unlock()
+	if d.closed || d.stopping {
+		return errRemoved
+	}
+	d.machine.Hold(standby.Leave)
+	old := d.gen.Load()
+	if err := d.emptyStack(ctx, drain); err != nil {
+		err = errors.Join(err, d.adopt(&generation{stack: old.stack, readers: old.readers}))
+		d.machine.Release(standby.Leave)
+		return err
+	}
+	d.stopping, d.closed = true, true
+	err := d.dev.Leave(ctx)
+	old.stack.Retire()
+	close(d.closing)
+	d.machine.Close()
+	if err != nil {
+		return fmt.Errorf("device %s (%s): leave: %w", d.spec.Name, d.Path(), err)
+	}
+	return nil
+}
+
+// emptyStack waits, with the gate closed, until nothing uses the stack, and sees that
+// nothing begins to.
+func (d *Device) emptyStack(ctx context.Context, limit time.Duration) error {
+	deadline := time.Now().Add(limit)
+	out, err := d.drain(ctx, limit)
+	if err != nil {
+		return err
+	}
+	// Those who waited for space might begin anew.
+	if out == 0 {
+		err = d.declareLate()
+	}
+	for err == nil && !d.drained() && time.Now().Before(deadline) {
+		time.Sleep(5 * time.Millisecond)
+	}
+	if out += int(d.lateCalls.Load() + d.lateTransfers.Load()); err == nil && out > 0 {
+		err = fmt.Errorf("device %s: %d requests are under way in its storage, which doesn't answer", d.spec.Name, out)
+	}
+	return err
+}
+
+// A Failing device is one that can't be served: all of its I/O ends with EIO.
+type Failing struct{ dev *ublk.Device }
+
+// Fail takes over a device whose server died, to fail its I/O.
+func Fail(ctx context.Context, c *ublk.Control, id int) (*Failing, error) {
+	p, err := c.GetParams(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	f := new(Failing)
+	cfg := ublk.Config{Size: p.Size, LogicalBlock: p.LogicalBlock, ReadOnly: p.ReadOnly, Recovery: ublk.RecoverReissue}
+	if f.dev, err = c.Recover(ctx, id, cfg, f); err != nil {
+		return nil, err
+	}
+	return f, f.dev.Start(ctx)
+}
+
+// Begin fails a request.
+func (f *Failing) Begin(r *ublk.Request) { r.CompleteHere(unix.EIO) }
+
+// Transferred is never called.
+func (f *Failing) Transferred(r *ublk.Request, _ unix.Errno) { r.CompleteHere(unix.EIO) }
+
+// Leave gives the device up for one that serves it.
+func (f *Failing) Leave(ctx context.Context) error { return f.dev.Leave(ctx) }
+
+// Stop removes the device.
+func (f *Failing) Stop(ctx context.Context) error { return f.dev.Stop(ctx) }
+
+// restore gives the machine what an earlier server knew, before there are requests.
+func (d *Device) restore(r *Recovery) {
+	for _, c := range slices.Compact(slices.Sorted(slices.Values(r.Consumers))) {
+		_ = d.machine.Attach(c) // nobody has one yet
+	}
+	if r.Standby != nil {
+		d.machine.Restore(*r.Standby)
+	}
+}
