@@ -8,7 +8,7 @@ KERNELS ?= 6.12 7.2
 GOFLAGS := -buildvcs=false
 export GOFLAGS
 
-.PHONY: all build failpoints install uninstall setup demo test lint unit race fuzz vm soak bench clean help
+.PHONY: all build failpoints install uninstall setup demo test lint unit race fuzz vm boot soak bench clean help
 all: build
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo 'race   the same under the race detector, and with one processor'
 	@echo 'fuzz   a burst of each fuzz target (FUZZTIME=20000x)'
 	@echo 'vm     the driver and the devices on real kernels (KERNELS="$(KERNELS)")'
+	@echo 'boot   systemd as process 1: kill the daemon, shut down, boot again (KERNELS="$(KERNELS)")'
 	@echo 'soak   the whole story, ROUNDS=$(ROUNDS) times: GlusterFS dies below a target; and the server'
 	@echo '       killed KILLS=$(KILLS) times under load (KERNELS="$(KERNELS)")'
 	@echo 'bench  benchmarks, native and in a VM; results in build/bench'
@@ -106,6 +107,13 @@ vm: build failpoints
 	@for k in $(KERNELS); do \
 		echo "=== Linux $$k"; \
 		$(GO) run ./hack/vm -kernel $$k -timeout 12m $(VMTESTS:%=-test %) || exit 1; \
+	done
+
+# systemd as process 1, our units, reboots.
+boot: setup build
+	@for k in $(KERNELS); do \
+		echo "=== Linux $$k"; \
+		$(GO) run ./hack/vm -kernel $$k -timeout 15m -systemd -disk 2G -disk 2G -test ./hack/boot || exit 1; \
 	done
 
 # The scenario of hack/story, many times and in all its variants, and hack/kill at length.

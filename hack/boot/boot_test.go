@@ -18,6 +18,7 @@ func TestBoot(t *testing.T) {
 	}{
 		{"install", install},
 		{"create", create},
+		{"instance", instance},
 		{"kill", kill},
 		{"reboot", func(g guest) { dirty(g); g.reboot() }},
 	}
@@ -49,13 +50,16 @@ func install(g guest) {
 	g.run("mkfs.ext4", "-q", "/dev/vdb")
 	g.write("/etc/fstab", "/dev/vdb /srv ext4 defaults 0 2\n")
 	g.write("/etc/systemd/system/holdfast.service.d/images.conf", "[Unit]\nRequiresMountsFor=/srv\n")
-	g.run("udevadm", "control", "--reload")
-	g.run("systemctl", "daemon-reload")
-	g.run("systemctl", "start", "srv.mount")
-	g.run("systemctl", "restart", "systemd-modules-load.service")
-	g.run("systemctl", "enable", "--now", "holdfast.socket", "holdfast.service")
+	g.run("modprobe", "ublk_drv")
+	g.run("systemctl", "enable", "--now", "holdfast")
 	if text := g.run("systemd-analyze", "verify", "--man=no", "holdfast.service", "holdfast.socket", "holdfast@x.service", "holdfast@x.socket"); text != "" {
 		g.Errorf("systemd complains about the units: %s", text)
+	}
+	if out, err := g.try("mountpoint", "/srv"); err != nil {
+		g.Errorf("the images' file system was not mounted first: %s", out)
+	}
+	if state := g.run("systemctl", "is-enabled", "holdfast.socket"); state != "enabled" {
+		g.Errorf("the socket is %s", state)
 	}
 	if max := g.read("/sys/module/ublk_drv/parameters/ublks_max"); strings.TrimSpace(max) != "4096" {
 		g.Errorf("ublks_max is %s", max)
@@ -130,4 +134,21 @@ func dirty(g guest) {
 		g.run("sh", "-c", `cat "$0"/sum >>/var/lib/holdfast-boot.sums`, where)
 	}
 	g.run("sync", "/var/lib/holdfast-boot.sums")
+}
+
+// instance: a second daemon, with directories and links of its own.
+func instance(g guest) {
+	g.run("systemctl", "enable", "--now", "holdfast@two")
+	g.run("holdfast", "image", "create", "--size", "16M", "/srv/two.hds")
+	disk := g.run("holdfast", "create", "hand", "--image", "/srv/two.hds", "--run-dir", "/run/holdfast-two")
+	g.until("/dev/holdfast-two/hand", func() bool { _, err := os.Stat("/dev/holdfast-two/hand"); return err == nil })
+	if a, b := g.run("readlink", "-f", "/dev/holdfast-two/hand"), g.run("readlink", "-f", "/dev/holdfast/hand"); a != disk || b == disk {
+		g.Errorf("%s is linked by the one instance to %s, by the other to %s", disk, a, b)
+	}
+	g.run("holdfast", "remove", "hand", "--run-dir", "/run/holdfast-two")
+	g.until("the link's end", func() bool { _, err := os.Lstat("/dev/holdfast-two/hand"); return err != nil })
+	g.run("systemctl", "disable", "--now", "holdfast@two.service", "holdfast@two.socket")
+	if _, err := os.Stat("/run/holdfast-two/control.sock"); err == nil {
+		g.Error("the socket of a stopped instance is still there")
+	}
 }
