@@ -284,8 +284,9 @@ func (d *Device) Queues() []*Queue { return d.queues }
 // then on use it. Those in flight keep the file they began with; what would have
 // to go on or begin anew (it came short, was interrupted, waited for memory) ends with
 // ESTALE, as its place is one in the other file. The tables hold references of their own;
-// the caller may close fd. Before or after Start, and not on a queue's thread. ErrStopped
-// when the queues have ended.
+// the caller may close fd. A file whose transfers would block the queue (FUSE) gets
+// O_NONBLOCK; transfers of one that is in a slot already must not begin meanwhile. Before or
+// after Start, and not on a queue's thread. ErrStopped when the queues have ended.
 func (d *Device) SetFile(slot, fd int) error {
 	if slot < 0 || slot >= d.cfg.Files {
 		return &ConfigError{"Files", fmt.Sprintf("slot %d of a table of %d", slot, d.cfg.Files)}
@@ -295,6 +296,11 @@ func (d *Device) SetFile(slot, fd int) error {
 	}
 	errs := make([]error, len(d.queues))
 	worker := blocksInline(fd)
+	if worker {
+		if err := oneAttempt(fd, false); err != nil {
+			return fmt.Errorf("ublk: device %d: file slot %d: %w", d.info.ID, slot, err)
+		}
+	}
 	err := d.OnQueues(func(q *Queue) {
 		if q.worker == nil {
 			q.worker, q.changes = make([]bool, d.cfg.Files), make([]uint32, d.cfg.Files)
@@ -303,6 +309,9 @@ func (d *Device) SetFile(slot, fd int) error {
 		q.changes[slot]++
 		errs[q.index] = q.ring.UpdateFile(slot, fd)
 	})
+	if worker {
+		err = errors.Join(err, oneAttempt(fd, true))
+	}
 	if err := errors.Join(append(errs, err)...); err != nil {
 		return fmt.Errorf("ublk: device %d: %w", d.info.ID, err)
 	}

@@ -129,7 +129,7 @@ func (q *Queue) submit(r *Request) {
 		s.PrepWriteFixed(int(t.slot), r.tag, uint64(pos), n, off, t.flags)
 	}
 	s.Flags = fixedFile
-	if int(t.slot) < len(q.worker) && q.worker[t.slot] {
+	if q.blocking(t.slot) {
 		s.Flags |= uring.Async
 	}
 }
@@ -139,7 +139,8 @@ func (q *Queue) transferred(r *Request, res int32) {
 	t := &r.transfer
 	if res < 0 {
 		errno := unix.Errno(-res)
-		if (errno == unix.EAGAIN || errno == unix.EINTR) && t.retries < maxRetries {
+		again := errno == unix.EINTR || errno == unix.EAGAIN && (t.kind == transferSync || !q.blocking(t.slot)) // see oneAttempt
+		if again && t.retries < maxRetries {
 			t.retries++
 			q.submit(r)
 			return
