@@ -249,10 +249,11 @@ func (w *walk) step() string {
 			Errno: w.trigger(), After: w.rng.IntN(4), Times: 1 + w.rng.IntN(3), Partial: pick[int64](w, 0, 0, 512, 4096), Apply: w.one(3), Delay: time.Duration(w.rng.IntN(3)) * time.Millisecond})
 		return "fault"
 	case n < 79:
-		if !w.storage.OneWriter {
-			return "no short" // see package faultfs
+		op := pick(w, faultfs.Read, faultfs.Write, faultfs.Write)
+		if op == faultfs.Read && w.storage.OneWriter {
+			return "no short" // it would be the file's end, see package faultfs
 		}
-		w.way().Add(faultfs.Rule{Op: pick(w, faultfs.Read, faultfs.Write, faultfs.Write), Partial: 1024, Times: 1 + w.rng.IntN(5)})
+		w.way().Add(faultfs.Rule{Op: op, Partial: 1024, Times: 1 + w.rng.IntN(5)})
 		return "short"
 	case n < 81:
 		if w.hanging > 3 {

@@ -26,9 +26,9 @@ type Options struct {
 	// AsyncIO lets the kernel send direct I/O that a caller doesn't wait for
 	// (io_uring, AIO) without a thread waiting in its stead.
 	AsyncIO bool
-	// OneWriter leaves files that are opened with O_DIRECT to the kernel's own way
-	// of it, as most FUSE file systems do: it lets one write at a time through
-	// to a file. See the package's text on short writes.
+	// OneWriter leaves it to the opener to keep the page cache out (O_DIRECT), as most
+	// FUSE file systems do. The kernel lets one write at a time through to a file
+	// then. See the package's text on short transfers.
 	OneWriter bool
 }
 

@@ -46,17 +46,20 @@
 //
 // # Short transfers and io_uring
 //
-// Linux (seen on 6.18 and 7.2) goes on at the wrong place after a short read or
+// Linux (seen on 6.12, 6.18 and 7.2) goes on at the wrong place after a short read or
 // write by io_uring on a file that its FUSE server has declared for direct I/O,
 // as this one does: fuse_direct_IO leaves the position alone, and io_uring, which
 // asks for the rest by itself, relies on it. The data is shifted, and the caller
 // told that all is well. It doesn't happen with Options.OneWriter, nor with
 // read(2), write(2) and AIO. With Options.AsyncIO a short write is EIO.
 //
+// With Options.OneWriter a short read means that the file ends there: the kernel takes
+// the rest from the page cache, which is zeroes.
+//
 // # What it is like otherwise
 //
-// All files are opened for direct I/O, whatever the opener asks: no page cache
-// comes between, and each read and write of up to a megabyte is one
+// Without Options.OneWriter all files are opened for direct I/O, whatever the opener asks:
+// no page cache comes between, and each read and write of up to a megabyte is one
 // operation. Neither names nor attributes are cached, as other mounts may change
 // them. Locks (fcntl's, of open file descriptions too, and flock) are by default
 // the kernel's own, and so seen only within one mount, as with storage that

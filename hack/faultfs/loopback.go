@@ -90,10 +90,9 @@ func (n *node) Setattr(ctx context.Context, f fs.FileHandle, in *fuse.SetAttrIn,
 	return n.plain(Setattr, n.path(), perform)
 }
 
-// openFlags keep the page cache out. Where the opener does so itself, Options may
-// leave it to the kernel how.
-func (n *node) openFlags(flags uint32) uint32 {
-	if n.options.OneWriter && flags&unix.O_DIRECT != 0 {
+// openFlags keep the page cache out, unless Options leave that to the opener.
+func (n *node) openFlags() uint32 {
+	if n.options.OneWriter {
 		return 0
 	}
 	return fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
@@ -108,7 +107,7 @@ func (n *node) Open(ctx context.Context, flags uint32) (fh fs.FileHandle, _ uint
 		fh, _, errno = n.LoopbackNode.Open(ctx, behind(flags))
 		return errno
 	})
-	return n.wrap(fh), n.openFlags(flags), errno
+	return n.wrap(fh), n.openFlags(), errno
 }
 
 func (n *node) Create(ctx context.Context, name string, flags uint32, mode uint32, out *fuse.EntryOut) (child *fs.Inode, fh fs.FileHandle, _ uint32, errno syscall.Errno) {
@@ -119,7 +118,7 @@ func (n *node) Create(ctx context.Context, name string, flags uint32, mode uint3
 	if errno != 0 {
 		return nil, nil, 0, errno
 	}
-	return child, child.Operations().(*node).wrap(fh), n.openFlags(flags), 0
+	return child, child.Operations().(*node).wrap(fh), n.openFlags(), 0
 }
 
 func (n *node) Tmpfile(ctx context.Context, flags uint32, mode uint32, out *fuse.EntryOut) (child *fs.Inode, fh fs.FileHandle, _ uint32, errno syscall.Errno) {
@@ -130,7 +129,7 @@ func (n *node) Tmpfile(ctx context.Context, flags uint32, mode uint32, out *fuse
 	if errno != 0 {
 		return nil, nil, 0, errno
 	}
-	return child, child.Operations().(*node).wrap(fh), n.openFlags(flags), 0
+	return child, child.Operations().(*node).wrap(fh), n.openFlags(), 0
 }
 
 func (n *node) Link(ctx context.Context, target fs.InodeEmbedder, name string, out *fuse.EntryOut) (child *fs.Inode, errno syscall.Errno) {
