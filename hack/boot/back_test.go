@@ -19,6 +19,9 @@ func back(g guest) {
 		}
 	}
 	order(g, down)
+	if out, _ := g.try("journalctl", "-b", "--no-pager", "-o", "cat", "-g", "ordering cycle"); strings.Contains(out, "ordering cycle") {
+		g.Errorf("units order each other in circles:\n%s", out)
+	}
 	// The daemon ended by itself and had nothing to complain of.
 	last := g.run("journalctl", "-b", "-1", "-u", "holdfast.service", "-o", "cat", "--no-pager", "-n", "20")
 	if !strings.Contains(last, `"message":"stopped"`) {

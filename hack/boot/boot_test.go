@@ -9,28 +9,28 @@ import (
 	"testing"
 )
 
-// TestBoot is one story over all boots.
+// A step is a part of the story that runs in one boot.
+type step struct {
+	name string
+	do   func(guest)
+}
+
+// story is told in boots.
+var story = [][]step{
+	{{"install", install}, {"create", create}, {"instance", instance}, {"kill", kill}, {"down", down}},
+	{{"back", back}, {"storage from the network", network}, {"down", down}},
+	{{"back", back}},
+}
+
+// TestBoot tells it.
 func TestBoot(t *testing.T) {
 	g := needSystemd(t)
-	steps := []struct {
-		name string
-		do   func(guest)
-	}{
-		{"install", install},
-		{"create", create},
-		{"instance", instance},
-		{"kill", kill},
-		{"reboot", func(g guest) { dirty(g); g.reboot() }},
+	phase := g.phase()
+	if phase >= len(story) {
+		t.Fatalf("boot %d of %d", phase+1, len(story))
 	}
-	if g.phase() == 1 {
-		steps = steps[:0]
-		steps = append(steps, struct {
-			name string
-			do   func(guest)
-		}{"after the reboot", back})
-	}
-	for _, s := range steps {
-		if !t.Run(s.name, func(t *testing.T) { s.do(guest{t}) }) {
+	for _, s := range story[phase] {
+		if !t.Run(fmt.Sprintf("boot %d, %s", phase+1, s.name), func(t *testing.T) { s.do(guest{t}) }) {
 			return
 		}
 	}
@@ -127,13 +127,22 @@ func create(g guest) {
 	g.until("/dev/disk/by-label", func() bool { _, err := os.Stat("/dev/disk/by-label/hand"); return err == nil })
 }
 
-// dirty leaves files that nobody has synced.
-func dirty(g guest) {
+// down reboots with file systems mounted, and files in them that nobody has synced.
+func down(g guest) {
 	for _, where := range []string{byHand, inFstab, netdev} {
-		g.run("sh", "-c", `cd "$0" && head -c 20000000 /dev/urandom >data && sha256sum data >sum`, where)
-		g.run("sh", "-c", `cat "$0"/sum >>/var/lib/holdfast-boot.sums`, where)
+		g.run("sh", "-c", `cd "$0" && head -c 20000000 /dev/urandom >data && sha256sum data >sum && cat sum >>/var/lib/holdfast-boot.sums`, where)
 	}
 	g.run("sync", "/var/lib/holdfast-boot.sums")
+	g.reboot()
+}
+
+// network has the images' file system, and with it those on our devices, be one that needs the
+// network, as far as systemd knows.
+func network(g guest) {
+	g.write("/etc/fstab", strings.NewReplacer("ext4 defaults", "ext4 _netdev").Replace(g.read("/etc/fstab")))
+	g.run("umount", byHand)
+	g.run("mount", "-o", "_netdev", "/dev/holdfast/hand", byHand)
+	g.run("systemctl", "daemon-reload")
 }
 
 // instance: a second daemon, with directories and links of its own.
