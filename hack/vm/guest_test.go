@@ -50,6 +50,8 @@ func TestGuest(t *testing.T) {
 		{"panic", nil, show + `sleep 1; echo c >/proc/sysrq-trigger; sleep 1000`, exitFault, "before\n", "sysrq triggered crash"},
 		{"fault in the log", nil, show + `echo "BUG: made up" >/dev/kmsg`, exitOops, "before\n", "BUG: made up"},
 		{"fault allowed", []string{"-allow-oops"}, show + `echo "BUG: made up" >/dev/kmsg; exit 3`, 3, "before\n", "BUG: made up"},
+		{"systemd, and a reboot", []string{"-systemd", "-disk", "500M"}, `if [ -e /once ]; then systemctl is-system-running --wait; exit 5; fi; touch /once; systemctl reboot; sleep 1000`,
+			5, "running\n", ""},
 		{"no user space", []string{"-append", "rdinit=/nope"}, `true`, exitHarness, "", "in 3 boots"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
