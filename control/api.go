@@ -57,6 +57,11 @@ const (
 	StateCreating = "creating" // being created
 	StateRemoving = "removing" // being removed
 	StateLost     = "lost"     // an earlier daemon died with it; not served
+	// Its server died or left, and the daemon is about to take it over: its
+	// requests wait.
+	StateRecovering = "recovering"
+	// It can't be taken over now: its requests fail (the recover policy fail).
+	StateUnrecovered = "unrecovered"
 )
 
 // A Problem is a record in the state directory that could not be used.
@@ -64,4 +69,6 @@ type Problem struct {
 	File   string `json:"file"`
 	Reason string `json:"reason"`
 	Advice string `json:"advice"`
+
+	name string // the device's that it concerns, if known
 }

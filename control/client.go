@@ -82,6 +82,11 @@ func (c *Client) Remove(ctx context.Context, name string, force bool) error {
 	return err
 }
 
+// Recover tries to recover a device now.
+func (c *Client) Recover(ctx context.Context, name string, force bool) (*Device, error) {
+	return call[Device](ctx, c, http.MethodPost, devicePath(name)+"/recover", Force{force})
+}
+
 // Attach takes a lease on a device for a consumer.
 func (c *Client) Attach(ctx context.Context, name, consumer string) (*Device, error) {
 	return call[Device](ctx, c, http.MethodPut, devicePath(name)+"/leases/"+url.PathEscape(consumer), nil)

@@ -71,13 +71,16 @@ func (d *Daemon) create(ctx context.Context, s *slot, spec device.Spec) error {
 		return err
 	}
 	if old != nil {
+		if s.phase == StateRecovering {
+			return fail(CodeConflict, "device %q is being recovered: wait for it, or 'holdfast remove --force %s'", spec.Name, spec.Name)
+		}
 		if s.dev != nil {
 			return fail(CodeExists, "device %q exists already, as %s", spec.Name, s.dev.Path())
 		}
 		if !slices.Equal(old.Spec.Images, spec.Images) {
 			return fail(CodeConflict, "device %q is lost and was served from other images (%s): create it with those, or remove it first", spec.Name, refs(old.Spec.Images))
 		}
-		if why := old.changed(d.boot); why != "" {
+		if why := old.changed(d.boot, false); why != "" {
 			return fail(CodeConflict, "device %q is lost and cannot be taken over: %s; remove it first", spec.Name, why)
 		}
 		// A reader sets no mark; only what we wrote to can carry ours.
@@ -181,7 +184,12 @@ func (d *Daemon) openRecorded(ctx context.Context, s *slot, rec, old *record, ta
 		undo()
 		return nil, fail(CodeInternal, "%w", err)
 	}
-	dev, err := d.kernel.open(ctx, rec.Spec, openOptions{takeOver: takeOver, key: d.key, event: d.event(s)})
+	dev, err := d.kernel.open(ctx, rec.Spec, openOptions{takeOver: takeOver, key: d.key, event: d.event(s), added: func(id int) error {
+		// Before anybody can use the device: who finds it in the driver later finds
+		// its record as well.
+		rec.ID = id
+		return d.records.save(rec)
+	}})
 	if errors.Is(err, device.ErrStuck) {
 		// The images may be written to yet, and stay marked: the record too.
 		d.set(s, func() { s.rec, s.problem = rec, err.Error() })
@@ -198,13 +206,6 @@ func (d *Daemon) openRecorded(ctx context.Context, s *slot, rec, old *record, ta
 		}
 		return nil, e
 	}
-	numbered := *rec
-	numbered.ID = dev.ID()
-	if err := d.records.save(&numbered); err != nil {
-		// The device serves; only after a crash its number would be missing.
-		d.log.Warn().Err(err).Str("device", s.name).Msg("the device's number could not be noted")
-	}
-	d.set(s, func() { s.rec = &numbered })
 	if takeOver {
 		d.log.Info().Str("device", s.name).Msg("taken over from a daemon that died")
 	}

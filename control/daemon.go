@@ -91,7 +91,8 @@ type Daemon struct {
 	mu            sync.Mutex
 	slots         map[string]*slot
 	problems      []Problem
-	driverProblem string // why the last creation failed, if the kernel was the reason
+	orphans       map[int]bool // devices of ours in the driver that have no record
+	driverProblem string       // why the last creation failed, if the kernel was the reason
 	stopping      bool
 }
 
@@ -100,15 +101,18 @@ type Daemon struct {
 type slot struct {
 	name string
 	op   chan struct{} // holds one token while an operation runs
+	kick chan struct{} // holds one when a recovery is to be tried now
 
-	recMu sync.Mutex // one change of a live device's record at a time; before mu
-	hooks hooks
+	looking atomic.Bool // at the images, for a recovery
+	recMu   sync.Mutex  // one change of a live device's record at a time; before mu
+	hooks   hooks
 
 	// Under Daemon.mu:
 	waiters int
 	rec     *record // nil: the name is free
 	dev     live    // nil: creating, or lost
-	phase   string  // "", StateCreating, StateRemoving
+	phase   string  // "", StateCreating, StateRemoving, StateRecovering
+	failing failing // what fails the I/O of a device that can't be recovered; nil: nothing
 	problem string
 	events  []device.Event
 
@@ -125,9 +129,9 @@ func Start(cfg Config) (*Daemon, error) {
 func start(cfg Config, k kernel) (_ *Daemon, err error) {
 	d := &Daemon{
 		cfg: cfg, log: cfg.Log, kernel: k, boot: bootID(), started: time.Now(),
-		records: records{filepath.Join(cfg.StateDir, "devices")},
+		records: records{dir: filepath.Join(cfg.StateDir, "devices"), copy: filepath.Join(cfg.RunDir, copyName), boot: bootID()},
 		settle:  3 * time.Second, poll: time.Second,
-		slots: map[string]*slot{}, closing: make(chan struct{}),
+		slots: map[string]*slot{}, closing: make(chan struct{}), orphans: map[int]bool{},
 	}
 	d.key = standby.NewKey(time.Now, d.note)
 	if d.targets, err = newTargets(cfg.Targets); err != nil {
@@ -145,6 +149,9 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 	}
 	if err := os.MkdirAll(d.records.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	if err := os.MkdirAll(d.records.copy, 0o700); err != nil {
+		return nil, fmt.Errorf("run directory: %w", err)
 	}
 	for _, l := range []struct{ dir, what string }{{cfg.RunDir, "run directory"}, {cfg.StateDir, "state directory"}} {
 		lock, err := lockDir(l.dir, l.what)
@@ -166,6 +173,8 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 		return nil, err
 	}
 	d.mountTree()
+	d.restoreKey()
+	d.recoverAll()
 	d.watching.Go(func() { d.watchTargets(d.creating) })
 	return d, nil
 }
@@ -181,30 +190,9 @@ func (d *Daemon) readRecords() error {
 		d.log.Error().Str("file", p.File).Msgf("%s; %s", p.Reason, p.Advice)
 	}
 	for _, rec := range recs {
-		s := &slot{name: rec.Spec.Name, op: make(chan struct{}, 1), rec: rec}
-		d.slots[s.name] = s
-		s.problem = fmt.Sprintf("its daemon (process %d) died", rec.PID)
-		if rec.BootID != d.boot {
-			s.problem = "the machine went down while the device was served"
-		}
-		d.log.Warn().Str("device", s.name).Msgf("device is lost: %s; %s", s.problem, lostAdvice(s.name))
+		d.slots[rec.Spec.Name] = &slot{name: rec.Spec.Name, op: make(chan struct{}, 1), kick: make(chan struct{}, 1), rec: rec}
 	}
-	d.clearDead()
 	return nil
-}
-
-// clearDead deletes what the kernel still has of earlier daemons' devices. It
-// can't fail: a device that stays is dead, and only takes up a number.
-func (d *Daemon) clearDead() {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	deleted, err := d.kernel.deleteDead(ctx)
-	for _, id := range deleted {
-		d.log.Info().Msgf("deleted the dead device /dev/ublkb%d", id)
-	}
-	if err != nil {
-		d.log.Warn().Msg(err.Error())
-	}
 }
 
 func lostAdvice(name string) string {
@@ -246,7 +234,7 @@ func (d *Daemon) acquire(ctx context.Context, name string) (*slot, error) {
 	d.mu.Lock()
 	s := d.slots[name]
 	if s == nil {
-		s = &slot{name: name, op: make(chan struct{}, 1)}
+		s = &slot{name: name, op: make(chan struct{}, 1), kick: make(chan struct{}, 1)}
 		d.slots[name] = s
 	}
 	s.waiters++
@@ -315,6 +303,9 @@ func (d *Daemon) event(s *slot) func(device.Event) {
 		}
 		s.events = append(s.events, e)
 		dev := s.dev
+		if dev != nil && movesStandby[e.Kind] {
+			go d.noteStandby(s, dev)
+		}
 		var spec device.Spec
 		if s.rec != nil {
 			spec = s.rec.Spec
@@ -372,8 +363,9 @@ func (d *Daemon) Device(name string) (*Device, error) {
 func (d *Daemon) devices(only string) []Device {
 	type entry struct {
 		Device
-		dev   live
-		phase string
+		dev     live
+		phase   string
+		failing bool
 	}
 	var entries []entry
 	d.mu.Lock()
@@ -381,10 +373,10 @@ func (d *Daemon) devices(only string) []Device {
 		if s.rec == nil || only != "" && s.name != only {
 			continue
 		}
-		e := entry{dev: s.dev, phase: s.phase}
+		e := entry{dev: s.dev, phase: s.phase, failing: s.failing != nil}
 		e.Created, e.Problem = s.rec.Created, s.problem
 		e.Events = append([]device.Event{}, s.events...)
-		e.Status = offlineStatus(&s.rec.Spec)
+		e.Status = offlineStatus(s.rec, s.phase == StateRecovering)
 		entries = append(entries, e)
 	}
 	d.mu.Unlock()
@@ -405,9 +397,19 @@ func (d *Daemon) devices(only string) []Device {
 			disks[e.ID] = e.Path
 		case e.phase == "":
 			e.State, e.Advice = StateLost, lostAdvice(e.Name)
+		case e.phase == StateRecovering:
+			disks[e.ID] = e.Path
+			e.Standby.Value = "not supported"
+			if e.Standby.Enabled && d.key.On() {
+				e.Standby.Value = map[bool]string{true: "on", false: "off"}[e.Standby.Flag]
+			}
+			e.Advice = fmt.Sprintf("it is tried again and again; 'holdfast recover %s' tries now, 'holdfast replace %s FILE' takes another file", e.Name, e.Name)
 		}
 		if e.phase != "" {
 			e.State = e.phase
+		}
+		if e.phase == StateRecovering && e.failing {
+			e.State = StateUnrecovered
 		}
 		out = append(out, e.Device)
 	}

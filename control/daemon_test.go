@@ -312,7 +312,7 @@ func TestAfterReboot(t *testing.T) {
 	f.crash()
 	rec.BootID = "another"
 	rec.Images[0].Dev++ // disks are numbered anew
-	if err := (records{filepath.Join(f.stateDir(), "devices")}).save(rec); err != nil {
+	if err := (records{dir: filepath.Join(f.stateDir(), "devices")}).save(rec); err != nil {
 		t.Fatal(err)
 	}
 	f.k.dead = nil

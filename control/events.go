@@ -20,7 +20,10 @@ const (
 	EventKeyOff     = "standby-check-off"
 	EventTarget     = "target"      // an integration was found, or is gone
 	EventHookFailed = "hook-failed" // a program for a device could not be run, or failed
-	EventMissed     = "missed"      // only to a reader that is too slow: how many it did not get
+	// Of a device whose server died or left.
+	EventRecovering    = "recovering"     // it is to be served again
+	EventRecoverFailed = "recover-failed" // an attempt failed, for another reason than the last
+	EventMissed        = "missed"         // only to a reader that is too slow: how many it did not get
 )
 
 // The bounds of what is kept: events for those who ask later, and for each reader

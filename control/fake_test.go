@@ -17,6 +17,7 @@ import (
 	"holdfast/ploop"
 	"holdfast/standby"
 	"holdfast/target"
+	"holdfast/ublk"
 )
 
 // fakeKernel serves devices that are only numbers. It fails the test when the
@@ -39,6 +40,8 @@ type fakeKernel struct {
 	next      int
 	taken     map[string]bool // opened or closed with take-over, by name
 	dead      []int           // left by crashed daemons
+	waiting   map[int]bool    // left by them, to be recovered
+	failed    []int           // of those, whose I/O failed
 	deleted   []int
 	stackErr  error // of closeImages
 
@@ -47,7 +50,7 @@ type fakeKernel struct {
 
 func newFake(t *testing.T) *fakeKernel {
 	return &fakeKernel{t: t, closeErr: map[string]error{}, inUse: map[string][]device.User{},
-		live: map[string]*fakeDevice{}, taken: map[string]bool{}}
+		live: map[string]*fakeDevice{}, taken: map[string]bool{}, waiting: map[int]bool{}}
 }
 
 type fakeDevice struct {
@@ -70,7 +73,7 @@ func (k *fakeKernel) ready() error {
 }
 
 func (k *fakeKernel) open(ctx context.Context, spec device.Spec, o openOptions) (live, error) {
-	rec, err := readRecord(records{filepath.Join(k.stateDir, "devices")}.path(spec.Name))
+	rec, err := readRecord(records{dir: filepath.Join(k.stateDir, "devices")}.path(spec.Name))
 	if err != nil {
 		k.t.Errorf("open of %s without a good record: %v", spec.Name, err)
 	} else if rec.Spec.Name != spec.Name || len(rec.Images) != len(spec.Images) {
@@ -98,7 +101,28 @@ func (k *fakeKernel) open(ctx context.Context, spec device.Spec, o openOptions) 
 		}
 	}
 	d := &fakeDevice{k: k, id: k.next, spec: spec, event: o.event, machine: standby.NewDevice(o.key, standby.Options{})}
-	k.next++
+	if r := o.recover; r != nil {
+		if !k.waiting[r.ID] {
+			return nil, ublk.ErrNoDevice
+		}
+		delete(k.waiting, r.ID)
+		d.id = r.ID
+		for _, c := range r.Consumers {
+			d.machine.Attach(c)
+		}
+		if r.Standby != nil {
+			d.machine.Restore(*r.Standby)
+		}
+	} else {
+		for k.waiting[k.next] {
+			k.next++
+		}
+		d.id = k.next
+		k.next++
+		if err := o.added(d.id); err != nil {
+			return nil, err
+		}
+	}
 	k.live[spec.Name] = d
 	k.taken[spec.Name] = o.takeOver
 	return d, nil
@@ -111,14 +135,53 @@ func (k *fakeKernel) closeImages(spec device.Spec) error {
 	return k.stackErr
 }
 
-func (k *fakeKernel) deleteDead(context.Context) ([]int, error) {
+func (k *fakeKernel) left(context.Context) (map[int]bool, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	dead := k.dead
-	k.dead = nil
-	k.deleted = append(k.deleted, dead...)
-	return dead, nil
+	left := map[int]bool{}
+	for _, id := range k.dead {
+		left[id] = false
+	}
+	for id := range k.waiting {
+		left[id] = true
+	}
+	return left, nil
 }
+
+func (k *fakeKernel) delete(_ context.Context, id int) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.dead = slices.DeleteFunc(k.dead, func(i int) bool { return i == id })
+	delete(k.waiting, id)
+	k.deleted = append(k.deleted, id)
+	return nil
+}
+
+// fakeFailing fails the I/O of a device that waits.
+type fakeFailing struct {
+	k  *fakeKernel
+	id int
+}
+
+func (k *fakeKernel) fail(_ context.Context, id int) (failing, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.waiting[id] {
+		return nil, ublk.ErrNoDevice
+	}
+	delete(k.waiting, id)
+	k.failed = append(k.failed, id)
+	return &fakeFailing{k, id}, nil
+}
+
+func (f *fakeFailing) Leave(context.Context) error {
+	f.k.mu.Lock()
+	defer f.k.mu.Unlock()
+	f.k.waiting[f.id] = true
+	return nil
+}
+
+func (f *fakeFailing) Stop(context.Context) error { return nil }
 
 func (k *fakeKernel) users(disks map[int]string) (map[int][]device.User, error) {
 	k.mu.Lock()
@@ -162,6 +225,26 @@ func (d *fakeDevice) Unanswered() time.Duration {
 	d.k.mu.Lock()
 	defer d.k.mu.Unlock()
 	return d.unanswered
+}
+
+func (d *fakeDevice) Restored() *standby.Restored {
+	m := d.machine.Status()
+	if !m.Flag {
+		return nil
+	}
+	return &standby.Restored{ByHand: m.ByHand, Errno: m.Errno, Cause: m.Cause, Since: m.Since}
+}
+
+// Leave leaves it to the next daemon.
+func (d *fakeDevice) Leave(context.Context, time.Duration) error {
+	d.k.mu.Lock()
+	defer d.k.mu.Unlock()
+	if err := d.k.closeErr[d.spec.Name]; err != nil {
+		return err
+	}
+	delete(d.k.live, d.spec.Name)
+	d.k.waiting[d.id] = true
+	return nil
 }
 
 func (d *fakeDevice) Attach(consumer string) error { return d.machine.Attach(consumer) }
@@ -345,7 +428,7 @@ func (f *fixture) states() map[string]string {
 // recorded are the names in the state directory.
 func (f *fixture) recorded() []string {
 	f.t.Helper()
-	recs, _, err := records{filepath.Join(f.stateDir(), "devices")}.load()
+	recs, _, err := records{dir: filepath.Join(f.stateDir(), "devices")}.load()
 	if err != nil {
 		f.t.Fatal(err)
 	}

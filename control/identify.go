@@ -60,7 +60,7 @@ func identityOf(run, state string, number int, tag uint64, boot string) (*Identi
 		runDir := run + strings.TrimPrefix(dir, state)
 		// What is below the run directory is of this boot, and is there even when the
 		// state directory is not.
-		for _, records := range []records{{filepath.Join(runDir, "devices")}, {filepath.Join(dir, "devices")}} {
+		for _, records := range []records{{dir: filepath.Join(runDir, copyName)}, {dir: filepath.Join(dir, "devices")}} {
 			files, err := filepath.Glob(filepath.Join(records.dir, "*"+recordSuffix))
 			if err != nil {
 				return nil, err

@@ -14,7 +14,7 @@ func TestIdentify(t *testing.T) {
 	run, state := filepath.Join(dir, "run"), filepath.Join(dir, "lib")
 	put := func(at, name string, number int, boot string) {
 		t.Helper()
-		r := records{filepath.Join(at, "devices")}
+		r := records{dir: filepath.Join(at, "devices")}
 		if err := os.MkdirAll(r.dir, 0o700); err != nil {
 			t.Fatal(err)
 		}

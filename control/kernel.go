@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,6 +29,9 @@ type live interface {
 	Detach(consumer string) error
 	SetStandby(on bool) error
 	Replace(ctx context.Context, r device.Replace) error
+	// Restored is what another server needs to know of its standby, nil for none.
+	Restored() *standby.Restored
+	Leave(ctx context.Context, drain time.Duration) error
 	Unanswered() time.Duration
 }
 
@@ -43,13 +47,23 @@ type kernel interface {
 	// closeImages opens the images of a spec that was being served by a dead
 	// daemon of ours, and closes them cleanly.
 	closeImages(spec device.Spec) error
-	// deleteDead deletes what earlier daemons of this state directory left of
-	// devices in the kernel, and gives their numbers. The caller holds the
+	// left says what earlier daemons of this state directory left in the kernel: true
+	// for devices that wait, or will wait, for a new server. The caller holds the
 	// directory's lock, so that these daemons are known to be dead.
-	deleteDead(ctx context.Context) ([]int, error)
+	left(ctx context.Context) (map[int]bool, error)
+	// delete deletes one of these.
+	delete(ctx context.Context, id int) error
+	// fail takes one of them over to fail its I/O.
+	fail(ctx context.Context, id int) (failing, error)
 	// users says who holds disks, given as number → path.
 	users(disks map[int]string) (map[int][]device.User, error)
 	close()
+}
+
+// failing is a device whose I/O fails.
+type failing interface {
+	Leave(ctx context.Context) error
+	Stop(ctx context.Context) error
 }
 
 // openOptions are what a device needs of the daemon.
@@ -57,6 +71,9 @@ type openOptions struct {
 	takeOver bool // the images' in-use marks are our own
 	key      *standby.Key
 	event    func(device.Event)
+	// recover takes over the device that a dead daemon left; nil: make one.
+	recover *device.Recovery
+	added   func(id int) error
 }
 
 // thisKernel is the machine's own.
@@ -105,7 +122,7 @@ func (k *thisKernel) open(ctx context.Context, spec device.Spec, o openOptions) 
 	if err != nil {
 		return nil, err
 	}
-	dev, err := device.Open(ctx, spec, device.Options{Control: ctl, Log: k.log, Tag: k.tag, TakeOver: o.takeOver, Event: o.event, Key: o.key})
+	dev, err := device.Open(ctx, spec, device.Options{Control: ctl, Log: k.log, Tag: k.tag, TakeOver: o.takeOver, Event: o.event, Key: o.key, Recover: o.recover, Added: o.added})
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +139,7 @@ func (k *thisKernel) closeImages(spec device.Spec) error {
 	return stack.Close()
 }
 
-func (k *thisKernel) deleteDead(ctx context.Context) (deleted []int, err error) {
+func (k *thisKernel) left(ctx context.Context) (map[int]bool, error) {
 	ctl, err := k.control()
 	if errors.Is(err, ublk.ErrNoDriver) {
 		return nil, nil
@@ -134,38 +151,55 @@ func (k *thisKernel) deleteDead(ctx context.Context) (deleted []int, err error) 
 	if err != nil {
 		return nil, err
 	}
+	left := map[int]bool{}
 	for _, id := range ids {
-		done, e := deleteOwn(ctx, ctl, id, k.tag)
-		if e != nil {
-			err = errors.Join(err, fmt.Errorf("the kernel keeps the dead device /dev/ublkb%d: %w", id, e))
-		}
-		if done {
-			deleted = append(deleted, id)
+		info, e := ctl.GetInfo(ctx, id)
+		switch {
+		case errors.Is(e, ublk.ErrNoDevice):
+		case e != nil:
+			err = errors.Join(err, e)
+		case info.Tag == k.tag:
+			left[id] = info.State != ublk.Dead && info.Flags.Has(ublk.FeatureUserRecovery)
 		}
 	}
-	return deleted, err
+	return left, err
 }
 
-// deleteOwn deletes a device if it carries the tag, and says whether it did.
-func deleteOwn(ctx context.Context, ctl *ublk.Control, id int, tag uint64) (bool, error) {
+func (k *thisKernel) fail(ctx context.Context, id int) (failing, error) {
+	ctl, err := k.control()
+	if err != nil {
+		return nil, err
+	}
+	f, err := device.Fail(ctx, ctl, id)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// delete waits for the server's end, of which the driver hears once the last reference
+// to the server's files is gone: that can be after the process is.
+func (k *thisKernel) delete(ctx context.Context, id int) error {
+	ctl, err := k.control()
+	if err != nil {
+		return err
+	}
 	for {
 		info, err := ctl.GetInfo(ctx, id)
 		switch {
 		case errors.Is(err, ublk.ErrNoDevice):
-			return false, nil
+			return nil
 		case err != nil:
-			return false, err
-		case info.Tag != tag:
-			return false, nil
+			return err
+		case info.Tag != k.tag:
+			return fmt.Errorf("/dev/ublkb%d is not of this daemon", id)
 		case info.State != ublk.Live:
-			return true, deleteDevice(ctx, ctl, id)
+			return deleteDevice(ctx, ctl, id)
 		}
-		// The driver hears of its server's death once the last reference to
-		// the server's files is gone, which can be after the process is.
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
-			return false, fmt.Errorf("the driver still takes it for served: %w", ctx.Err())
+			return fmt.Errorf("the driver still takes it for served: %w", ctx.Err())
 		}
 	}
 }
@@ -196,11 +230,29 @@ func (k *thisKernel) close() {
 	}
 }
 
-// offlineStatus is what can be said of a device without a server.
-func offlineStatus(spec *device.Spec) device.Status {
+// offlineStatus is what can be said of a device without a server. One that waits for its
+// recovery has its disk, and perhaps its standby.
+func offlineStatus(rec *record, waits bool) device.Status {
+	spec := &rec.Spec
 	st := device.Status{Name: spec.Name, ID: -1, ReadOnly: spec.ReadOnly, Queues: spec.Queues, Depth: spec.Depth, DataPath: spec.DataPath}
 	for i, ref := range spec.Images {
 		st.Images = append(st.Images, ploop.ImageStatus{Path: ref.Path, Level: i})
+	}
+	if !waits {
+		return st
+	}
+	st.ID, st.Path = rec.ID, fmt.Sprintf("/dev/ublkb%d", rec.ID)
+	s := &st.Standby
+	s.Consumers = append(slices.Clone(rec.Leases), rec.TargetLeases...)
+	s.Enabled = len(s.Consumers) > 0
+	if s.Recovery = spec.Recovery; s.Recovery == "" {
+		s.Recovery = device.RecoveryManual
+	}
+	if r := rec.Standby; r != nil {
+		s.Flag, s.Since, s.Cause = true, &r.Since, r.Cause
+		if r.Errno != 0 {
+			s.Errno = unix.ErrnoName(unix.Errno(r.Errno))
+		}
 	}
 	return st
 }

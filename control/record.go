@@ -8,8 +8,10 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -19,6 +21,7 @@ import (
 
 	"holdfast/device"
 	"holdfast/ploop"
+	"holdfast/standby"
 )
 
 // A record is what the state directory knows of a device.
@@ -31,8 +34,35 @@ type record struct {
 	Images  []imageID   `json:"images"` // in the order of Spec.Images
 	// Generation counts changes of the spec since the device was made.
 	Generation uint64 `json:"generation,omitempty"`
-	// Leases are those that were taken by hand; targets take their own.
-	Leases []string `json:"leases,omitempty"`
+	// Leases are those that were taken by hand, TargetLeases those of targets.
+	Leases       []string `json:"leases,omitempty"`
+	TargetLeases []string `json:"target_leases,omitempty"`
+	// Standby is the one that the device is in.
+	Standby *standbyRecord `json:"standby,omitempty"`
+	// Serial counts the changes of the record: of two copies the higher one is right.
+	Serial uint64 `json:"serial,omitempty"`
+}
+
+type standbyRecord struct {
+	ByHand bool      `json:"by_hand,omitempty"`
+	Errno  int       `json:"errno,omitempty"`
+	Cause  string    `json:"cause"`
+	Since  time.Time `json:"since"`
+}
+
+// recordStandby is nil for nil.
+func recordStandby(r *standby.Restored) *standbyRecord {
+	if r == nil {
+		return nil
+	}
+	return &standbyRecord{r.ByHand, int(r.Errno), r.Cause, r.Since}
+}
+
+func (r *standbyRecord) restored() *standby.Restored {
+	if r == nil {
+		return nil
+	}
+	return &standby.Restored{ByHand: r.ByHand, Errno: unix.Errno(r.Errno), Cause: r.Cause, Since: r.Since}
 }
 
 // imageID tells whether a path still leads to the file that it led to.
@@ -59,14 +89,29 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// records is the directory of them.
-type records struct{ dir string }
+// records is the directory of them. A copy of each is kept in the run directory, which
+// ends with the boot: while a device lives, a state directory that is damaged, or that
+// nothing can be written to, loses nothing of it.
+type records struct {
+	dir  string
+	copy string // "": none
+	boot string // of copies that count
+}
 
 func (r records) path(name string) string { return filepath.Join(r.dir, name+recordSuffix) }
 
 // save makes rec durable under its spec's name: temporary file, fsync, rename,
-// fsync of the directory.
+// fsync of the directory. After an error the copy may have it.
 func (r records) save(rec *record) error {
+	rec.Serial++
+	if r.copy != "" {
+		// The state directory is what counts while it can be written to.
+		_ = records{dir: r.copy}.write(rec)
+	}
+	return r.write(rec)
+}
+
+func (r records) write(rec *record) error {
 	inner, err := json.Marshal(rec)
 	if err != nil {
 		return err
@@ -93,6 +138,10 @@ func (r records) save(rec *record) error {
 
 // remove forgets a name, durably. A record that isn't there is no error.
 func (r records) remove(name string) error {
+	if r.copy != "" {
+		// First, so that a crash in between leaves what it left before.
+		_ = records{dir: r.copy}.remove(name)
+	}
 	err := os.Remove(r.path(name))
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		err = syncDir(r.dir)
@@ -104,34 +153,69 @@ func (r records) remove(name string) error {
 }
 
 // load reads every record. One that can't be used is renamed to
-// NAME.json.damaged and becomes a problem, as do those of earlier starts.
+// NAME.json.damaged and becomes a problem, as do those of earlier starts, unless there is
+// a copy: then nothing was lost. Copies also stand for records that are missing, or
+// could not be written any more.
 func (r records) load() ([]*record, []Problem, error) {
-	entries, err := os.ReadDir(r.dir)
+	found, problems, err := r.read()
 	if err != nil {
 		return nil, nil, fmt.Errorf("state directory: %w", err)
 	}
-	var recs []*record
+	if r.copy != "" {
+		copies, _, err := records{dir: r.copy}.read()
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, nil, fmt.Errorf("run directory: %w", err)
+		}
+		for name, c := range copies {
+			if rec := found[name]; c.BootID != r.boot || rec != nil && rec.Serial >= c.Serial {
+				continue
+			}
+			found[name] = c
+			_ = r.write(c) // if it can be written to now
+			for i := range problems {
+				if problems[i].name == name {
+					problems[i].Advice = "nothing is lost, the run directory had a copy: delete the file"
+				}
+			}
+		}
+	}
+	recs := slices.Collect(maps.Values(found))
+	sort.Slice(recs, func(i, j int) bool { return recs[i].Spec.Name < recs[j].Spec.Name })
+	return recs, problems, nil
+}
+
+// read reads one directory.
+func (r records) read() (map[string]*record, []Problem, error) {
+	entries, err := os.ReadDir(r.dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	recs := map[string]*record{}
 	var problems []Problem
 	for _, e := range entries {
-		name, path := e.Name(), filepath.Join(r.dir, e.Name())
+		file, path := e.Name(), filepath.Join(r.dir, e.Name())
+		name, _, _ := strings.Cut(file, recordSuffix)
 		switch {
-		case strings.HasPrefix(name, ".") && strings.Contains(name, recordSuffix):
+		case strings.HasPrefix(file, ".") && strings.Contains(file, recordSuffix):
 			os.Remove(path) // a save that a crash cut off before its rename
-		case strings.Contains(name, recordSuffix+damagedSuffix):
-			problems = append(problems, damagedProblem(path, "put aside by an earlier start"))
-		case strings.HasSuffix(name, recordSuffix):
+		case strings.Contains(file, recordSuffix+damagedSuffix):
+			p := damagedProblem(path, "put aside by an earlier start")
+			p.name = name
+			problems = append(problems, p)
+		case strings.HasSuffix(file, recordSuffix):
 			rec, err := readRecord(path)
-			if err == nil && rec.Spec.Name != strings.TrimSuffix(name, recordSuffix) {
+			if err == nil && rec.Spec.Name != name {
 				err = fmt.Errorf("it is the record of %q", rec.Spec.Name)
 			}
 			if err != nil {
-				problems = append(problems, r.putAside(path, err))
+				p := r.putAside(path, err)
+				p.name = name
+				problems = append(problems, p)
 				continue
 			}
-			recs = append(recs, rec)
+			recs[name] = rec
 		}
 	}
-	sort.Slice(recs, func(i, j int) bool { return recs[i].Spec.Name < recs[j].Spec.Name })
 	return recs, problems, nil
 }
 
@@ -228,15 +312,16 @@ func identify(refs []ploop.ImageRef) ([]imageID, error) {
 }
 
 // changed names the first image that isn't the file it was when the record was
-// written, or why it can't be told; "" if all are the same.
-func (rec *record) changed(boot string) string {
+// written, or why it can't be told; "" if all are the same. With remounted the file
+// systems may have been mounted anew since, which changes their numbers.
+func (rec *record) changed(boot string, remounted bool) string {
 	for i, ref := range rec.Spec.Images {
 		ids, err := identify(rec.Spec.Images[i : i+1])
 		if err != nil {
 			return err.Error()
 		}
 		was := rec.Images[i]
-		if ids[0].Ino != was.Ino || boot == rec.BootID && ids[0].Dev != was.Dev {
+		if ids[0].Ino != was.Ino || boot == rec.BootID && ids[0].Dev != was.Dev && !remounted {
 			return fmt.Sprintf("image %q is another file than the one that was served (inode %d, now %d)", ref.Path, was.Ino, ids[0].Ino)
 		}
 	}

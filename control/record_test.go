@@ -25,7 +25,7 @@ func sampleRecord(name string) *record {
 
 func saved(t *testing.T, names ...string) (records, map[string][]byte) {
 	t.Helper()
-	r := records{t.TempDir()}
+	r := records{dir: t.TempDir()}
 	data := map[string][]byte{}
 	for _, n := range names {
 		if err := r.save(sampleRecord(n)); err != nil {
@@ -45,6 +45,12 @@ func TestRecordRoundTrip(t *testing.T) {
 		t.Fatal(err)
 	}
 	recs, problems, err := r.load()
+	for _, rec := range recs {
+		if rec.Serial != 1 {
+			t.Errorf("%s: saved %d times", rec.Spec.Name, rec.Serial)
+		}
+		rec.Serial = 0
+	}
 	if err != nil || len(problems) != 0 || !reflect.DeepEqual(recs, []*record{sampleRecord("a"), sampleRecord("b")}) {
 		t.Fatalf("%+v, %v, %v", recs, problems, err)
 	}
@@ -171,7 +177,7 @@ func TestRecordEveryByte(t *testing.T) {
 }
 
 func FuzzParseRecord(f *testing.F) {
-	r := records{f.TempDir()}
+	r := records{dir: f.TempDir()}
 	if err := r.save(sampleRecord("v")); err != nil {
 		f.Fatal(err)
 	}
@@ -195,6 +201,9 @@ func TestDamagedRecordIsReportedByTheDaemon(t *testing.T) {
 	f.crash()
 	path := filepath.Join(f.stateDir(), "devices", "v.json")
 	if err := os.Truncate(path, 20); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(f.runDir(), copyName)); err != nil {
 		t.Fatal(err)
 	}
 	f.start()

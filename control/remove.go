@@ -20,12 +20,30 @@ const closeLimit = 2 * time.Minute
 //
 // Once begun, a removal goes on when ctx ends; only the waiting ends then.
 func (d *Daemon) Remove(ctx context.Context, name string, force bool) error {
+	if id, ok := d.orphan(name); ok {
+		return d.removeOrphan(ctx, id, force)
+	}
 	return d.removeWith(ctx, name, func(ctx context.Context, s *slot) error {
-		if s.dev == nil && s.rec != nil {
+		switch {
+		case s.dev == nil && s.rec != nil && s.phase == StateRecovering:
+			return d.removeLeft(ctx, s, force)
+		case s.dev == nil && s.rec != nil:
 			return d.removeLost(s, force)
 		}
 		return d.removeLive(ctx, s, force)
 	})
+}
+
+// orphan is the number of a device of ours that has no record, by the kernel's name.
+func (d *Daemon) orphan(name string) (int, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for id := range d.orphans {
+		if name == fmt.Sprintf("ublkb%d", id) {
+			return id, true
+		}
+	}
+	return 0, false
 }
 
 // removeWith runs a removal with the name's token held.
@@ -118,7 +136,7 @@ func (d *Daemon) closeFailed(ctx context.Context, s *slot, err error) error {
 func (d *Daemon) removeLost(s *slot, force bool) error {
 	var err error
 	if s.rec.writable() != nil {
-		if why := s.rec.changed(d.boot); why != "" {
+		if why := s.rec.changed(d.boot, false); why != "" {
 			err = fail(CodeConflict, "lost device %q: %s; 'holdfast remove --force %s' forgets the device and leaves its images as they are", s.name, why, s.name)
 		} else if cerr := d.kernel.closeImages(s.rec.Spec); cerr != nil {
 			e := classify(cerr)
@@ -239,7 +257,7 @@ func (d *Daemon) removeAll(ctx context.Context, force bool) map[string]error {
 	d.mu.Lock()
 	var names []string
 	for _, s := range d.slots {
-		if s.dev != nil || s.phase != "" {
+		if s.dev != nil || s.phase != "" && s.phase != StateRecovering {
 			names = append(names, s.name)
 		}
 	}

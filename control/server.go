@@ -75,6 +75,7 @@ func (d *Daemon) handler() http.Handler {
 	mux.HandleFunc("POST /v1/devices", d.serveCreate)
 	mux.HandleFunc("DELETE /v1/devices/{name}", d.serveRemove)
 	mux.HandleFunc("POST /v1/devices/{name}/replace", d.serveReplace)
+	mux.HandleFunc("POST /v1/devices/{name}/recover", d.serveRecover)
 	mux.HandleFunc("PUT /v1/devices/{name}/standby", d.serveStandby)
 	mux.HandleFunc("PUT /v1/devices/{name}/leases/{consumer}", func(w http.ResponseWriter, r *http.Request) {
 		answer(w)(d.Attach(r.Context(), r.PathValue("name"), r.PathValue("consumer")))
@@ -167,6 +168,17 @@ func (d *Daemon) serveStandby(w http.ResponseWriter, r *http.Request) {
 func (d *Daemon) serveReplace(w http.ResponseWriter, r *http.Request) {
 	if in, ok := body[ReplaceRequest](w, r, "a replacement"); ok {
 		answer(w)(d.Replace(r.Context(), r.PathValue("name"), *in))
+	}
+}
+
+// Force is the body of a request that may be forced.
+type Force struct {
+	Force bool `json:"force,omitempty"`
+}
+
+func (d *Daemon) serveRecover(w http.ResponseWriter, r *http.Request) {
+	if in, ok := body[Force](w, r, "a recovery"); ok {
+		answer(w)(d.Recover(r.Context(), r.PathValue("name"), in.Force))
 	}
 }
 

@@ -44,10 +44,12 @@ func (d *Daemon) SetKey(on bool) (KeyInfo, error) {
 	held := slices.Contains(d.key.Holders(), handHolder)
 	switch {
 	case on && !held:
-		d.key.Enable(handHolder)
+		if err := d.enableKey(handHolder); err != nil {
+			d.log.Warn().Msg(err.Error())
+		}
 		d.tell("", EventKeyOn, "the standby check is on, by hand")
 	case !on && held:
-		if err := d.key.Disable(handHolder); err != nil {
+		if err := d.disableKey(handHolder); err != nil {
 			return d.Key(), fail(CodeInternal, "%w", err)
 		}
 		d.tell("", EventKeyOff, "the standby check is no longer on by hand")
@@ -218,7 +220,10 @@ func (d *Daemon) Replace(ctx context.Context, name string, r ReplaceRequest) (*D
 		return nil, fail(CodeInvalid, "level %d: want 0 (the base) or more", *r.Level)
 	}
 	err := d.removeWith(ctx, name, func(ctx context.Context, s *slot) error {
-		if s.dev == nil {
+		switch {
+		case s.dev == nil && s.phase == StateRecovering:
+			return d.replaceLeft(ctx, s, r)
+		case s.dev == nil:
 			return fail(CodeConflict, "device %q is not served now", name)
 		}
 		return d.replace(ctx, s, r)
@@ -282,6 +287,9 @@ func (d *Daemon) replace(ctx context.Context, s *slot, r ReplaceRequest) error {
 			rec.Spec, rec.Generation = spec, rec.Generation+1
 			rec.Images = slices.Clone(rec.Images)
 			rec.Images[level] = ids[0]
+			if level == len(rec.Images)-1 {
+				rec.Standby = nil // a standby ends with it
+			}
 		})
 	}})
 	if err == nil {

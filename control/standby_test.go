@@ -20,7 +20,7 @@ import (
 
 func (f *fixture) record(name string) *record {
 	f.t.Helper()
-	rec, err := readRecord(records{filepath.Join(f.stateDir(), "devices")}.path(name))
+	rec, err := readRecord(records{dir: filepath.Join(f.stateDir(), "devices")}.path(name))
 	if err != nil {
 		f.t.Fatal(err)
 	}

@@ -85,6 +85,11 @@ func (t *targets) info() []TargetInfo {
 	return out
 }
 
+// seen says that a kind of target was looked at; mu is held.
+func (t *targets) seen(k target.Kind) bool {
+	return slices.ContainsFunc(t.states, func(st target.KindState) bool { return st.Kind == k })
+}
+
 // watchTargets runs until ctx ends.
 func (d *Daemon) watchTargets(ctx context.Context) {
 	if len(d.targets.kinds) == 0 {
@@ -119,7 +124,9 @@ func (d *Daemon) applyTargets() {
 	for _, st := range t.states {
 		if st.Present && !t.held[st.Kind] {
 			t.held[st.Kind] = true
-			d.key.Enable(string(st.Kind))
+			if err := d.enableKey(string(st.Kind)); err != nil {
+				d.log.Warn().Msg(err.Error())
+			}
 			d.tell("", EventTarget, "target %s is there: it holds the standby check on", st.Kind)
 		}
 		for _, b := range st.Backings {
@@ -135,23 +142,27 @@ func (d *Daemon) applyTargets() {
 			continue
 		}
 		t.leases[l] = true
+		d.noteLease(l, true)
 		if err := l.dev.Attach(string(l.kind)); err != nil && !errors.Is(err, standby.ErrAttached) {
 			d.log.Error().Err(err).Str("device", l.name).Msgf("target %s: no lease", l.kind)
 		}
 	}
 	for l := range t.leases {
-		if want[l] {
+		if want[l] || !t.seen(l.kind) {
 			continue
 		}
 		delete(t.leases, l)
 		if lives[l.name] == l.dev {
 			_ = l.dev.Detach(string(l.kind)) // it has one
+			d.noteLease(l, false)
 		}
 	}
 	for _, st := range t.states {
 		if !st.Present && t.held[st.Kind] {
 			delete(t.held, st.Kind)
-			_ = d.key.Disable(string(st.Kind)) // it holds it
+			if err := d.disableKey(string(st.Kind)); err != nil { // it holds it
+				d.log.Warn().Msg(err.Error())
+			}
 			d.tell("", EventTarget, "target %s is gone: it no longer holds the standby check on", st.Kind)
 		}
 	}

@@ -189,13 +189,7 @@ func (d *Device) probe(who string, images []ploop.ImageRef) error {
 	answer := make(chan error, 1)
 	go func() {
 		defer d.reopenState.endProbe(key)
-		for _, ref := range images {
-			if err := probeFile(ref.Path); err != nil {
-				answer <- fmt.Errorf("%q: %w", ref.Path, err)
-				return
-			}
-		}
-		answer <- nil
+		answer <- Probe(images)
 	}()
 	t := time.NewTimer(probeTime)
 	defer t.Stop()
@@ -207,6 +201,16 @@ func (d *Device) probe(who string, images []ploop.ImageRef) error {
 	case <-d.closing:
 		return errors.New("device is being removed")
 	}
+}
+
+// Probe sees whether files answer a read at all. It hangs with their storage.
+func Probe(images []ploop.ImageRef) error {
+	for _, ref := range images {
+		if err := probeFile(ref.Path); err != nil {
+			return fmt.Errorf("%q: %w", ref.Path, err)
+		}
+	}
+	return nil
 }
 
 // probeFile reads a file's beginning, past the page cache where it can.

@@ -30,6 +30,12 @@ type Spec struct {
 	StandbyTimeout Duration `json:"standby_timeout,omitempty"`
 	// Recovery is RecoveryManual, which is also "", or RecoveryReopen.
 	Recovery string `json:"recovery,omitempty"`
+	// RecoverPolicy is what becomes of the device while it can't be recovered after the
+	// death of its server: RecoverWait, which is also "", or RecoverFail.
+	RecoverPolicy string `json:"recover_policy,omitempty"`
+	// RecoverTimeout is how long RecoverFail waits before it fails I/O; 0:
+	// DefaultRecoverTimeout.
+	RecoverTimeout Duration `json:"recover_timeout,omitempty"`
 	// OnStandby and OnRecovered are programs for whoever owns the device to run
 	// when it goes to standby and when it has recovered; absolute paths.
 	OnStandby   string `json:"on_standby,omitempty"`
@@ -41,6 +47,15 @@ const (
 	RecoveryManual = "manual" // by Replace only
 	RecoveryReopen = "reopen" // also by opening the same files anew, when they answer and are unchanged
 )
+
+// What becomes of a device that can't be recovered.
+const (
+	RecoverWait = "wait" // its requests wait
+	RecoverFail = "fail" // they fail with EIO after RecoverTimeout
+)
+
+// DefaultRecoverTimeout is how long RecoverFail waits unless told otherwise.
+const DefaultRecoverTimeout = 30 * time.Second
 
 // Duration is a time.Duration that JSON says as in "1m30s".
 type Duration time.Duration
@@ -116,6 +131,14 @@ func (s *Spec) validateStandby() error {
 	case "", RecoveryManual, RecoveryReopen:
 	default:
 		return fmt.Errorf("device %s: recovery %q, want manual or reopen", s.Name, s.Recovery)
+	}
+	switch s.RecoverPolicy {
+	case "", RecoverWait, RecoverFail:
+	default:
+		return fmt.Errorf("device %s: recover policy %q, want wait or fail", s.Name, s.RecoverPolicy)
+	}
+	if s.RecoverTimeout < 0 {
+		return fmt.Errorf("device %s: recover time-out %v: want 0 (the default) or more", s.Name, time.Duration(s.RecoverTimeout))
 	}
 	for _, hook := range []string{s.OnStandby, s.OnRecovered} {
 		if hook != "" && !filepath.IsAbs(hook) {

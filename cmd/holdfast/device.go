@@ -32,6 +32,8 @@ func createCommand() *cli.Command {
 			&cli.StringFlag{Name: "recovery", Usage: "`HOW` a standby ends: manual (by replace) or reopen (also by itself, when the same files return)", Value: device.RecoveryManual},
 			&cli.DurationFlag{Name: "standby-timeout", Usage: "fail what is held after `TIME` in standby", DefaultText: "never"},
 			&cli.StringFlag{Name: "standby-errors", Usage: "`ERRORS` of the storage that lead to standby", DefaultText: "EBUSY,ENOTCONN,EIO,ECONNABORTED,EBADFD"},
+			&cli.StringFlag{Name: "recover-policy", Usage: "`WHAT` becomes of I/O while the device can't be served again after the daemon's death: wait, or fail", Value: device.RecoverWait},
+			&cli.DurationFlag{Name: "recover-timeout", Usage: "with the recover policy fail, fail I/O after `TIME`", DefaultText: device.DefaultRecoverTimeout.String()},
 			&cli.StringFlag{Name: "on-standby", Usage: "run the program `FILE` when the device goes to standby"},
 			&cli.StringFlag{Name: "on-recovered", Usage: "run the program `FILE` when it has recovered"},
 			&cli.StringFlag{Name: "data-path", Usage: "`PATH` of the data: auto (the best the kernel has), copy or zero-copy", Value: "auto"},
@@ -55,6 +57,9 @@ func createCommand() *cli.Command {
 				return usagef("%s: --image is missing", commandName(c))
 			}
 			if err := standbySpec(c, &spec); err != nil {
+				return err
+			}
+			if err := recoverSpec(c, &spec); err != nil {
 				return err
 			}
 			dev, err := client(c).Create(c.Context, spec)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -195,8 +196,8 @@ func TestKernelSIGTERM(t *testing.T) {
 	d.umount()
 }
 
-// TestKernelKilledDaemon: what a killed daemon leaves can be taken over, or
-// closed cleanly, and a stranger's in-use mark can't.
+// TestKernelKilledDaemon: the users of a killed daemon's device see a pause, and a
+// stranger's in-use mark is not taken for ours.
 func TestKernelKilledDaemon(t *testing.T) {
 	needKernel(t)
 	d := newDir(t)
@@ -204,36 +205,53 @@ func TestKernelKilledDaemon(t *testing.T) {
 		cmd.Process.Kill()
 		cmd.Wait()
 	}
+	live := func() bool { return d.object("show", "vol")["state"] == "live" }
 	cmd := d.daemon()
-	d.mount(d.create("vol"), true)
+	path := d.create("vol")
+	d.mount(path, true)
 	if err := os.WriteFile(d.file("mnt/x"), []byte("kept"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	kill(cmd)
+	written := make(chan error, 1)
+	go func() { // waits for the next server
+		err := os.WriteFile(d.file("mnt/y"), []byte("kept, too"), 0o600)
+		if err == nil {
+			err = exec.Command("sync", "-f", d.file("mnt/y")).Run()
+		}
+		written <- err
+	}()
+	cmd = d.daemon()
+	d.until("the recovery", live)
+	if err := <-written; err != nil {
+		t.Error(err)
+	}
+	os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+	if x, y := d.read("mnt/x"), d.read("mnt/y"); string(x) != "kept" || string(y) != "kept, too" {
+		t.Errorf("%q, %q", x, y)
+	}
+	if show := d.object("show", "vol"); show["path"] != path {
+		t.Errorf("%v, was %s", show["path"], path)
+	}
 	d.umount()
 	kill(cmd)
-
 	cmd = d.daemon()
-	if show := d.object("show", "vol"); show["state"] != "lost" || show["advice"] == nil {
-		t.Errorf("%v", show)
-	}
-	path := d.create("vol")
-	d.mount(path, false)
-	if got := d.read("mnt/x"); string(got) != "kept" {
-		t.Errorf("%q", got)
-	}
-	kill(cmd) // with the file system mounted
-	cmd = d.daemon()
+	d.until("the recovery", live)
 	d.ok("remove", "vol")
 	d.clean("vol")
-	syscall.Unmount(d.file("mnt"), syscall.MNT_DETACH)
 
-	d.create("vol")
+	path = d.create("vol")
 	kill(cmd)
-	if err := os.RemoveAll(d.file("state")); err != nil {
-		t.Fatal(err)
+	for _, records := range []string{"state", "run/devices"} {
+		if err := os.RemoveAll(d.file(records)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	d.daemon()
+	orphan := filepath.Base(path)
+	d.fails(4, "--force", "remove", orphan)
 	d.fails(1, "in_use", "create", "vol", "--image", d.file("vol.hds"))
+	d.ok("remove", "--force", orphan)
 	d.ok("image", "check", "--repair", d.file("vol.hds"))
 	d.create("vol")
 	d.ok("remove", "vol")

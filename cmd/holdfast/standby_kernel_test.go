@@ -231,10 +231,9 @@ func TestStandbyByFiles(t *testing.T) {
 		t.Errorf("the tree of a dead daemon reads %q", out)
 	}
 	d.daemon()
-	want(check, "0")
-	d.ok("create", "a", "--image", "raw@"+b.path)
-	want(enable, "1") // the lease came back with the device
-	d.ok("standby-check", "on")
+	want(check, "1") // in the same boot, as everything
+	d.until("the recovery", func() bool { return d.object("show", "a")["state"] == "live" })
+	want(enable, "1")
 	want(value, "off")
 	d.ok("remove", "a")
 	if _, err := os.Stat(d.file("run/sys/block/a")); err == nil {

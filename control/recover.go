@@ -1,0 +1,371 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"holdfast/device"
+	"holdfast/internal/failpoint"
+	"holdfast/ploop"
+	"holdfast/ublk"
+)
+
+// copyName is the directory of the records' copies, in the run directory.
+const copyName = "devices"
+
+// How a recovery is tried: each attempt has a bound, and the pause between two doubles
+// from the first to the longest. A lock that is held is looked at more often: it is the
+// fence, and opens when the last write of the dead server has landed.
+const (
+	recoverTime      = 10 * time.Second
+	firstRecoverWait = 20 * time.Millisecond
+	lastRecoverWait  = 2 * time.Second
+	lockWait         = 100 * time.Millisecond
+)
+
+// recoverAll looks what the driver has of devices of earlier daemons: those with a record
+// are recovered, all at once and in the background; the others are told of.
+func (d *Daemon) recoverAll() {
+	ctx, cancel := context.WithTimeout(context.Background(), recoverTime)
+	defer cancel()
+	left, err := d.kernel.left(ctx)
+	if err != nil {
+		d.log.Error().Err(err).Msg("what the driver has of earlier daemons is not known")
+	}
+	for _, s := range d.slots {
+		id := s.rec.ID
+		waits, there := left[id]
+		if s.rec.BootID != d.boot || !there || id < 0 {
+			d.lose(s)
+			continue
+		}
+		delete(left, id)
+		if !waits {
+			d.lose(s)
+			d.clear(ctx, id)
+			continue
+		}
+		s.phase, s.problem = StateRecovering, fmt.Sprintf("its daemon (process %d) died or left", s.rec.PID)
+		d.tell(s.name, EventRecovering, "/dev/ublkb%d is to be served again: %s", id, s.problem)
+		d.watching.Go(func() { d.recover(d.creating, s) })
+	}
+	for id, waits := range left {
+		if !waits {
+			d.clear(ctx, id)
+			continue
+		}
+		// Somebody may use it, and its record may yet be found.
+		p := Problem{
+			File:   fmt.Sprintf("/dev/ublkb%d", id),
+			Reason: "a device of ours without a record; its I/O waits",
+			Advice: fmt.Sprintf("put its record back into %s and restart the daemon, or give the device up: 'holdfast remove --force ublkb%d'", d.records.dir, id),
+		}
+		d.problems = append(d.problems, p)
+		d.orphans[id] = true
+		d.log.Error().Str("file", p.File).Msgf("%s; %s", p.Reason, p.Advice)
+	}
+}
+
+// lose says of a device that nothing of it lives.
+func (d *Daemon) lose(s *slot) {
+	s.problem = fmt.Sprintf("its daemon (process %d) died", s.rec.PID)
+	if s.rec.BootID != d.boot {
+		s.problem = "the machine went down while the device was served"
+	}
+	d.log.Warn().Str("device", s.name).Msgf("device is lost: %s; %s", s.problem, lostAdvice(s.name))
+}
+
+// clear deletes what can't be recovered. It can't fail: what stays is dead, and only
+// takes up a number.
+func (d *Daemon) clear(ctx context.Context, id int) {
+	if err := d.kernel.delete(ctx, id); err != nil {
+		d.log.Warn().Msgf("the kernel keeps the dead device /dev/ublkb%d: %v", id, err)
+		return
+	}
+	d.log.Info().Msgf("deleted the dead device /dev/ublkb%d", id)
+}
+
+// recover tries until the device is served, or there is nothing to recover any more.
+func (d *Daemon) recover(ctx context.Context, s *slot) {
+	begin, wait := time.Now(), firstRecoverWait
+	for {
+		err := d.recoverNow(ctx, s, false)
+		if err == nil || ctx.Err() != nil || CodeOf(err) == CodeNotFound {
+			return
+		}
+		d.mu.Lock()
+		spec := s.rec.Spec
+		d.mu.Unlock()
+		if spec.RecoverPolicy == device.RecoverFail && time.Since(begin) > recoverTimeout(&spec) {
+			d.failDevice(ctx, s)
+		}
+		pause := wait
+		if errors.Is(err, ploop.ErrLocked) {
+			pause = min(pause, lockWait)
+		}
+		select {
+		case <-time.After(pause):
+			wait = min(2*wait, lastRecoverWait)
+		case <-s.kick:
+			wait = firstRecoverWait
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func recoverTimeout(spec *device.Spec) time.Duration {
+	if t := time.Duration(spec.RecoverTimeout); t > 0 {
+		return t
+	}
+	return device.DefaultRecoverTimeout
+}
+
+// recoverNow makes one attempt. CodeNotFound: there is nothing to recover.
+func (d *Daemon) recoverNow(ctx context.Context, s *slot, force bool) error {
+	own, err := d.acquire(ctx, s.name)
+	if err != nil {
+		return err
+	}
+	defer d.release(own)
+	d.mu.Lock()
+	waits := own == s && s.rec != nil && s.phase == StateRecovering
+	d.mu.Unlock()
+	if !waits {
+		return fail(CodeNotFound, "device %q does not wait for a server", s.name)
+	}
+	return d.tryRecovery(ctx, s, force)
+}
+
+// tryRecovery does the work, with the name's token held.
+func (d *Daemon) tryRecovery(ctx context.Context, s *slot, force bool) error {
+	d.mu.Lock()
+	rec, failing := *s.rec, s.failing
+	d.mu.Unlock()
+	err := d.takeOver(ctx, s, &rec, failing, force)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	if errors.Is(err, ublk.ErrNoDevice) || errors.Is(err, ublk.ErrNotRecoverable) {
+		d.set(s, func() { s.phase, s.problem = "", "it can't be recovered: "+err.Error() })
+		d.tell(s.name, EventRecoverFailed, "the device is lost: %v", err)
+		return fail(CodeNotFound, "device %q: %w", s.name, err)
+	}
+	d.mu.Lock()
+	news := s.problem != err.Error()
+	s.problem = err.Error()
+	d.mu.Unlock()
+	if news {
+		d.tell(s.name, EventRecoverFailed, "not yet: %v", err)
+	}
+	e := classify(err)
+	return fail(e.Code, "device %q can't be recovered now: %w", s.name, err)
+}
+
+// takeOver becomes the device's server.
+func (d *Daemon) takeOver(ctx context.Context, s *slot, rec *record, failing failing, force bool) error {
+	ctx, cancel := context.WithTimeout(ctx, recoverTime)
+	defer cancel()
+	if err := d.lookAt(ctx, s, rec); err != nil {
+		return err
+	}
+	if failing != nil {
+		if err := failing.Leave(ctx); err != nil && !errors.Is(err, ublk.ErrStopped) {
+			return err
+		}
+		d.set(s, func() { s.failing = nil })
+	}
+	leases := append(slices.Clone(rec.Leases), d.targets.watched(rec.TargetLeases)...)
+	dev, err := d.kernel.open(ctx, rec.Spec, openOptions{takeOver: true, key: d.key, event: d.event(s),
+		recover: &device.Recovery{ID: rec.ID, Consumers: leases, Standby: rec.Standby.restored(), Force: force}})
+	if err != nil {
+		if failing != nil {
+			d.failDevice(ctx, s) // as before
+		}
+		return err
+	}
+	failpoint.Hit("recover-recorded")
+	d.set(s, func() { s.dev, s.phase, s.problem, d.driverProblem = dev, "", "", "" })
+	if err := d.update(s, func(rec *record) {
+		rec.PID, rec.BootID = os.Getpid(), d.boot
+		rec.Standby = recordStandby(dev.Restored())
+	}); err != nil {
+		// The copy has it, or the next daemon sees for itself.
+		d.log.Warn().Err(err).Str("device", s.name).Msg("the record is not up to date")
+	}
+	d.targets.inherit(s.name, dev, rec.TargetLeases)
+	go d.devicesChanged()
+	return nil
+}
+
+// lookAt sees whether the images answer, and are what they were, before anything is done
+// that could hang with their storage for longer. What hangs here is waited for by the
+// next attempts.
+func (d *Daemon) lookAt(ctx context.Context, s *slot, rec *record) error {
+	if !s.looking.CompareAndSwap(false, true) {
+		return errors.New("the storage of its images still doesn't answer")
+	}
+	came := make(chan error, 1)
+	go func() {
+		defer s.looking.Store(false)
+		if why := rec.changed(d.boot, true); why != "" {
+			came <- errors.New(why)
+			return
+		}
+		came <- device.Probe(rec.Spec.Images)
+	}()
+	select {
+	case err := <-came:
+		return err
+	case <-ctx.Done():
+		return errors.New("the storage of its images doesn't answer")
+	}
+}
+
+// failDevice has the device's I/O fail until it is recovered.
+func (d *Daemon) failDevice(ctx context.Context, s *slot) {
+	d.mu.Lock()
+	id, done := s.rec.ID, s.failing != nil || s.phase != StateRecovering
+	d.mu.Unlock()
+	if done {
+		return
+	}
+	f, err := d.kernel.fail(ctx, id)
+	if err != nil {
+		d.log.Error().Err(err).Str("device", s.name).Msg("the device's I/O waits, and can't be failed")
+		return
+	}
+	d.set(s, func() { s.failing = f })
+	d.tell(s.name, EventRecoverFailed, "I/O of the device fails from now on, until it is recovered (recover policy fail)")
+}
+
+// Recover tries to recover a device now. With force it goes on where the image's file
+// system has no locks that could tell whether writes of the dead server are under way.
+func (d *Daemon) Recover(ctx context.Context, name string, force bool) (*Device, error) {
+	d.mu.Lock()
+	s := d.slots[name]
+	state := ""
+	switch {
+	case s == nil || s.rec == nil:
+		state = "there is no device %q"
+	case s.dev != nil:
+		state = "device %q is served"
+	case s.phase != StateRecovering:
+		state = "device %q has nothing left in the driver to be recovered: create or remove it"
+	}
+	d.mu.Unlock()
+	switch {
+	case s == nil || s.rec == nil:
+		return nil, fail(CodeNotFound, state, name)
+	case state != "":
+		return nil, fail(CodeConflict, state, name)
+	}
+	if err := d.recoverNow(ctx, s, force); err != nil {
+		return nil, err
+	}
+	return d.Device(name)
+}
+
+// replaceLeft has a device that waits for its recovery take another file.
+func (d *Daemon) replaceLeft(ctx context.Context, s *slot, r ReplaceRequest) error {
+	d.mu.Lock()
+	rec := *s.rec
+	d.mu.Unlock()
+	level := len(rec.Spec.Images) - 1
+	if r.Level != nil {
+		level = *r.Level
+	}
+	if level >= len(rec.Spec.Images) {
+		return fail(CodeInvalid, "device %q: level %d: its top is level %d", s.name, level, len(rec.Spec.Images)-1)
+	}
+	ids, err := answered(statTime, r.Image, func() ([]imageID, error) { return identify([]ploop.ImageRef{r.Image}) })
+	if err != nil {
+		return err
+	}
+	was := rec
+	rec.Spec.Images, rec.Images = slices.Clone(rec.Spec.Images), slices.Clone(rec.Images)
+	rec.Spec.Images[level], rec.Images[level] = r.Image, ids[0]
+	rec.Generation++
+	if level == len(rec.Images)-1 {
+		rec.Standby = nil
+	}
+	if err := rec.Spec.Validate(); err != nil {
+		return fail(CodeInvalid, "%w", err)
+	}
+	d.mu.Lock()
+	err = d.conflict(s, &rec)
+	d.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := d.records.save(&rec); err != nil {
+		return fail(CodeInternal, "%w", err)
+	}
+	d.set(s, func() { s.rec = &rec })
+	if err := d.tryRecovery(ctx, s, r.Force); err != nil {
+		was.Serial = rec.Serial
+		if err := d.records.save(&was); err != nil {
+			d.log.Error().Err(err).Str("device", s.name).Msg("the record tells of a file that was not taken")
+		}
+		d.set(s, func() { s.rec = &was })
+		return err
+	}
+	d.tell(s.name, device.EventReplaced, "level %d is %s now, and was %s", level, r.Image, was.Spec.Images[level])
+	return nil
+}
+
+// removeLeft gives up a device that waits for its recovery: its I/O fails.
+func (d *Daemon) removeLeft(ctx context.Context, s *slot, force bool) error {
+	d.mu.Lock()
+	id, failing := s.rec.ID, s.failing
+	d.mu.Unlock()
+	if !force {
+		return fail(CodeBusy, "device %q waits to be recovered (%s), and whoever uses it waits with it; 'holdfast remove --force %s' gives it up: its I/O fails", s.name, s.problem, s.name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, closeLimit)
+	defer cancel()
+	var err error
+	if failing != nil {
+		err = failing.Stop(ctx)
+	} else {
+		err = d.kernel.delete(ctx, id)
+	}
+	if err != nil && !errors.Is(err, ublk.ErrNoDevice) {
+		return fail(CodeInternal, "device %q: %w", s.name, err)
+	}
+	d.set(s, func() { s.phase, s.failing, s.problem = "", nil, "it was given up before it could be recovered" })
+	return d.removeLost(s, force)
+}
+
+// removeOrphan deletes a device of ours that has no record.
+func (d *Daemon) removeOrphan(ctx context.Context, id int, force bool) error {
+	if !force {
+		return fail(CodeBusy, "/dev/ublkb%d has no record, and whoever uses it waits; 'holdfast remove --force ublkb%d' gives it up: its I/O fails", id, id)
+	}
+	ctx, cancel := context.WithTimeout(ctx, closeLimit)
+	defer cancel()
+	if err := d.kernel.delete(ctx, id); err != nil {
+		return fail(CodeInternal, "/dev/ublkb%d: %w", id, err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.orphans, id)
+	return nil
+}
+
+// movesStandby are the events after which the record's standby is another.
+var movesStandby = map[string]bool{
+	device.EventStandby: true, device.EventRecovered: true, device.EventCleared: true,
+}
+
+// noteStandby brings the record in line with the device's standby.
+func (d *Daemon) noteStandby(s *slot, dev live) {
+	err := d.update(s, func(rec *record) { rec.Standby = recordStandby(dev.Restored()) })
+	if err != nil && CodeOf(err) != CodeNotFound {
+		d.log.Warn().Err(err).Str("device", s.name).Msg("the device's standby could not be noted")
+	}
+}

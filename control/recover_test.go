@@ -1,0 +1,232 @@
+package control
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/device"
+	"holdfast/ploop"
+)
+
+// die is a crash after which the driver keeps the devices.
+func (f *fixture) die() {
+	f.t.Helper()
+	f.k.mu.Lock()
+	for _, d := range f.k.live {
+		f.k.waiting[d.id] = true
+	}
+	clear(f.k.live)
+	f.k.mu.Unlock()
+	f.crash()
+}
+
+// eventually waits until a device is in a state.
+func (f *fixture) eventually(name, state string) Device {
+	f.t.Helper()
+	for begin := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+		dev, err := f.c.Device(ctx, name)
+		if err == nil && dev.State == state {
+			return *dev
+		}
+		if time.Since(begin) > 10*time.Second {
+			f.t.Fatalf("%s is not %s: %+v, %v", name, state, dev, err)
+		}
+	}
+}
+
+func (f *fixture) setOpenErr(err error) {
+	f.k.mu.Lock()
+	defer f.k.mu.Unlock()
+	f.k.openErr = err
+}
+
+// A daemon that died is followed by one that has all it had: key, leases, standby, number.
+func TestRecovery(t *testing.T) {
+	f := newFixture(t)
+	was := f.create("v", "base", "top")
+	f.create("w", "other")
+	if _, err := f.c.SetKey(ctx, true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.c.Attach(ctx, "v", "me"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.c.SetStandby(ctx, "v", true); err != nil {
+		t.Fatal(err)
+	}
+	since := f.eventually("v", "standby").Standby.Since
+	f.k.live["v"].event(device.Event{Device: "v", Kind: device.EventStandby}) // the fake's machine tells nobody
+	for begin := time.Now(); ; time.Sleep(time.Millisecond) {
+		if rec, err := readRecord(f.d.records.path("v")); err == nil && rec.Standby != nil {
+			break
+		} else if time.Since(begin) > 10*time.Second {
+			t.Fatalf("the standby is not noted: %+v, %v", rec, err)
+		}
+	}
+	for range 3 {
+		f.die()
+		f.start()
+		now := f.eventually("v", "standby")
+		if now.ID != was.ID || now.Standby.Value != "on" || len(now.Standby.Consumers) != 1 || now.Standby.Since == nil || !now.Standby.Since.Equal(*since) {
+			t.Errorf("after the recovery: %+v, was %+v since %v", now, was, since)
+		}
+		f.eventually("w", "live")
+	}
+	if len(f.k.deleted) != 0 {
+		t.Errorf("deleted: %v", f.k.deleted)
+	}
+}
+
+// What can't be recovered keeps nobody from it, says why, and is tried until it can.
+func TestRecoveryRefused(t *testing.T) {
+	f := newFixture(t)
+	f.create("v", "i")
+	f.create("w", "j")
+	f.die()
+	f.setOpenErr(&ploop.FormatError{File: "j", Offset: -1, What: "lock", Class: ploop.ErrLocked, Found: "another process has it"})
+	aside := filepath.Join(f.dir, "aside")
+	if err := os.Rename(f.image("i").Path, aside); err != nil {
+		t.Fatal(err)
+	}
+	f.start()
+	for begin := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+		v, w := f.eventually("v", StateRecovering), f.eventually("w", StateRecovering)
+		if strings.Contains(v.Problem, "no such file") && strings.Contains(w.Problem, "another process") && v.Advice != "" && v.ID == 0 {
+			break
+		}
+		if time.Since(begin) > 10*time.Second {
+			t.Fatalf("v: %q, w: %q", v.Problem, w.Problem)
+		}
+	}
+	if _, err := f.c.Recover(ctx, "w", false); CodeOf(err) != CodeImage {
+		t.Errorf("recover: %v", err)
+	}
+	if err := f.c.Remove(ctx, "w", false); CodeOf(err) != CodeBusy {
+		t.Errorf("remove: %v", err)
+	}
+	if _, err := f.c.Create(ctx, f.spec("w", "j")); CodeOf(err) != CodeConflict {
+		t.Errorf("create: %v", err)
+	}
+	f.setOpenErr(nil)
+	f.eventually("w", "live")
+	f.eventually("v", StateRecovering)
+	if err := os.Rename(aside, f.image("moved").Path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.c.Replace(ctx, "v", ReplaceRequest{Image: f.image("moved")}); err != nil {
+		t.Fatal(err)
+	}
+	if dev := f.eventually("v", "live"); dev.Images[0].Path != f.image("moved").Path {
+		t.Errorf("%+v", dev.Images)
+	}
+	for _, name := range []string{"v", "w"} {
+		if _, err := f.c.Recover(ctx, name, false); CodeOf(err) != CodeConflict {
+			t.Errorf("recover of a live device: %v", err)
+		}
+	}
+}
+
+// The recover policy fail lets I/O fail after its time, and is no end.
+func TestRecoverPolicyFail(t *testing.T) {
+	f := newFixture(t)
+	spec := f.spec("v", "i")
+	spec.RecoverPolicy, spec.RecoverTimeout = device.RecoverFail, device.Duration(time.Millisecond)
+	if _, err := f.c.Create(ctx, spec); err != nil {
+		t.Fatal(err)
+	}
+	f.create("w", "j")
+	f.die()
+	f.setOpenErr(errors.New("not today"))
+	f.start()
+	f.eventually("v", StateUnrecovered)
+	f.eventually("w", StateRecovering)
+	f.setOpenErr(nil)
+	f.eventually("v", "live")
+	f.eventually("w", "live")
+	if len(f.k.failed) == 0 || f.k.failed[0] != 0 {
+		t.Errorf("failed: %v", f.k.failed)
+	}
+}
+
+// A record that is damaged, or lost with its directory, is made up for by its copy.
+func TestRecoveryFromTheCopy(t *testing.T) {
+	f := newFixture(t)
+	f.create("v", "i")
+	f.create("w", "j")
+	f.die()
+	if err := os.Truncate(f.d0().path("v"), 20); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(f.d0().path("w")); err != nil {
+		t.Fatal(err)
+	}
+	f.start()
+	f.eventually("v", "live")
+	f.eventually("w", "live")
+	snap, err := f.c.Snapshot(ctx)
+	if err != nil || len(snap.Problems) != 1 || !strings.Contains(snap.Problems[0].Advice, "nothing is lost") {
+		t.Errorf("%+v, %v", snap.Problems, err)
+	}
+	for _, name := range []string{"v", "w"} {
+		if _, err := readRecord(f.d.records.path(name)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// d0 is the state directory's records without a daemon.
+func (f *fixture) d0() records { return records{dir: filepath.Join(f.stateDir(), "devices")} }
+
+// A device of ours without a record stays until it is given up by name; what never was
+// started, or can't be recovered, is cleared away.
+func TestOrphans(t *testing.T) {
+	f := newFixture(t)
+	f.create("v", "i")
+	f.create("w", "j")
+	f.die()
+	for _, r := range []records{f.d0(), {dir: filepath.Join(f.runDir(), copyName)}} {
+		if err := os.Remove(r.path("v")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.k.mu.Lock()
+	delete(f.k.waiting, 1) // w can't be recovered
+	f.k.dead = []int{1, 7}
+	f.k.mu.Unlock()
+	f.start()
+	f.eventually("w", StateLost)
+	f.k.mu.Lock()
+	if !f.k.waiting[0] || len(f.k.deleted) != 2 {
+		t.Errorf("waiting %v, deleted %v", f.k.waiting, f.k.deleted)
+	}
+	f.k.mu.Unlock()
+	if err := f.c.Remove(ctx, "ublkb0", false); CodeOf(err) != CodeBusy {
+		t.Errorf("remove: %v", err)
+	}
+	if err := f.c.Remove(ctx, "ublkb0", true); err != nil {
+		t.Errorf("remove by force: %v", err)
+	}
+	if err := f.c.Remove(ctx, "ublkb0", true); CodeOf(err) != CodeNotFound {
+		t.Errorf("and again: %v", err)
+	}
+}
+
+// A device that can't be recovered can be given up.
+func TestGivenUp(t *testing.T) {
+	f := newFixture(t)
+	f.create("v", "i")
+	f.die()
+	f.setOpenErr(errors.New("not today"))
+	f.start()
+	f.eventually("v", StateRecovering)
+	if err := f.c.Remove(ctx, "v", true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.c.Device(ctx, "v"); CodeOf(err) != CodeNotFound {
+		t.Errorf("%v", err)
+	}
+}
