@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/control"
+	"holdfast/internal/failpoint"
 	"holdfast/target"
 	"holdfast/ublk"
 )
@@ -58,6 +59,10 @@ func daemonCommand() *cli.Command {
 			if cfg.StateDir, err = filepath.Abs(stateDir); err != nil {
 				return err
 			}
+			if cfg.Binary, err = os.Executable(); err != nil {
+				return err
+			}
+			cfg.Args = os.Args[1:]
 			cfg.MetricsListen, cfg.NoTree = c.String("metrics-listen"), c.Bool("no-sysfs")
 			cfg.TargetRoots = target.Roots{Configfs: c.String("configfs"), SCST: c.String("scst-root")}
 			switch kinds := c.String("targets"); kinds {
@@ -99,7 +104,8 @@ func newLog(w io.Writer, format, level string) (zerolog.Logger, error) {
 }
 
 // serve runs the daemon to its end. Once told to stop, it waits for the devices' users for
-// limit; 0: for ever.
+// limit; 0: for ever. What is in use then is left to the next daemon if there will be one, as
+// if this one had been killed.
 func serve(cfg control.Config, limit time.Duration) error {
 	manager := newManager(cfg.Log)
 	signals := make(chan os.Signal, 4)
@@ -107,14 +113,16 @@ func serve(cfg control.Config, limit time.Duration) error {
 	// A log whose reader died must not take devices with it, nor a closed
 	// terminal.
 	signal.Ignore(syscall.SIGPIPE, syscall.SIGHUP)
+	if failpoint.Off("no-protect") {
+		cfg.Log.Warn().Msg("not protected from memory pressure, for a test")
+	} else if err := ublk.ProtectProcess(); err != nil {
+		cfg.Log.Warn().Msgf("memory pressure may stall devices whose images lie on this machine: %v", err)
+	}
 	d, err := control.Start(cfg)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	if err := ublk.ProtectProcess(); err != nil {
-		cfg.Log.Warn().Msgf("memory pressure may stall devices whose images lie on this machine: %v", err)
-	}
 	served := make(chan error, 1)
 	go func() { served <- d.Serve() }()
 	cfg.Log.Info().Str("version", cfg.Version).Str("socket", d.SocketPath()).Str("state_dir", cfg.StateDir).Msg("ready")
@@ -122,8 +130,13 @@ func serve(cfg control.Config, limit time.Duration) error {
 	done := make(chan struct{})
 	defer close(done)
 	go manager.keep(d.Pulse, done)
+	upgrade := make(chan os.Signal, 1)
+	signal.Notify(upgrade, syscall.SIGUSR2)
+	go d.UpgradeOn(upgrade)
 
 	select {
+	case <-d.HandedOver():
+		return nil
 	case err := <-served:
 		// Without the socket nobody could control the devices: end in order.
 		cfg.Log.Error().Err(err).Msg("the control socket failed")
@@ -132,6 +145,8 @@ func serve(cfg control.Config, limit time.Duration) error {
 	}
 	manager.stopping()
 	force := make(chan struct{})
+	ctx, leave := context.WithCancel(context.Background())
+	defer leave()
 	go func() {
 		var expired <-chan time.Time
 		if limit > 0 {
@@ -140,6 +155,10 @@ func serve(cfg control.Config, limit time.Duration) error {
 		select {
 		case <-signals:
 		case <-expired:
+			if manager.willRestart() {
+				leave()
+				return
+			}
 			cfg.Log.Warn().Msgf("devices are still in use after %v (--stop-timeout): file systems are synced, then I/O fails", limit)
 			syncAll(signals)
 		}
@@ -148,7 +167,11 @@ func serve(cfg control.Config, limit time.Duration) error {
 		cfg.Log.Error().Msg("third signal: ending at once, what is still served is lost")
 		os.Exit(exitFailure)
 	}()
-	err = d.Shutdown(context.Background(), force)
+	err = d.Shutdown(ctx, force)
+	if ctx.Err() != nil {
+		cfg.Log.Warn().Msgf("devices are still in use after %v (--stop-timeout): they are left as they are, and wait for the next daemon", limit)
+		return nil
+	}
 	if err == nil {
 		cfg.Log.Info().Msg("stopped")
 	}

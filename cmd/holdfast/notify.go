@@ -1,9 +1,12 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -43,6 +46,25 @@ func (m *manager) tell(state string) {
 func (m *manager) ready() { m.tell(fmt.Sprintf("%s\nMAINPID=%d", daemon.SdNotifyReady, os.Getpid())) }
 
 func (m *manager) stopping() { m.tell(daemon.SdNotifyStopping) }
+
+// willRestart says whether another daemon can be expected after us: the manager is there, and
+// is not about to shut the machine down. Without a clear answer it is not so.
+func (m *manager) willRestart() bool {
+	if os.Getenv("NOTIFY_SOCKET") == "" {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	// Its exit code is 0 in the first case only.
+	out, err := exec.CommandContext(ctx, "systemctl", "is-system-running").Output()
+	switch state := strings.TrimSpace(string(out)); state {
+	case "running", "degraded", "starting", "initializing", "maintenance":
+		return true
+	default:
+		m.log.Info().Msgf("the service manager says %q (%v): no other daemon is expected", state, err)
+		return false
+	}
+}
 
 // How a manager that has no watchdog is told of the devices' number.
 const statusPeriod = 5 * time.Second
