@@ -111,7 +111,7 @@ func (f *osFile) prepare(path string, write, direct bool) error {
 		return &IOError{Op: "fcntl", File: path, Offset: -1, Err: err}
 	}
 	if direct {
-		f.tryDirect(fl)
+		return f.tryDirect(path, fl)
 	}
 	return nil
 }
@@ -140,18 +140,24 @@ func lockFile(fd int, path string, write bool) (bool, error) {
 
 // tryDirect turns O_DIRECT on and off again if a read of one sector into
 // memory aligned to one sector doesn't work. A file too short to tell is
-// served through the page cache.
-func (f *osFile) tryDirect(fl int) {
+// served through the page cache. Storage that fails says nothing about it.
+func (f *osFile) tryDirect(path string, fl int) error {
 	if _, err := unix.FcntlInt(uintptr(f.fd), unix.F_SETFL, fl|unix.O_DIRECT); err != nil {
-		return
+		return nil
 	}
 	buf := AlignedBuffer(2 * SectorSize)
 	n, err := unix.Pread(f.fd, buf[SectorSize:], SectorSize)
 	if err == nil && n == SectorSize {
 		f.direct = true
-		return
+		return nil
 	}
-	unix.FcntlInt(uintptr(f.fd), unix.F_SETFL, fl)
+	if err != nil && err != unix.EINVAL && !unsupported(err) {
+		return &IOError{Op: "read", File: path, Offset: SectorSize, Err: err}
+	}
+	if _, err := unix.FcntlInt(uintptr(f.fd), unix.F_SETFL, fl); err != nil {
+		return &IOError{Op: "fcntl", File: path, Offset: -1, Err: err}
+	}
+	return nil
 }
 
 // bufferAlign satisfies direct I/O on every device that takes single sectors.
