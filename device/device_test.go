@@ -2,6 +2,7 @@ package device
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -94,7 +95,8 @@ func checkClean(t testing.TB, refs []ploop.ImageRef) {
 		t.Fatal(err)
 	}
 	if rep.ExitCode() != 0 {
-		t.Fatalf("the image does not check clean: %+v", rep)
+		found, _ := json.MarshalIndent(rep, "", " ")
+		t.Fatalf("the image does not check clean: %s", found)
 	}
 }
 

@@ -144,7 +144,13 @@ func (w *walk) open() {
 	if w.one(4) {
 		w.spec.StandbyTimeout = Duration(time.Duration(20+w.rng.IntN(300)) * time.Millisecond)
 	}
-	d, err := Open(w.t.Context(), w.spec, Options{Control: w.ctl, Key: w.key, TakeOver: true, Log: zerolog.New(zerolog.NewTestWriter(w.t)).Level(zerolog.WarnLevel)})
+	o := Options{Control: w.ctl, Key: w.key, TakeOver: true, Log: zerolog.New(zerolog.NewTestWriter(w.t)).Level(zerolog.WarnLevel)}
+	d, err := Open(w.t.Context(), w.spec, o)
+	// A lock that couldn't be given back, as the storage was dead, goes some time after its
+	// file was closed.
+	for end := time.Now().Add(time.Minute); w.storage.Locks && errors.Is(err, ploop.ErrLocked) && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		d, err = Open(w.t.Context(), w.spec, o)
+	}
 	if err != nil {
 		w.fatal("making the device: %v", err)
 	}
@@ -309,11 +315,14 @@ func (w *walk) mend(s *faultfs.Storage, land bool) {
 
 // kill has a way's server die, and be started anew.
 func (w *walk) kill() {
-	s := &w.ways.a
+	s, other := &w.ways.a, w.ways.b
 	if w.one(2) {
-		s = &w.ways.b
+		s, other = &w.ways.b, w.ways.a
 	}
 	(*s).Kill()
+	// The next server is a process of ours first, and the kernel lets none end its hold of
+	// a file of which a write hangs (fuse_flush).
+	w.mend(other, w.one(2))
 	time.Sleep(time.Duration(w.rng.IntN(20)) * time.Millisecond)
 	next, err := faultfs.Mount(w.ways.backing, (*s).Dir, w.storage)
 	if err != nil {
