@@ -82,6 +82,11 @@ func (c *Client) Remove(ctx context.Context, name string, force bool) error {
 	return err
 }
 
+// Upgrade has another process take over.
+func (c *Client) Upgrade(ctx context.Context, r UpgradeRequest) (*UpgradeResult, error) {
+	return call[UpgradeResult](ctx, c, http.MethodPost, "/v1/upgrade", r)
+}
+
 // Recover tries to recover a device now.
 func (c *Client) Recover(ctx context.Context, name string, force bool) (*Device, error) {
 	return call[Device](ctx, c, http.MethodPost, devicePath(name)+"/recover", Force{force})

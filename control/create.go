@@ -130,6 +130,9 @@ func (d *Daemon) reserve(s *slot, rec *record) error {
 	if d.stopping {
 		return fail(CodeStopping, "the daemon is stopping")
 	}
+	if d.upgrading.Load() {
+		return fail(CodeBusy, "an upgrade is under way: try again")
+	}
 	if err := d.conflict(s, rec); err != nil {
 		return err
 	}

@@ -43,6 +43,12 @@ type Config struct {
 	Targets     []string
 	TargetRoots target.Roots
 	NoTree      bool // don't mount the attribute tree
+	// Prepare, if not nil, is called once the directories are this daemon's, before any
+	// device is touched.
+	Prepare func()
+	// Binary is the program's file, absolute, and Args its arguments: what an upgrade starts.
+	Binary string
+	Args   []string
 
 	sys string // /sys, but in tests
 	Log zerolog.Logger
@@ -81,8 +87,16 @@ type Daemon struct {
 	metricsServer *http.Server
 	treeServer    *fusefs.Server
 	closing       chan struct{} // closed by Close
-	closed        atomic.Bool
-	watching      sync.WaitGroup // the watch on targets
+
+	upgrading    atomic.Bool
+	handedOver   chan struct{}
+	handOverOnce sync.Once
+	socketFile   *os.File      // the listener's, to listen again after an upgrade that failed
+	taken        chan struct{} // told when it does
+	cfgMu        sync.Mutex    // for what an upgrade changes:
+	gone         bool          // everything is another's
+	closed       atomic.Bool
+	watching     sync.WaitGroup // the watch on targets
 
 	// creating ends when the daemon is told to stop: creations are taken back.
 	creating     context.Context
@@ -131,7 +145,7 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 		cfg: cfg, log: cfg.Log, kernel: k, boot: bootID(), started: time.Now(),
 		records: records{dir: filepath.Join(cfg.StateDir, "devices"), copy: filepath.Join(cfg.RunDir, copyName), boot: bootID()},
 		settle:  3 * time.Second, poll: time.Second,
-		slots: map[string]*slot{}, closing: make(chan struct{}), orphans: map[int]bool{},
+		slots: map[string]*slot{}, closing: make(chan struct{}), orphans: map[int]bool{}, handedOver: make(chan struct{}), taken: make(chan struct{}, 1),
 	}
 	d.key = standby.NewKey(time.Now, d.note)
 	if d.targets, err = newTargets(cfg.Targets); err != nil {
@@ -153,12 +167,24 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 	if err := os.MkdirAll(d.records.copy, 0o700); err != nil {
 		return nil, fmt.Errorf("run directory: %w", err)
 	}
-	for _, l := range []struct{ dir, what string }{{cfg.RunDir, "run directory"}, {cfg.StateDir, "state directory"}} {
-		lock, err := lockDir(l.dir, l.what)
-		if err != nil {
+	heir, err := inherit()
+	if err != nil {
+		return nil, err
+	}
+	if heir != nil {
+		// What can be found wrong before the other daemon has stopped, is.
+		if err := d.kernel.ready(); err != nil {
 			return nil, err
 		}
-		d.locks = append(d.locks, lock)
+	}
+	if err := heir.wait(); err != nil {
+		return nil, err
+	}
+	if err := d.lockDirs(); err != nil {
+		return nil, err
+	}
+	if cfg.Prepare != nil {
+		cfg.Prepare()
 	}
 	if err := d.readRecords(); err != nil {
 		return nil, err
@@ -166,7 +192,7 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 	if err := d.kernel.ready(); err != nil {
 		d.log.Warn().Msgf("devices cannot be served yet: %v", err)
 	}
-	if err := d.listen(); err != nil {
+	if err := d.listen(heir); err != nil {
 		return nil, err
 	}
 	if err := d.listenMetrics(d.metricsHandler()); err != nil {
@@ -176,7 +202,24 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 	d.restoreKey()
 	d.recoverAll()
 	d.watching.Go(func() { d.watchTargets(d.creating) })
+	go heir.tell(d)
 	return d, nil
+}
+
+// lockDirs takes the directories.
+func (d *Daemon) lockDirs() error {
+	for _, l := range []struct{ dir, what string }{{d.cfg.RunDir, "run directory"}, {d.cfg.StateDir, "state directory"}} {
+		lock, err := lockDir(l.dir, l.what)
+		if err != nil {
+			for _, l := range d.locks {
+				l.release()
+			}
+			d.locks = nil
+			return err
+		}
+		d.locks = append(d.locks, lock)
+	}
+	return nil
 }
 
 // readRecords fills the table with what earlier daemons left behind.
@@ -220,13 +263,19 @@ func (d *Daemon) Close() {
 	} else if d.listener != nil {
 		d.listener.Close()
 	}
-	if d.socketOwned {
+	if d.socketOwned && !d.isGone() {
 		os.Remove(d.SocketPath())
 	}
 	d.kernel.close()
 	for _, l := range d.locks {
 		l.release()
 	}
+}
+
+func (d *Daemon) isGone() bool {
+	d.cfgMu.Lock()
+	defer d.cfgMu.Unlock()
+	return d.gone
 }
 
 // acquire takes the token of a name, making the name's slot if there is none.
@@ -304,7 +353,7 @@ func (d *Daemon) event(s *slot) func(device.Event) {
 		s.events = append(s.events, e)
 		dev := s.dev
 		if dev != nil && movesStandby[e.Kind] {
-			go d.noteStandby(s, dev)
+			d.watching.Go(func() { d.noteStandby(s, dev) })
 		}
 		var spec device.Spec
 		if s.rec != nil {

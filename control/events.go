@@ -23,6 +23,7 @@ const (
 	// Of a device whose server died or left.
 	EventRecovering    = "recovering"     // it is to be served again
 	EventRecoverFailed = "recover-failed" // an attempt failed, for another reason than the last
+	EventUpgradeFailed = "upgrade-failed" // this daemon goes on
 	EventMissed        = "missed"         // only to a reader that is too slow: how many it did not get
 )
 

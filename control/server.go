@@ -1,9 +1,11 @@
 package control
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"path/filepath"
 	"strconv"
@@ -29,12 +31,18 @@ func checkSocketPath(path string) error {
 }
 
 // listen opens the socket and prepares the server.
-func (d *Daemon) listen() error {
-	l, owned, err := controlSocket(d.SocketPath())
-	if err != nil {
+func (d *Daemon) listen(heir *inheritance) error {
+	var l *net.UnixListener
+	var err error
+	if heir != nil {
+		l, d.socketOwned = heir.socket, true
+	} else if l, d.socketOwned, err = controlSocket(d.SocketPath()); err != nil {
 		return err
 	}
-	d.listener, d.socketOwned = l, owned
+	d.listener = l
+	if d.socketFile, err = l.File(); err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
 	d.server = &http.Server{
 		Handler:           d.handler(),
 		ReadHeaderTimeout: 10 * time.Second,
@@ -47,13 +55,25 @@ func (d *Daemon) listen() error {
 	return nil
 }
 
-// Serve answers clients until Close.
+// Serve answers clients until Close. During an upgrade it doesn't take new ones.
 func (d *Daemon) Serve() error {
-	err := d.server.Serve(d.listener)
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
+	for {
+		d.cfgMu.Lock()
+		l := d.listener
+		d.cfgMu.Unlock()
+		err := d.server.Serve(l)
+		if errors.Is(err, http.ErrServerClosed) {
+			return nil
+		}
+		if !d.upgrading.Load() {
+			return err
+		}
+		select {
+		case <-d.taken:
+		case <-d.closing:
+			return nil
+		}
 	}
-	return err
 }
 
 func (d *Daemon) handler() http.Handler {
@@ -83,6 +103,7 @@ func (d *Daemon) handler() http.Handler {
 	mux.HandleFunc("DELETE /v1/devices/{name}/leases/{consumer}", func(w http.ResponseWriter, r *http.Request) {
 		answer(w)(d.Detach(r.Context(), r.PathValue("name"), r.PathValue("consumer")))
 	})
+	mux.HandleFunc("POST /v1/upgrade", d.serveUpgrade)
 	mux.HandleFunc("PUT /v1/standby-check", d.serveKey)
 	mux.HandleFunc("GET /v1/attr/{path...}", d.serveAttr)
 	mux.HandleFunc("PUT /v1/attr/{path...}", d.serveSetAttr)
@@ -180,6 +201,22 @@ func (d *Daemon) serveRecover(w http.ResponseWriter, r *http.Request) {
 	if in, ok := body[Force](w, r, "a recovery"); ok {
 		answer(w)(d.Recover(r.Context(), r.PathValue("name"), in.Force))
 	}
+}
+
+func (d *Daemon) serveUpgrade(w http.ResponseWriter, r *http.Request) {
+	in, ok := body[UpgradeRequest](w, r, "an upgrade")
+	if !ok {
+		return
+	}
+	// Once begun it goes on, whether somebody waits for it or not.
+	res, err := d.Upgrade(context.WithoutCancel(r.Context()), *in)
+	if err != nil {
+		replyError(w, err)
+		return
+	}
+	reply(w, http.StatusOK, res)
+	http.NewResponseController(w).Flush()
+	d.handOver()
 }
 
 func (d *Daemon) serveKey(w http.ResponseWriter, r *http.Request) {

@@ -177,7 +177,9 @@ func (s *Stack) checkInUse(d *delta, top bool, o Options) error {
 		return nil
 	}
 	if top && o.ReadOnly || top && o.TakeOver {
-		s.log("%q was not closed cleanly; its index checks clean and is used as it is", d.ref.Path)
+		if !o.Continue { // nobody expected it to be
+			s.log("%q was not closed cleanly; its index checks clean and is used as it is", d.ref.Path)
+		}
 		return nil
 	}
 	return &FormatError{File: d.ref.Path, Offset: 44, What: "in_use", Class: ErrInUse,

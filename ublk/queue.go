@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/failpoint"
 	"holdfast/ublk/uring"
 )
 
@@ -111,7 +112,9 @@ func (q *Queue) setup(cpus *CPUSet) error {
 		// A cpuset may forbid all of them; the queue then runs where it may.
 		_ = cpus.pin()
 	}
-	setIOFlusher()
+	if !failpoint.Off("no-protect") {
+		setIOFlusher()
+	}
 	d := q.dev
 	depth := d.info.Depth
 	page := os.Getpagesize()

@@ -65,7 +65,7 @@ func TestComplete(t *testing.T) {
 		line string // the last word is being typed; ~ is the empty word
 		want string
 	}{
-		{"~", ":words daemon create list show remove replace recover standby standby-check attach detach why events attr image completion version help"},
+		{"~", ":words daemon create list show remove replace recover upgrade standby standby-check attach detach why events attr image completion version help"},
 		{"rem", ":words remove"},
 		{"re", ":words remove replace recover"},
 		{"standby vol1 ~", ":words on off status"},

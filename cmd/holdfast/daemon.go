@@ -113,10 +113,12 @@ func serve(cfg control.Config, limit time.Duration) error {
 	// A log whose reader died must not take devices with it, nor a closed
 	// terminal.
 	signal.Ignore(syscall.SIGPIPE, syscall.SIGHUP)
-	if failpoint.Off("no-protect") {
-		cfg.Log.Warn().Msg("not protected from memory pressure, for a test")
-	} else if err := ublk.ProtectProcess(); err != nil {
-		cfg.Log.Warn().Msgf("memory pressure may stall devices whose images lie on this machine: %v", err)
+	cfg.Prepare = func() {
+		if failpoint.Off("no-protect") {
+			cfg.Log.Warn().Msg("not protected from memory pressure, for a test")
+		} else if err := ublk.ProtectProcess(); err != nil {
+			cfg.Log.Warn().Msgf("memory pressure may stall devices whose images lie on this machine: %v", err)
+		}
 	}
 	d, err := control.Start(cfg)
 	if err != nil {

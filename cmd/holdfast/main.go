@@ -131,7 +131,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		ErrWriter:                 stderr,
 		ExitErrHandler:            func(*cli.Context, error) {},
 		Commands: []*cli.Command{
-			daemonCommand(), createCommand(), listCommand(), showCommand(), removeCommand(), replaceCommand(), recoverCommand(),
+			daemonCommand(), createCommand(), listCommand(), showCommand(), removeCommand(), replaceCommand(), recoverCommand(), upgradeCommand(),
 			standbyCommand(), standbyCheckCommand(), attachCommand(), detachCommand(), whyCommand(), eventsCommand(), attrCommand(),
 			imageCommand(), completionCommand(), completeCommand(), udevCommand(), versionCommand(), helpCommand(),
 		},

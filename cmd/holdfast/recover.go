@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -26,7 +27,7 @@ func recoverCommand() *cli.Command {
 			}
 			ctx, cancel := context.WithTimeout(c.Context, recoverLimit)
 			defer cancel()
-			dev, err := control.NewClient(runDir(c)).Recover(ctx, args[0], c.Bool("force"))
+			dev, err := client(c).Recover(ctx, args[0], c.Bool("force"))
 			if err == nil {
 				_, err = fmt.Fprintf(c.App.Writer, "%s is served again\n", dev.Path)
 			}
@@ -48,3 +49,41 @@ func recoverSpec(c *cli.Context, spec *device.Spec) error {
 	}
 	return nil
 }
+
+func upgradeCommand() *cli.Command {
+	return &cli.Command{
+		Name: "upgrade", Usage: "have a new program take over the daemon's devices while they are in use",
+		Description: "The new program is started with the daemon's arguments. I/O pauses while it takes over, and\n" +
+			"the time is printed. If it can't, the old daemon goes on. SIGUSR2 does the same.",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "binary", Usage: "`FILE` to run", DefaultText: "the one that the daemon was started from"},
+			runDirFlag(),
+		},
+		Action: func(c *cli.Context) error {
+			if _, err := arguments(c); err != nil {
+				return err
+			}
+			var r control.UpgradeRequest
+			if c.IsSet("binary") {
+				var err error
+				if r.Binary, err = filepath.Abs(c.String("binary")); err != nil {
+					return err
+				}
+			}
+			ctx, cancel := context.WithTimeout(c.Context, upgradeLimit)
+			defer cancel()
+			res, err := client(c).Upgrade(ctx, r)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(c.App.Writer, "process %d serves %d devices; their I/O paused for %.1f ms at most\n", res.PID, res.Devices-res.Waiting, res.PauseMS)
+			if res.Waiting > 0 {
+				return fmt.Errorf("%d devices wait to be recovered: 'holdfast list' says why", res.Waiting)
+			}
+			return nil
+		},
+	}
+}
+
+// upgradeLimit is beyond all bounds that an upgrade has by itself.
+const upgradeLimit = 3 * time.Minute
