@@ -412,9 +412,8 @@ func (d *Daemon) Device(name string) (*Device, error) {
 func (d *Daemon) devices(only string) []Device {
 	type entry struct {
 		Device
-		dev     live
-		phase   string
-		failing bool
+		dev   live
+		phase string
 	}
 	var entries []entry
 	d.mu.Lock()
@@ -422,10 +421,12 @@ func (d *Daemon) devices(only string) []Device {
 		if s.rec == nil || only != "" && s.name != only {
 			continue
 		}
-		e := entry{dev: s.dev, phase: s.phase, failing: s.failing != nil}
+		e := entry{dev: s.dev, phase: s.phase}
 		e.Created, e.Problem = s.rec.Created, s.problem
 		e.Events = append([]device.Event{}, s.events...)
-		e.Status = offlineStatus(s.rec, s.phase == StateRecovering)
+		if e.Status = offlineStatus(s.rec); s.phase == StateRecovering {
+			e.Status = d.waitingStatus(s)
+		}
 		entries = append(entries, e)
 	}
 	d.mu.Unlock()
@@ -448,17 +449,10 @@ func (d *Daemon) devices(only string) []Device {
 			e.State, e.Advice = StateLost, lostAdvice(e.Name)
 		case e.phase == StateRecovering:
 			disks[e.ID] = e.Path
-			e.Standby.Value = "not supported"
-			if e.Standby.Enabled && d.key.On() {
-				e.Standby.Value = map[bool]string{true: "on", false: "off"}[e.Standby.Flag]
-			}
 			e.Advice = fmt.Sprintf("it is tried again and again; 'holdfast recover %s' tries now, 'holdfast replace %s FILE' takes another file", e.Name, e.Name)
 		}
-		if e.phase != "" {
+		if e.phase != "" && e.phase != StateRecovering {
 			e.State = e.phase
-		}
-		if e.phase == StateRecovering && e.failing {
-			e.State = StateUnrecovered
 		}
 		out = append(out, e.Device)
 	}

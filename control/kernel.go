@@ -230,26 +230,41 @@ func (k *thisKernel) close() {
 	}
 }
 
-// offlineStatus is what can be said of a device without a server. One that waits for its
-// recovery has its disk, and perhaps its standby.
-func offlineStatus(rec *record, waits bool) device.Status {
+// offlineStatus is what can be said of a device that has nothing in the driver.
+func offlineStatus(rec *record) device.Status {
 	spec := &rec.Spec
 	st := device.Status{Name: spec.Name, ID: -1, ReadOnly: spec.ReadOnly, Queues: spec.Queues, Depth: spec.Depth, DataPath: spec.DataPath}
 	for i, ref := range spec.Images {
 		st.Images = append(st.Images, ploop.ImageStatus{Path: ref.Path, Level: i})
 	}
-	if !waits {
-		return st
+	return st
+}
+
+// waitingStatus is of a device that waits for its recovery: it has its disk, and perhaps its
+// standby. mu is held.
+func (d *Daemon) waitingStatus(slot *slot) device.Status {
+	rec := slot.rec
+	st := offlineStatus(rec)
+	st.ID, st.Path, st.State = rec.ID, fmt.Sprintf("/dev/ublkb%d", rec.ID), StateRecovering
+	if slot.failing != nil {
+		st.State = StateUnrecovered
 	}
-	st.ID, st.Path = rec.ID, fmt.Sprintf("/dev/ublkb%d", rec.ID)
 	s := &st.Standby
 	s.Consumers = append(slices.Clone(rec.Leases), rec.TargetLeases...)
-	s.Enabled = len(s.Consumers) > 0
-	if s.Recovery = spec.Recovery; s.Recovery == "" {
+	s.Enabled, s.Flag = len(s.Consumers) > 0, rec.Standby != nil
+	switch {
+	case !s.Enabled || !d.key.On():
+		s.Value = "not supported"
+	case s.Flag:
+		s.Value = "on"
+	default:
+		s.Value = "off"
+	}
+	if s.Recovery = rec.Spec.Recovery; s.Recovery == "" {
 		s.Recovery = device.RecoveryManual
 	}
 	if r := rec.Standby; r != nil {
-		s.Flag, s.Since, s.Cause = true, &r.Since, r.Cause
+		s.Since, s.Cause = &r.Since, r.Cause
 		if r.Errno != 0 {
 			s.Errno = unix.ErrnoName(unix.Errno(r.Errno))
 		}

@@ -70,8 +70,12 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	for kind, n := range key.Inconsistencies {
 		send(descInconsistencies, prometheus.CounterValue, float64(n), "", kind)
 	}
-	for _, dev := range m.d.lives() {
-		st := dev.Status()
+	states := []string{device.StateLive, device.StateParked, device.StateStandby, device.StateFailing, device.StateReplacing, device.StateStopped, StateRecovering, StateUnrecovered}
+	for name := range m.d.disks() {
+		st, err := m.d.status(name)
+		if err != nil {
+			continue // gone meanwhile
+		}
 		s, c, name := &st.Standby, &st.Counters, st.Name
 		gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 			send(d, prometheus.GaugeValue, v, append([]string{name}, labels...)...)
@@ -84,8 +88,13 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 			top = st.Images[n-1].Path
 		}
 		gauge(descInfo, 1, st.Path, top, st.DataPath, s.Recovery)
-		for _, state := range []string{device.StateLive, device.StateParked, device.StateStandby, device.StateFailing, device.StateReplacing, device.StateStopped} {
+		for _, state := range states {
 			gauge(descState, truth(st.State == state), state)
+		}
+		gauge(descStandby, truth(s.Value == "on"))
+		gauge(descSupported, truth(s.Value != "not supported"))
+		if st.State == StateRecovering || st.State == StateUnrecovered {
+			continue // the rest is not known
 		}
 		gauge(descSize, float64(st.Size))
 		for _, o := range []struct {
@@ -112,8 +121,6 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 		gauge(descHeld, float64(s.Held))
 		gauge(descTags, float64(s.Tags))
 		gauge(descStuck, float64(s.Stuck))
-		gauge(descStandby, truth(s.Value == "on"))
-		gauge(descSupported, truth(s.Value != "not supported"))
 		count(descStandbySeconds, s.Seconds)
 		count(descEntries, float64(s.Entered))
 		count(descRecoveries, float64(s.Recovered))

@@ -86,8 +86,25 @@ func TestRecoveryRefused(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
 	f.create("w", "j")
+	if _, err := f.c.SetKey(ctx, true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.c.Attach(ctx, "v", "me"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.c.SetStandby(ctx, "v", true); err != nil {
+		t.Fatal(err)
+	}
+	f.d.noteStandby(f.d.slots["v"], f.d.slots["v"].dev)
 	f.die()
 	f.setOpenErr(&ploop.FormatError{File: "j", Offset: -1, What: "lock", Class: ploop.ErrLocked, Found: "another process has it"})
+	// Its tree tells what it would, and takes no orders.
+	reads := func(path, want string) {
+		t.Helper()
+		if a, err := f.d.Attr(path); err != nil || a.Value != want {
+			t.Errorf("%s: %+v, %v, want %q", path, a, err, want)
+		}
+	}
 	aside := filepath.Join(f.dir, "aside")
 	if err := os.Rename(f.image("i").Path, aside); err != nil {
 		t.Fatal(err)
@@ -101,6 +118,12 @@ func TestRecoveryRefused(t *testing.T) {
 		if time.Since(begin) > 10*time.Second {
 			t.Fatalf("v: %q, w: %q", v.Problem, w.Problem)
 		}
+	}
+	reads("block/v/state", StateRecovering)
+	reads("block/v/queue/standby", "on")
+	reads("block/w/queue/standby", "not supported")
+	if err := f.d.SetAttr("block/v/queue/standby", "off"); err == nil {
+		t.Error("an order was taken")
 	}
 	if _, err := f.c.Recover(ctx, "w", false); CodeOf(err) != CodeImage {
 		t.Errorf("recover: %v", err)
@@ -120,6 +143,7 @@ func TestRecoveryRefused(t *testing.T) {
 	if _, err := f.c.Replace(ctx, "v", ReplaceRequest{Image: f.image("moved")}); err != nil {
 		t.Fatal(err)
 	}
+	reads("block/v/queue/standby", "off")
 	if dev := f.eventually("v", "live"); dev.Images[0].Path != f.image("moved").Path {
 		t.Errorf("%+v", dev.Images)
 	}

@@ -97,21 +97,37 @@ func (d *Daemon) lives() map[string]live {
 	return m
 }
 
+// disks are the kernel's names of devices that are served, or wait to be, by name.
+func (d *Daemon) disks() map[string]string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m := map[string]string{}
+	for name, s := range d.slots {
+		switch {
+		case s.dev != nil:
+			m[name] = filepath.Base(s.dev.Path())
+		case s.rec != nil && s.phase == StateRecovering:
+			m[name] = fmt.Sprintf("ublkb%d", s.rec.ID)
+		}
+	}
+	return m
+}
+
 func (d *Daemon) blockEntries() []sysfs.Entry {
 	var out []sysfs.Entry
-	for name, dev := range d.lives() {
-		out = append(out, d.deviceDir(name), &sysfs.Link{Name: filepath.Base(dev.Path()), Target: name})
+	for name, disk := range d.disks() {
+		out = append(out, d.deviceDir(name), &sysfs.Link{Name: disk, Target: name})
 	}
 	return out
 }
 
 func (d *Daemon) blockEntry(name string) sysfs.Entry {
-	lives := d.lives()
-	if lives[name] != nil {
+	disks := d.disks()
+	if disks[name] != "" {
 		return d.deviceDir(name)
 	}
-	for n, dev := range lives {
-		if filepath.Base(dev.Path()) == name {
+	for n, disk := range disks {
+		if disk == name {
 			return &sysfs.Link{Name: name, Target: n}
 		}
 	}
@@ -171,9 +187,19 @@ func (d *Daemon) deviceDir(name string) *sysfs.Dir {
 	}}
 }
 
-// status is a live device's, without its users.
+// status is a device's, without its users.
 func (d *Daemon) status(name string) (*device.Status, error) {
 	var st device.Status
+	d.mu.Lock()
+	s := d.slots[name]
+	waits := s != nil && s.rec != nil && s.dev == nil && s.phase == StateRecovering
+	if waits {
+		st = d.waitingStatus(s)
+	}
+	d.mu.Unlock()
+	if waits {
+		return &st, nil
+	}
 	err := d.withDevice(name, func(_ *slot, dev live) error { st = dev.Status(); return nil })
 	return &st, err
 }
@@ -181,11 +207,12 @@ func (d *Daemon) status(name string) (*device.Status, error) {
 // kernelAttr is what the kernel's own tree says of the device's disk.
 func (d *Daemon) kernelAttr(name, attr string) (string, error) {
 	var text string
-	err := d.withDevice(name, func(_ *slot, dev live) error {
-		b, err := os.ReadFile(filepath.Join(d.cfg.sysRoot(), "block", filepath.Base(dev.Path()), attr))
-		text = strings.TrimSuffix(string(b), "\n")
-		return err
-	})
+	disk := d.disks()[name]
+	if disk == "" {
+		return "", attrError(fail(CodeNotFound, "there is no device %q", name))
+	}
+	b, err := os.ReadFile(filepath.Join(d.cfg.sysRoot(), "block", disk, attr))
+	text = strings.TrimSuffix(string(b), "\n")
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("%w: %w", err, unix.ENODEV)
 	}
