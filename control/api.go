@@ -43,6 +43,8 @@ type Device struct {
 	device.Status
 	// Created is when it was created, by the clock.
 	Created time.Time `json:"created"`
+	// Persist: it is created again after a reboot, and after the daemon's own end.
+	Persist bool `json:"persist"`
 	// Users is who holds the device now.
 	Users []device.User `json:"users"`
 	// Problem is what is wrong, Advice what to do about it; empty if nothing.
@@ -62,6 +64,7 @@ const (
 	StateRecovering = "recovering"
 	// It can't be taken over now: its requests fail (the recover policy fail).
 	StateUnrecovered = "unrecovered"
+	StateWaiting     = "waiting" // persistent, and could not be created again yet
 )
 
 // A Problem is a record in the state directory that could not be used.

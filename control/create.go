@@ -80,11 +80,13 @@ func (d *Daemon) create(ctx context.Context, s *slot, spec device.Spec) error {
 		if !slices.Equal(old.Spec.Images, spec.Images) {
 			return fail(CodeConflict, "device %q is lost and was served from other images (%s): create it with those, or remove it first", spec.Name, refs(old.Spec.Images))
 		}
-		if why := old.changed(d.boot, false); why != "" {
-			return fail(CodeConflict, "device %q is lost and cannot be taken over: %s; remove it first", spec.Name, why)
+		if !old.Closed {
+			if why := old.changed(d.boot, false); why != "" {
+				return fail(CodeConflict, "device %q is lost and cannot be taken over: %s; remove it first", spec.Name, why)
+			}
+			// A reader sets no mark; only what we wrote to can carry ours.
+			takeOver = !old.Spec.ReadOnly
 		}
-		// A reader sets no mark; only what we wrote to can carry ours.
-		takeOver = !old.Spec.ReadOnly
 	}
 	ids, err := identify(spec.Images)
 	if err != nil {

@@ -95,12 +95,17 @@ type Daemon struct {
 	taken        chan struct{} // told when it does
 	cfgMu        sync.Mutex    // for what an upgrade changes:
 	gone         bool          // everything is another's
+	heirPID      int           // whose
 	closed       atomic.Bool
 	watching     sync.WaitGroup // the watch on targets
 
 	// creating ends when the daemon is told to stop: creations are taken back.
 	creating     context.Context
 	stopCreating context.CancelFunc
+
+	restored                 chan struct{} // see Restored
+	mounts                   bell          // rings when something was mounted
+	restoredOnce, mountsOnce sync.Once
 
 	mu            sync.Mutex
 	slots         map[string]*slot
@@ -125,7 +130,7 @@ type slot struct {
 	waiters int
 	rec     *record // nil: the name is free
 	dev     live    // nil: creating, or lost
-	phase   string  // "", StateCreating, StateRemoving, StateRecovering
+	phase   string  // "", StateCreating, StateRemoving, StateRecovering, StateWaiting
 	failing failing // what fails the I/O of a device that can't be recovered; nil: nothing
 	problem string
 	events  []device.Event
@@ -145,7 +150,7 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 		cfg: cfg, log: cfg.Log, kernel: k, boot: bootID(), started: time.Now(),
 		records: records{dir: filepath.Join(cfg.StateDir, "devices"), copy: filepath.Join(cfg.RunDir, copyName), boot: bootID()},
 		settle:  3 * time.Second, poll: time.Second,
-		slots: map[string]*slot{}, closing: make(chan struct{}), orphans: map[int]bool{}, handedOver: make(chan struct{}), taken: make(chan struct{}, 1),
+		slots: map[string]*slot{}, closing: make(chan struct{}), restored: make(chan struct{}), orphans: map[int]bool{}, handedOver: make(chan struct{}), taken: make(chan struct{}, 1),
 	}
 	d.key = standby.NewKey(time.Now, d.note)
 	if d.targets, err = newTargets(cfg.Targets); err != nil {
@@ -201,6 +206,7 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 	d.mountTree()
 	d.restoreKey()
 	d.recoverAll()
+	d.restore()
 	d.watching.Go(func() { d.watchTargets(d.creating) })
 	go heir.tell(d)
 	return d, nil
@@ -422,7 +428,7 @@ func (d *Daemon) devices(only string) []Device {
 			continue
 		}
 		e := entry{dev: s.dev, phase: s.phase}
-		e.Created, e.Problem = s.rec.Created, s.problem
+		e.Created, e.Persist, e.Problem = s.rec.Created, s.rec.Spec.Persist, s.problem
 		e.Events = append([]device.Event{}, s.events...)
 		if e.Status = offlineStatus(s.rec); s.phase == StateRecovering {
 			e.Status = d.waitingStatus(s)
@@ -447,6 +453,8 @@ func (d *Daemon) devices(only string) []Device {
 			disks[e.ID] = e.Path
 		case e.phase == "":
 			e.State, e.Advice = StateLost, lostAdvice(e.Name)
+		case e.phase == StateWaiting:
+			e.Advice = fmt.Sprintf("it is tried again and again, and when something is mounted; 'holdfast create %s' with the same images tries now, 'holdfast remove %s' forgets it", e.Name, e.Name)
 		case e.phase == StateRecovering:
 			disks[e.ID] = e.Path
 			e.Advice = fmt.Sprintf("it is tried again and again; 'holdfast recover %s' tries now, 'holdfast replace %s FILE' takes another file", e.Name, e.Name)

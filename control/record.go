@@ -37,6 +37,9 @@ type record struct {
 	// Leases are those that were taken by hand, TargetLeases those of targets.
 	Leases       []string `json:"leases,omitempty"`
 	TargetLeases []string `json:"target_leases,omitempty"`
+	// Closed: the images of a persistent device were closed cleanly at the end of its
+	// daemon, and nobody knows what happened to them since.
+	Closed bool `json:"closed,omitempty"`
 	// Standby is the one that the device is in.
 	Standby *standbyRecord `json:"standby,omitempty"`
 	// Serial counts the changes of the record: of two copies the higher one is right.

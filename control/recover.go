@@ -76,6 +76,9 @@ func (d *Daemon) lose(s *slot) {
 	if s.rec.BootID != d.boot {
 		s.problem = "the machine went down while the device was served"
 	}
+	if s.rec.Spec.Persist {
+		return // and is created again
+	}
 	d.log.Warn().Str("device", s.name).Msgf("device is lost: %s; %s", s.problem, lostAdvice(s.name))
 }
 
@@ -152,6 +155,7 @@ func (d *Daemon) tryRecovery(ctx context.Context, s *slot, force bool) error {
 	}
 	if errors.Is(err, ublk.ErrNoDevice) || errors.Is(err, ublk.ErrNotRecoverable) {
 		d.set(s, func() { s.phase, s.problem = "", "it can't be recovered: "+err.Error() })
+		defer d.restore() // if it is persistent
 		d.tell(s.name, EventRecoverFailed, "the device is lost: %v", err)
 		return fail(CodeNotFound, "device %q: %w", s.name, err)
 	}

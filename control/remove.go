@@ -30,7 +30,7 @@ func (d *Daemon) Remove(ctx context.Context, name string, force bool) error {
 		case s.dev == nil && s.rec != nil:
 			return d.removeLost(s, force)
 		}
-		return d.removeLive(ctx, s, force)
+		return d.removeLive(ctx, s, force, false)
 	})
 }
 
@@ -72,7 +72,8 @@ func (d *Daemon) removeWith(ctx context.Context, name string, remove func(contex
 	}
 }
 
-func (d *Daemon) removeLive(ctx context.Context, s *slot, force bool) error {
+// removeLive is the removal of a device that is served. ending: because the daemon ends.
+func (d *Daemon) removeLive(ctx context.Context, s *slot, force, ending bool) error {
 	if s.dev == nil {
 		return fail(CodeNotFound, "there is no device %q", s.name)
 	}
@@ -95,7 +96,7 @@ func (d *Daemon) removeLive(ctx context.Context, s *slot, force bool) error {
 	}
 	// A late change of the record must not write it again.
 	s.recMu.Lock()
-	err = d.records.remove(s.name)
+	err = d.forget(s, ending)
 	d.set(s, func() {
 		s.phase, s.dev = "", nil
 		if err != nil {
@@ -135,7 +136,7 @@ func (d *Daemon) closeFailed(ctx context.Context, s *slot, err error) error {
 // removeLost closes the images that a dead daemon left in use.
 func (d *Daemon) removeLost(s *slot, force bool) error {
 	var err error
-	if s.rec.writable() != nil {
+	if s.rec.writable() != nil && !s.rec.Closed {
 		if why := s.rec.changed(d.boot, false); why != "" {
 			err = fail(CodeConflict, "lost device %q: %s; 'holdfast remove --force %s' forgets the device and leaves its images as they are", s.name, why, s.name)
 		} else if cerr := d.kernel.closeImages(s.rec.Spec); cerr != nil {
@@ -152,7 +153,7 @@ func (d *Daemon) removeLost(s *slot, force bool) error {
 	if err := d.records.remove(s.name); err != nil {
 		return fail(CodeInternal, "%w", err)
 	}
-	d.set(s, func() { s.rec, s.problem, s.events = nil, "", nil })
+	d.set(s, func() { s.rec, s.phase, s.problem, s.events = nil, "", "", nil })
 	d.log.Info().Str("device", s.name).Msg("lost device forgotten")
 	return nil
 }
@@ -268,7 +269,7 @@ func (d *Daemon) removeAll(ctx context.Context, force bool) map[string]error {
 			// A creation that was taken back while we waited leaves nothing
 			// to remove, or a lost device to be left alone.
 			results <- result{name, d.removeWith(ctx, name, func(ctx context.Context, s *slot) error {
-				return d.removeLive(ctx, s, force)
+				return d.removeLive(ctx, s, force, true)
 			})}
 		}()
 	}

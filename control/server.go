@@ -35,7 +35,7 @@ func (d *Daemon) listen(heir *inheritance) error {
 	var l *net.UnixListener
 	var err error
 	if heir != nil {
-		l, d.socketOwned = heir.socket, true
+		l, d.socketOwned = heir.socket, heir.owned
 	} else if l, d.socketOwned, err = controlSocket(d.SocketPath()); err != nil {
 		return err
 	}

@@ -23,7 +23,9 @@ import (
 // everything, and says go; the heir takes it all as after a death, and says that it serves.
 // Only then does this one end. Whatever goes wrong before that, it takes everything back.
 const (
-	heirVariable = "HOLDFAST_HEIR" // set for the heir, to know what it is
+	heirVariable = "HOLDFAST_HEIR" // set for the heir, to know what it is: one of
+	heirOwns     = "owns"          // the control socket is the daemons'
+	heirBorrows  = "borrows"       // it is a service manager's, and stays at the end
 	heirGo       = 3               // descriptor: it may begin
 	heirReport   = 4               // descriptor: what it reports
 	heirSocket   = 5               // descriptor: the listening control socket
@@ -76,6 +78,13 @@ func (d *Daemon) UpgradeOn(signals <-chan os.Signal) {
 
 // HandedOver is closed when an heir serves, and this daemon has nothing left to do.
 func (d *Daemon) HandedOver() <-chan struct{} { return d.handedOver }
+
+// Heir is the process number of the heir, once there is one.
+func (d *Daemon) Heir() int {
+	d.cfgMu.Lock()
+	defer d.cfgMu.Unlock()
+	return d.heirPID
+}
 
 // handOver ends this daemon.
 func (d *Daemon) handOver() { d.handOverOnce.Do(func() { close(d.handedOver) }) }
@@ -131,8 +140,10 @@ func (d *Daemon) upgrade(ctx context.Context, r UpgradeRequest) (*UpgradeResult,
 	res := &UpgradeResult{PID: h.cmd.Process.Pid, Devices: len(left), PauseMS: float64(pause.Microseconds()) / 1000}
 	fmt.Sscan(said, &res.Waiting)
 	d.cfgMu.Lock()
-	d.gone = true
+	d.gone, d.heirPID = true, res.PID
 	d.cfgMu.Unlock()
+	// What waits for its recovery, or to be created again, is the heir's, too.
+	d.stopCreating()
 	return res, nil
 }
 
@@ -166,7 +177,11 @@ func (d *Daemon) startHeir(binary string) (*heir, error) {
 	// By way of a shell: see hooks.
 	h.cmd = exec.Command("/bin/sh", append([]string{"-c", `exec "$0" "$@"`, binary}, d.cfg.Args...)...)
 	h.cmd.Stdout, h.cmd.Stderr = os.Stdout, os.Stderr
-	h.cmd.Env = append(os.Environ(), heirVariable+"=1")
+	socketIs := heirBorrows
+	if d.socketOwned {
+		socketIs = heirOwns
+	}
+	h.cmd.Env = append(os.Environ(), heirVariable+"="+socketIs)
 	h.cmd.ExtraFiles = []*os.File{goRead, reportWrite, socket}
 	if err := h.cmd.Start(); err != nil {
 		h.close()
@@ -347,17 +362,19 @@ func (d *Daemon) keptSocket() (net.Listener, error) {
 type inheritance struct {
 	from, report *os.File
 	socket       *net.UnixListener
+	owned        bool // the socket, see controlSocket
 }
 
 func inherit() (*inheritance, error) {
-	if os.Getenv(heirVariable) == "" {
+	is := os.Getenv(heirVariable)
+	if is == "" {
 		return nil, nil
 	}
 	os.Unsetenv(heirVariable)
 	for fd := heirGo; fd <= heirSocket; fd++ {
 		unix.CloseOnExec(fd)
 	}
-	i := &inheritance{from: os.NewFile(heirGo, "go"), report: os.NewFile(heirReport, "report")}
+	i := &inheritance{from: os.NewFile(heirGo, "go"), report: os.NewFile(heirReport, "report"), owned: is == heirOwns}
 	f := os.NewFile(heirSocket, "control socket")
 	defer f.Close()
 	l, err := net.FileListener(f)

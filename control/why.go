@@ -31,7 +31,7 @@ func Why(dev *Device, key *KeyInfo) []string {
 	default:
 		w.say("%s is %s.", dev.Name, dev.State)
 	}
-	if dev.State != StateLost && dev.State != StateCreating {
+	if dev.State != StateLost && dev.State != StateCreating && dev.State != StateWaiting {
 		w.fuses()
 	}
 	if w.s.Stuck > 0 {

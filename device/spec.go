@@ -36,6 +36,9 @@ type Spec struct {
 	// RecoverTimeout is how long RecoverFail waits before it fails I/O; 0:
 	// DefaultRecoverTimeout.
 	RecoverTimeout Duration `json:"recover_timeout,omitempty"`
+	// Persist has the daemon create the device again after a reboot, and after its own
+	// end, until it is removed.
+	Persist bool `json:"persist,omitempty"`
 	// OnStandby and OnRecovered are programs for whoever owns the device to run
 	// when it goes to standby and when it has recovered; absolute paths.
 	OnStandby   string `json:"on_standby,omitempty"`

@@ -128,9 +128,10 @@ func serve(cfg control.Config, limit time.Duration) error {
 	served := make(chan error, 1)
 	go func() { served <- d.Serve() }()
 	cfg.Log.Info().Str("version", cfg.Version).Str("socket", d.SocketPath()).Str("state_dir", cfg.StateDir).Msg("ready")
-	manager.ready()
 	done := make(chan struct{})
 	defer close(done)
+	stopping := make(chan struct{})
+	go manager.ready(d.Restored(), stopping)
 	go manager.keep(d.Pulse, done)
 	upgrade := make(chan os.Signal, 1)
 	signal.Notify(upgrade, syscall.SIGUSR2)
@@ -138,6 +139,7 @@ func serve(cfg control.Config, limit time.Duration) error {
 
 	select {
 	case <-d.HandedOver():
+		manager.handedOver(d.Heir())
 		return nil
 	case err := <-served:
 		// Without the socket nobody could control the devices: end in order.
@@ -145,6 +147,7 @@ func serve(cfg control.Config, limit time.Duration) error {
 	case sig := <-signals:
 		cfg.Log.Info().Str("signal", sig.String()).Msg("stopping")
 	}
+	close(stopping)
 	manager.stopping()
 	force := make(chan struct{})
 	ctx, leave := context.WithCancel(context.Background())

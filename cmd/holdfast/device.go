@@ -36,6 +36,7 @@ func createCommand() *cli.Command {
 			&cli.DurationFlag{Name: "recover-timeout", Usage: "with the recover policy fail, fail I/O after `TIME`", DefaultText: device.DefaultRecoverTimeout.String()},
 			&cli.StringFlag{Name: "on-standby", Usage: "run the program `FILE` when the device goes to standby"},
 			&cli.StringFlag{Name: "on-recovered", Usage: "run the program `FILE` when it has recovered"},
+			&cli.BoolFlag{Name: "persist", Usage: "create the device again after a reboot, until it is removed"},
 			&cli.StringFlag{Name: "data-path", Usage: "`PATH` of the data: auto (the best the kernel has), copy or zero-copy", Value: "auto"},
 			runDirFlag(),
 		},
@@ -44,7 +45,7 @@ func createCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			spec := device.Spec{Name: args[0], ReadOnly: c.Bool("read-only"), Queues: c.Int("queues"), Depth: c.Int("depth"), DataPath: c.String("data-path")}
+			spec := device.Spec{Name: args[0], ReadOnly: c.Bool("read-only"), Queues: c.Int("queues"), Depth: c.Int("depth"), DataPath: c.String("data-path"), Persist: c.Bool("persist")}
 			for _, f := range []string{"queues", "depth"} {
 				if c.IsSet(f) && c.Int(f) < 1 {
 					return usagef("%s: --%s %d: want at least 1", commandName(c), f, c.Int(f))

@@ -41,9 +41,25 @@ func (m *manager) tell(state string) {
 	}
 }
 
-// ready says that clients are answered, and who does: after an upgrade in place that is
-// another process than the manager started.
-func (m *manager) ready() { m.tell(fmt.Sprintf("%s\nMAINPID=%d", daemon.SdNotifyReady, os.Getpid())) }
+// readyLimit is how long we keep those waiting who start after us, for devices that are to
+// be created again.
+const readyLimit = 10 * time.Second
+
+// ready says that clients are answered, once devices have been restored, as far as can be,
+// or time is up. Until done is closed.
+func (m *manager) ready(restored, done <-chan struct{}) {
+	select {
+	case <-restored:
+	case <-time.After(readyLimit):
+	case <-done:
+		return
+	}
+	m.tell(daemon.SdNotifyReady)
+}
+
+// handedOver says that another process is the main one from now on. It must know before we
+// end: a main process that ends takes the others with it.
+func (m *manager) handedOver(pid int) { m.tell(fmt.Sprintf("MAINPID=%d", pid)) }
 
 func (m *manager) stopping() { m.tell(daemon.SdNotifyStopping) }
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -122,8 +121,7 @@ func TestServiceManager(t *testing.T) {
 	}
 	for range 2 {
 		cmd := start(d.file("run"))
-		p.told(fmt.Sprintf("MAINPID=%d", cmd.Process.Pid))
-		p.told("STATUS=0 devices served")
+		p.told("READY=1")
 		for range 3 {
 			p.told("WATCHDOG=1")
 		}

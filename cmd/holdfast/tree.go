@@ -20,6 +20,9 @@ func deviceTree(d *control.Device) *node {
 	if d.ReadOnly {
 		head += "  read-only"
 	}
+	if d.Persist {
+		head += "  persistent"
+	}
 	root := &node{text: head + "  " + d.State}
 	if d.Problem != "" {
 		n := root.add("problem: %s", oneLine(d.Problem))
