@@ -20,7 +20,8 @@ type Recovery struct {
 	ID        int               // the driver's number
 	Consumers []string          // who had a lease
 	Standby   *standby.Restored // the standby it was in; nil: none
-	// Force goes on where the file system of the top has no locks.
+	// Force goes on where the file system of the top has no locks, and with a top that
+	// the dead server has not left in use.
 	Force bool
 }
 
