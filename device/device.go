@@ -98,9 +98,10 @@ type Device struct {
 	reopenState              reopenState
 	changing                 chan struct{} // see lock
 	pulse                    pulse
-	lateCalls, lateTransfers atomic.Int64 // out in replaced stacks
-	through                  atomic.Bool  // see setThrough
-	ending                   atomic.Bool  // held requests fail
+	lateCalls, lateTransfers atomic.Int64  // out in replaced stacks
+	through                  atomic.Bool   // see setThrough
+	ending                   atomic.Bool   // held requests fail
+	failures                 atomic.Uint64 // times that held ones had to fail
 
 	parked   atomic.Int64
 	space    chan struct{} // closed and replaced when space came back
@@ -143,7 +144,7 @@ func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
 	d.ioErrors = d.log.Sample(&zerolog.BurstSampler{Burst: 5, Period: 10 * time.Second})
 	r := o.Recover
 	stack, err := ploop.Open(spec.Images, ploop.Options{
-		ReadOnly: spec.ReadOnly, TakeOver: o.TakeOver || r != nil, Continue: r != nil, Distrust: r != nil && r.Standby != nil,
+		ReadOnly: spec.ReadOnly, TakeOver: o.TakeOver || r != nil, Continue: r != nil && !r.Force, Distrust: r != nil && r.Standby != nil,
 		Log: func(format string, args ...any) { d.log.Info().Msgf(format, args...) },
 	})
 	if err != nil {

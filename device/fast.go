@@ -192,7 +192,7 @@ func (d *Device) hold(r *ublk.Request, q *queue) bool {
 	case standby.Pass:
 		return false
 	case standby.Hold:
-		r.User = stateAgain
+		r.User = stateAgain | d.failures.Load()<<stateBits
 		q.held = append(q.held, r) // within its capacity: there are as many tags
 		q.stats.held.Add(1)
 		q.stats.holds.Add(1)
@@ -207,14 +207,14 @@ func (q *queue) fail(r *ublk.Request) {
 	q.complete(r, unix.EIO)
 }
 
-// release ends the hold of the requests that this queue keeps: they begin anew, or
-// fail. It runs on the queue's thread.
-func (d *Device) release(q *queue, fail bool) {
+// release ends the hold of the requests that this queue keeps: they begin anew, or,
+// those held before the failure of that number, fail. It runs on the queue's thread.
+func (d *Device) release(q *queue, failure uint64) {
 	held := q.held
 	q.held, q.spare = q.spare[:0], held // Begin may hold some of them again
 	q.stats.held.Add(-int64(len(held)))
 	for _, r := range held {
-		if fail {
+		if r.User>>stateBits < failure {
 			q.stats.heldEIO.Add(1)
 			q.fail(r)
 		} else {
@@ -225,10 +225,15 @@ func (d *Device) release(q *queue, fail bool) {
 
 // releaseHeld has every queue release what it holds, soon. What meets the closed gate
 // before that is released too: both happen on the queue's thread, and the gate was
-// opened first.
+// opened first. By then it may have closed once more, and what it holds since is not to
+// fail: failures are numbered.
 func (d *Device) releaseHeld(fail bool) {
+	failure := uint64(0)
+	if fail {
+		failure = d.failures.Add(1)
+	}
 	for _, uq := range d.dev.Queues() {
 		q := &d.queues[uq.Index()]
-		_ = uq.Post(func() { d.release(q, fail) }) // an ended queue holds nothing
+		_ = uq.Post(func() { d.release(q, failure) }) // an ended queue holds nothing
 	}
 }
