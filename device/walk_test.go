@@ -285,10 +285,11 @@ func (w *walk) step() string {
 		}
 		return "on"
 	case n < 89:
-		w.allowed.moment()
+		w.allowed.set(true) // for those as well that come while it is done
 		if err := w.SetStandby(false); err != nil {
 			w.fatal("off by hand: %v", err)
 		}
+		w.permit()
 		return "off"
 	case n < 95:
 		return w.replace(w.way(), pick(w, -1, -1, -1, 0))
@@ -487,6 +488,12 @@ func (w *walk) rest() {
 		w.fatal("at rest: not live")
 	}
 	if w.t.Failed() {
+		w.t.Log("what is wrong in the images, looked at past the device, and what a second look at the device finds:")
+		w.inImages()
+		for _, k := range w.walkers {
+			k.jobs <- "check"
+		}
+		w.quiesce("a second look")
 		w.fatal("at rest: the data isn't right")
 	}
 }
@@ -497,12 +504,20 @@ func (w *walk) end() {
 		w.fatal("closing: %v", err)
 	}
 	unix.Close(int(w.fd))
-	var images []ploop.ImageRef
+	checkClean(w.t, w.behind())
+	w.inImages()
+}
+
+func (w *walk) behind() (images []ploop.ImageRef) {
 	for _, n := range w.names {
 		images = append(images, ploop.ImageRef{Path: filepath.Join(w.ways.backing, n)})
 	}
-	checkClean(w.t, images)
-	s, err := ploop.Open(images, ploop.Options{ReadOnly: true})
+	return images
+}
+
+// inImages looks at the blocks without the device.
+func (w *walk) inImages() {
+	s, err := ploop.Open(w.behind(), ploop.Options{ReadOnly: true})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -515,7 +530,7 @@ func (w *walk) end() {
 				w.t.Fatal(err)
 			}
 			if err := k.judge(i, p); err != nil {
-				w.t.Errorf("in the closed image: %v", err)
+				w.t.Errorf("in the images: %v", err)
 			}
 		}
 	}

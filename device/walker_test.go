@@ -1,6 +1,7 @@
 package device
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -26,13 +27,6 @@ func (p *permission) set(open bool) {
 		p.times++
 	}
 	p.open = open
-}
-
-// moment lets those fail that are under way.
-func (p *permission) moment() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.times++
 }
 
 // begin is called before a request, and what it gives after it: then it says
@@ -155,13 +149,21 @@ func (k *walker) judge(i int, p []byte) error {
 	for s := 0; s < len(p); s += 512 {
 		v, err := versionOf(p[s:][:512], b)
 		if err != nil {
-			return wrongData(err.Error())
+			return wrongData(fmt.Sprintf("%v; sectors and their blocks and versions: %v", err, contents(p)))
 		}
 		if !slices.Contains(k.legal[i], v) {
 			return wrongData(fmt.Sprintf("sector %d of block %d is of version %d, and may be of %v", s/512, b, v, k.legal[i]))
 		}
 	}
 	return nil
+}
+
+// contents says what fill has put into sectors: block and version.
+func contents(p []byte) (all [][2]uint64) {
+	for s := 0; s < len(p); s += 512 {
+		all = append(all, [2]uint64{binary.LittleEndian.Uint64(p[s:]), binary.LittleEndian.Uint64(p[s+8:])})
+	}
+	return all
 }
 
 // walkerStats sums up what was done, after the walkers' rest.
