@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"strings"
 	"time"
 	"unsafe"
 
@@ -222,9 +224,21 @@ const quiesceTime = 100 * time.Millisecond
 // hurry has kernels before 6.15 notice soon that a server died with every tag of a
 // queue in its hands: they look only when a request times out, by default after 30 s.
 // It is no time-out for the server, which may take as long as it likes.
+//
+// For the change the kernel waits, and can't be interrupted, until no request is in
+// flight. Were this process killed in that wait, it would not end before its requests do,
+// which wait for its end. So a process of its own does it, which has nothing of the device.
 func (d *Device) hurry() {
 	if d.cfg.Recovery == NoRecovery || d.info.Flags.Has(FeatureQuiesce) {
 		return
 	}
-	_ = os.WriteFile(fmt.Sprintf("/sys/block/ublkb%d/queue/io_timeout", d.info.ID), []byte("500"), 0)
+	const soon = "500" // ms
+	path := fmt.Sprintf("/sys/block/ublkb%d/queue/io_timeout", d.info.ID)
+	if is, err := os.ReadFile(path); err != nil || strings.TrimSpace(string(is)) == soon {
+		return // it outlives servers
+	}
+	cmd := exec.Command("/bin/sh", "-c", "echo "+soon+` >"$0"`, path)
+	if cmd.Start() == nil {
+		go func() { _ = cmd.Wait() }()
+	}
 }
