@@ -40,6 +40,7 @@ func TestControls(t *testing.T) {
 			if n, words := g.model.Wrong(); n != 0 {
 				t.Errorf("%d sectors read wrong: %v", n, words)
 			}
+			w.stop()
 		})
 	}
 }

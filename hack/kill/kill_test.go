@@ -23,18 +23,18 @@ var (
 	stepsOfThree = []string{
 		"cow", "index-half", "index-written", "data-index", "random", "fetch", "commit",
 		"replace-prepared", "replace-committed", "replace-swapped", "random",
-		"recover-started", "recover-locked", "recover-fetched", "recover-ended",
+		"twice", "recover-started", "recover-locked", "recover-fetched", "recover-ended", "recover-recorded",
 		"upgrade-quiesced", "upgrade-released",
 	}
-	stepsOfOne = []string{"discard-index", "discard-punch", "index-half", "random", "fetch", "data-index", "commit", "random"}
+	stepsOfOne = []string{"discard-index", "discard-punch", "index-half", "random", "fetch", "data-index", "commit", "twice"}
 )
 
-const loopSize = 128 << 20
+const loopSize = 64 << 20
 
 // TestKillLoop kills the server HOLDFAST_KILLS times, under a load that checks what
 // it reads.
 func TestKillLoop(t *testing.T) {
-	kills := count(t, "HOLDFAST_KILLS", len(stepsOfThree)+len(stepsOfOne))
+	kills := count(t, "HOLDFAST_KILLS", 12)
 	s := newServer(t, "--targets", "none")
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -48,9 +48,14 @@ func TestKillLoop(t *testing.T) {
 		if round%4 >= 2 {
 			mountLoop(t, dir, 1<<30)
 		}
-		l.round(fmt.Sprintf("%s-%d", name, round), make(t, dir, loopSize, seed+uint64(round)), steps[:min(len(steps), kills-l.kills)])
+		if left := kills - l.kills; kills < len(stepsOfThree) {
+			steps = l.some(steps, min((kills+1)/2, left))
+		} else if left < len(steps) {
+			steps = steps[:left]
+		}
+		l.round(fmt.Sprintf("%s-%d", name, round), make(t, dir, loopSize, seed+uint64(round)), steps)
 	}
-	t.Logf("%d kills of a serving process, %d recoveries; %d more kills of a recovering one; %d requests reissued by the driver, %d failed",
+	t.Logf("%d kills of a serving process, %d recoveries; %d more kills in recovery; %d requests reissued by the driver, %d failed",
 		l.kills, l.recovered, l.early, l.reissued, l.errors)
 	slices.Sort(l.times)
 	t.Logf("serving again after its start: median %v, longest %v", round(l.times[len(l.times)/2]), round(l.times[len(l.times)-1]))
@@ -74,12 +79,23 @@ type loop struct {
 	rng *rand.Rand
 
 	kills     int // of a process that serves
-	early     int // of one that recovers
+	early     int // of one that recovers, or has just done so
 	recovered int
 	reissued  int
 	errors    int
 	times     []time.Duration
 	missed    map[string]int
+}
+
+// some chooses n steps of many, in their order.
+func (l *loop) some(steps []string, n int) []string {
+	chosen := l.rng.Perm(len(steps))[:min(n, len(steps))]
+	slices.Sort(chosen)
+	some := make([]string, 0, n)
+	for _, k := range chosen {
+		some = append(some, steps[k])
+	}
+	return some
 }
 
 // round kills the server once for each step, over fresh images.
@@ -118,6 +134,12 @@ func (l *loop) step(name string, g *images, w *load, step string) {
 	switch kind, _, _ := strings.Cut(step, "-"); {
 	case step == "random":
 		time.Sleep(time.Duration(l.rng.IntN(200)) * time.Millisecond)
+		l.kill()
+	case step == "twice":
+		l.kill()
+		l.start()
+		l.early++
+		time.Sleep(time.Duration(l.rng.IntN(300)) * time.Millisecond)
 		l.kill()
 	case kind == "recover":
 		l.kill()

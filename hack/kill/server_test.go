@@ -239,7 +239,7 @@ func (s *server) becomes(name, state string) *control.Device {
 func (s *server) recoveries(name string) (n int) {
 	s.t.Helper()
 	must(s.t, s.client.Events(s.t.Context(), control.EventsQuery{Device: name}, func(e device.Event) error {
-		if e.Kind == "recovered-device" {
+		if e.Kind == device.EventServed {
 			n++
 		}
 		return nil
@@ -312,7 +312,8 @@ func deleteDevices(t *testing.T) {
 	}
 	for _, id := range ids {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		if err := ctl.Delete(ctx, id); err != nil && !errors.Is(err, ublk.ErrNoDevice) {
+		// It waits for nobody who has the disk open.
+		if err := ctl.DeleteAsync(ctx, id); err != nil && !errors.Is(err, ublk.ErrNoDevice) {
 			t.Errorf("ublkb%d can't be deleted: %v", id, err)
 		}
 		cancel()
