@@ -105,7 +105,7 @@ func create(g guest) {
 	for name, where := range map[string]string{"hand": byHand, "plain": inFstab, "net": netdev} {
 		image := "/srv/" + name + ".hds"
 		g.run("holdfast", "image", "create", "--size", "256M", image)
-		g.run("holdfast", "create", name, "--image", image)
+		g.run("holdfast", "create", name, "--persist", "--image", image)
 		link := "/dev/holdfast/" + name
 		g.until(link, func() bool { _, err := os.Stat(link); return err == nil })
 		g.run("mkfs.ext4", "-q", "-L", name, link)

@@ -106,10 +106,10 @@ func quiesced(g guest, pid string) {
 	if g.unit("SubState") != "auto-restart" {
 		g.Error("the device was not without a server for all that time")
 	}
-	g.run("systemctl", "start", "holdfast.service")
-	g.served(pid, "hand")
 	g.run("rm", "/run/systemd/system/holdfast.service.d/test.conf")
 	g.run("systemctl", "daemon-reload")
+	g.run("systemctl", "restart", "holdfast.service")
+	g.served(pid, "hand")
 }
 
 // upgrade: reload moves the devices to another process, which systemd then looks after.
