@@ -65,6 +65,29 @@ func (s *stalls) progress() {
 	s.count.Add(1)
 }
 
+// follow starts a program in a cgroup with a bound on its memory; all that it says is
+// progress. What it complains of is in the buffer.
+func (s *stalls) follow(t *testing.T, limit string, cmd *exec.Cmd) *bytes.Buffer {
+	t.Helper()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := new(bytes.Buffer)
+	cmd.Stderr = said
+	group(t, limit, cmd)
+	go func() {
+		b := make([]byte, 64)
+		for {
+			if _, err := out.Read(b); err != nil {
+				return
+			}
+			s.progress()
+		}
+	}()
+	return said
+}
+
 func (s *stalls) end(t *testing.T, what string) {
 	s.progress()
 	longest := time.Duration(s.longest.Load())
@@ -217,23 +240,7 @@ func TestBufferedWrites(t *testing.T) {
 	var s stalls
 	script := `i=0; while :; do dd if=/dev/zero of=` + mnt + `/$0.$i bs=64k count=64 conv=notrunc status=none || exit 1; echo; i=$(( (i+1) % 40 )); done`
 	for i := range 4 {
-		cmd := exec.Command("sh", "-c", script, fmt.Sprint("w", i))
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		var said bytes.Buffer
-		cmd.Stderr = &said
-		group(t, "48M", cmd)
-		go func() {
-			b := make([]byte, 64)
-			for {
-				if _, err := out.Read(b); err != nil {
-					return
-				}
-				s.progress()
-			}
-		}()
+		s.follow(t, "48M", exec.Command("sh", "-c", script, fmt.Sprint("w", i)))
 	}
 	time.Sleep(limit)
 	s.end(t, "buffered writes")
@@ -259,28 +266,13 @@ func TestSwap(t *testing.T) {
 	}
 	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), hogVariable+"="+fmt.Sprint(256<<20))
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var said bytes.Buffer
-	cmd.Stderr = &said
-	group(t, "96M", cmd)
 	var s stalls
-	go func() {
-		b := make([]byte, 64)
-		for {
-			if _, err := out.Read(b); err != nil {
-				return
-			}
-			s.progress()
-		}
-	}()
+	said := s.follow(t, "96M", cmd)
 	time.Sleep(limit)
 	s.end(t, "swap")
 	stat := run(t, "grep", "-E", "^pswp(in|out) ", "/proc/vmstat")
 	t.Logf("%s", strings.ReplaceAll(stat, "\n", ", "))
 	if strings.Contains(stat, "pswpout 0") || said.Len() > 0 || s.count.Load() < 10 {
-		t.Errorf("%d steps, %s: %s", s.count.Load(), stat, &said)
+		t.Errorf("%d steps, %s: %s", s.count.Load(), stat, said)
 	}
 }
