@@ -230,7 +230,7 @@ func (x *index) writeRun(s *Stack, sectors []int64, bySector map[int64][]*indexO
 		return
 	}
 	if half := len(sectors) / 2; half > 0 && failpoint.Armed("index-half") {
-		s.top.file.WriteAt(b[:half*SectorSize], sectors[0])
+		_ = s.top.write(b[:half*SectorSize], sectors[0])
 		failpoint.Die("index-half")
 	}
 	_, err := s.top.file.WriteAt(b, sectors[0])
