@@ -168,6 +168,9 @@ func (g guest) end(l *load) {
 	g.Logf("%d files were written, each with a sync", l.n)
 }
 
+// goingDown marks in the kernel's log where the way down begins.
+const goingDown = "hack/boot is going down"
+
 const phaseFile = "/var/lib/holdfast-boot/phase"
 
 // phase is how many reboots the test has behind it.
@@ -183,6 +186,7 @@ func (g guest) phase() int {
 func (g guest) reboot() {
 	g.write(phaseFile, fmt.Sprint(g.phase()+1))
 	g.run("sync", phaseFile)
+	g.write("/dev/kmsg", goingDown)
 	g.run("systemctl", "reboot")
 	time.Sleep(5 * time.Minute)
 	g.Fatal("the machine does not go down")
@@ -196,5 +200,9 @@ func (g guest) wayDown() string {
 	if len(boots) < 3 { // before the first, and at least two
 		g.Fatalf("%d boots in the console's log", len(boots)-1)
 	}
-	return boots[len(boots)-2]
+	_, down, ok := strings.Cut(boots[len(boots)-2], goingDown)
+	if !ok {
+		g.Fatal("the console's log has no way down")
+	}
+	return down
 }

@@ -74,10 +74,15 @@ func prepareSystemd(c *Config) error {
 				return err
 			}
 		}
-		for _, dir := range []string{"/etc/systemd/system", "/var/log/journal"} {
+		const wants = "/etc/systemd/system/multi-user.target.wants"
+		for _, dir := range []string{wants, "/var/log/journal"} {
 			if err := os.MkdirAll(dir, 0o755); err != nil {
 				return err
 			}
+		}
+		// What Debian switches on for everybody: mounts with _netdev.
+		if err := os.Symlink("/lib/systemd/system/remote-fs.target", wants+"/remote-fs.target"); err != nil {
+			return err
 		}
 		for _, file := range []string{"/etc/fstab", preparedTag} {
 			if err := os.WriteFile(file, nil, 0o644); err != nil {
