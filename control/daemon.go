@@ -107,6 +107,10 @@ type Daemon struct {
 	mounts                   bell          // rings when something was mounted
 	restoredOnce, mountsOnce sync.Once
 
+	// alive ends with the daemon: recoveries go on while it waits for users of devices.
+	alive   context.Context
+	endLife context.CancelFunc
+
 	mu            sync.Mutex
 	slots         map[string]*slot
 	problems      []Problem
@@ -158,6 +162,7 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 	}
 	d.root = d.tree()
 	d.creating, d.stopCreating = context.WithCancel(context.Background())
+	d.alive, d.endLife = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
 			d.Close()
@@ -252,6 +257,7 @@ func lostAdvice(name string) string {
 // devices: Shutdown does.
 func (d *Daemon) Close() {
 	d.stopCreating()
+	d.endLife()
 	d.watching.Wait()
 	if !d.closed.Swap(true) {
 		close(d.closing)

@@ -41,6 +41,7 @@ type fakeKernel struct {
 	taken     map[string]bool // opened or closed with take-over, by name
 	dead      []int           // left by crashed daemons
 	waiting   map[int]bool    // left by them, to be recovered
+	leftUsers []device.User   // of all these
 	failed    []int           // of those, whose I/O failed
 	deleted   []int
 	stackErr  error // of closeImages
@@ -190,6 +191,11 @@ func (k *fakeKernel) users(disks map[int]string) (map[int][]device.User, error) 
 	for name, d := range k.live {
 		if _, ok := disks[d.id]; ok {
 			out[d.id] = k.inUse[name]
+		}
+	}
+	for id := range k.waiting {
+		if _, ok := disks[id]; ok {
+			out[id] = k.leftUsers
 		}
 	}
 	return out, nil

@@ -51,7 +51,7 @@ func (d *Daemon) recoverAll() {
 		}
 		s.phase, s.problem = StateRecovering, fmt.Sprintf("its daemon (process %d) died or left", s.rec.PID)
 		d.tell(s.name, EventRecovering, "/dev/ublkb%d is to be served again: %s", id, s.problem)
-		d.watching.Go(func() { d.recover(d.creating, s) })
+		d.watching.Go(func() { d.recover(d.alive, s) })
 	}
 	for id, waits := range left {
 		if !waits {

@@ -186,7 +186,7 @@ func userList(users []device.User) string {
 // until their users let go. When force is closed, or a value arrives on it,
 // what is left is removed regardless of its users: its I/O fails from then on,
 // but its images are flushed and closed cleanly. Creations are refused and
-// those under way taken back. Lost devices stay in the records.
+// those under way taken back; recoveries go on. Lost devices stay in the records.
 //
 // The error names the devices that did not end cleanly.
 func (d *Daemon) Shutdown(ctx context.Context, force <-chan struct{}) error {
@@ -241,11 +241,12 @@ func (d *Daemon) removeByForce(ctx context.Context, failed []error) error {
 	return errors.Join(failed...)
 }
 
+// serves: or is about to.
 func (d *Daemon) serves(name string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s := d.slots[name]
-	return s != nil && s.dev != nil
+	return s != nil && (s.dev != nil || s.phase == StateRecovering)
 }
 
 // removeAll removes what is served, all devices at once, and returns those that
@@ -258,7 +259,7 @@ func (d *Daemon) removeAll(ctx context.Context, force bool) map[string]error {
 	d.mu.Lock()
 	var names []string
 	for _, s := range d.slots {
-		if s.dev != nil || s.phase != "" && s.phase != StateRecovering {
+		if s.dev != nil || s.phase != "" {
 			names = append(names, s.name)
 		}
 	}
@@ -269,7 +270,7 @@ func (d *Daemon) removeAll(ctx context.Context, force bool) map[string]error {
 			// A creation that was taken back while we waited leaves nothing
 			// to remove, or a lost device to be left alone.
 			results <- result{name, d.removeWith(ctx, name, func(ctx context.Context, s *slot) error {
-				return d.removeLive(ctx, s, force, true)
+				return d.endDevice(ctx, s, force)
 			})}
 		}()
 	}

@@ -144,6 +144,7 @@ func (d *Daemon) upgrade(ctx context.Context, r UpgradeRequest) (*UpgradeResult,
 	d.cfgMu.Unlock()
 	// What waits for its recovery, or to be created again, is the heir's, too.
 	d.stopCreating()
+	d.endLife()
 	return res, nil
 }
 
@@ -297,7 +298,7 @@ func (d *Daemon) leave(ctx context.Context, s *slot, dev live, failing failing) 
 // takeBack recovers what was left.
 func (d *Daemon) takeBack(left []*slot) {
 	for _, s := range left {
-		d.watching.Go(func() { d.recover(d.creating, s) })
+		d.watching.Go(func() { d.recover(d.alive, s) })
 	}
 }
 

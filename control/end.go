@@ -1,0 +1,49 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"holdfast/ublk"
+)
+
+// endDevice is what the daemon's end means for one device. One that still waits for its
+// recovery is left to the next daemon if nobody uses it. Its users can't let go of it before it
+// is served again: so it goes on being recovered, and is waited for as others are. By
+// force it is taken away under them; its record stays, as its images were not closed.
+func (d *Daemon) endDevice(ctx context.Context, s *slot, force bool) error {
+	d.mu.Lock()
+	waits := s.rec != nil && s.phase == StateRecovering
+	var id int
+	var failing failing
+	problem := s.problem
+	if waits {
+		id, failing = s.rec.ID, s.failing
+	}
+	d.mu.Unlock()
+	if !waits {
+		return d.removeLive(ctx, s, force, true)
+	}
+	users, err := d.kernel.users(map[int]string{id: fmt.Sprintf("/dev/ublkb%d", id)})
+	if err == nil && len(users[id]) == 0 {
+		d.log.Info().Str("device", s.name).Msgf("left to the next daemon: %s", problem)
+		return nil
+	}
+	if !force {
+		return fail(CodeBusy, "device %q waits to be recovered (%s), and with it %s", s.name, problem, userList(users[id]))
+	}
+	ctx, cancel := context.WithTimeout(ctx, closeLimit)
+	defer cancel()
+	if failing != nil {
+		err = failing.Stop(ctx)
+	} else {
+		err = d.kernel.delete(ctx, id)
+	}
+	if err != nil && !errors.Is(err, ublk.ErrNoDevice) {
+		return fail(CodeInternal, "device %q: %w", s.name, err)
+	}
+	d.set(s, func() { s.phase, s.failing, s.problem = "", nil, "it was given up before it could be recovered" })
+	d.log.Warn().Str("device", s.name).Msg("given up before it could be recovered: I/O of its users fails")
+	return nil
+}
