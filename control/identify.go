@@ -13,7 +13,8 @@ import (
 type Identity struct {
 	Name     string // the device's
 	Instance string // of the daemons; "": that of the default directories
-	// Served: a server has the device. I/O of one that isn't waits for the next.
+	// Served: a server has the device, and did not hold its requests when it last wrote its
+	// record. I/O of one that isn't served waits.
 	Served bool
 }
 
@@ -41,7 +42,7 @@ func Identify(ctx context.Context, number int) (*Identity, error) {
 	}
 	id, err := identityOf(DefaultRunDir, DefaultStateDir, number, info.Tag, bootID())
 	if id != nil {
-		id.Served = info.State == ublk.Live
+		id.Served = id.Served && info.State == ublk.Live
 	}
 	return id, err
 }
@@ -68,7 +69,7 @@ func identityOf(run, state string, number int, tag uint64, boot string) (*Identi
 			for _, file := range files {
 				rec, err := readRecord(file)
 				if err == nil && rec.ID == number && rec.BootID == boot {
-					return &Identity{Name: rec.Spec.Name, Instance: instance}, nil
+					return &Identity{Name: rec.Spec.Name, Instance: instance, Served: rec.Standby == nil}, nil
 				}
 			}
 		}

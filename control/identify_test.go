@@ -19,12 +19,17 @@ func TestIdentify(t *testing.T) {
 			t.Fatal(err)
 		}
 		spec := device.Spec{Name: name, Images: []ploop.ImageRef{{Path: "/i"}}}
-		if err := r.save(&record{Spec: spec, ID: number, BootID: boot, Images: make([]imageID, 1)}); err != nil {
+		rec := &record{Spec: spec, ID: number, BootID: boot, Images: make([]imageID, 1)}
+		if name == "holds" {
+			rec.Standby = &standbyRecord{Cause: "gone"}
+		}
+		if err := r.save(rec); err != nil {
 			t.Fatal(err)
 		}
 	}
 	put(state, "old", 3, "before")
 	put(state, "new", 3, "now")
+	put(state, "holds", 5, "now")
 	put(run+"-other", "its", 3, "now") // the state directory of this one can't be read
 	if err := os.MkdirAll(state+"-other", 0o700); err != nil {
 		t.Fatal(err)
@@ -34,6 +39,7 @@ func TestIdentify(t *testing.T) {
 		number int
 		link   string
 	}{
+		{tagOf(state), 5, "holdfast/holds"},
 		{tagOf(state), 3, "holdfast/new"},
 		{tagOf(state + "-other"), 3, "holdfast-other/its"},
 		{tagOf("/elsewhere"), 3, ""},
@@ -43,6 +49,13 @@ func TestIdentify(t *testing.T) {
 		if err != nil || id == nil != (c.link == "") || id != nil && id.Link() != c.link {
 			t.Errorf("tag %#x: %v, %v, want %q", c.tag, id, err, c.link)
 		}
+	}
+	// A look at what is on it would wait.
+	if id, _ := identityOf(run, state, 5, tagOf(state), "now"); id.Served {
+		t.Error("a device in standby is called served")
+	}
+	if id, _ := identityOf(run, state, 3, tagOf(state), "now"); !id.Served {
+		t.Error("a device that isn't is not")
 	}
 	// Ours, by the driver's word, but not known: no link, rather than a wrong one.
 	if id, err := identityOf(run, state, 4, tagOf(state), "now"); id != nil || err == nil {
