@@ -260,8 +260,14 @@ func (d *Daemon) serveSetAttr(w http.ResponseWriter, r *http.Request) {
 
 func reply(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
+	text, err := json.Marshal(body)
+	if err != nil {
+		status, text = http.StatusInternalServerError, []byte("{}")
+	}
+	// With its length the answer is whole when it was flushed: an upgrade ends this process.
+	w.Header().Set("Content-Length", strconv.Itoa(len(text)+1))
 	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(body)
+	w.Write(append(text, '\n'))
 }
 
 func replyError(w http.ResponseWriter, err error) {
