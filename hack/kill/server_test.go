@@ -286,6 +286,8 @@ func (s *server) died(place string) int {
 func (s *server) end() {
 	if s.t.Failed() {
 		s.t.Logf("the end of the daemon's log:\n%s", s.logTail())
+		// The whole of it, where the VM's results go.
+		command("cp", s.dir+"/log", "/results/"+strings.ReplaceAll(s.t.Name(), "/", "-")+".log")
 	}
 	if s.process != nil {
 		s.process.Kill()

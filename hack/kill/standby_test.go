@@ -13,60 +13,110 @@ import (
 	"holdfast/hack/faultfs"
 )
 
-// TestStandby: the server is killed while it holds requests in standby. The next one is in
-// standby too, and holds them again, whether the storage is back by then or not;
-// and serves them when the top is replaced.
+// TestStandby: the server is killed while it holds requests in standby. The next one
+// is in standby too, for the same reason and since the same time, and holds them again,
+// until the top is replaced.
 func TestStandby(t *testing.T) {
-	kills := count(t, "HOLDFAST_VARIANT_KILLS", 3)
-	for _, storageBack := range []bool{false, true} {
-		t.Run(fmt.Sprintf("storage back %v", storageBack), func(t *testing.T) {
-			s := makeServer(t, "--targets", "none")
-			backing, first, second := t.TempDir(), t.TempDir(), t.TempDir()
-			dead, err := faultfs.Mount(backing, first, faultfs.Options{Locks: true})
-			must(t, err)
-			t.Cleanup(func() { dead.Close() })
-			other, err := faultfs.Mount(backing, second, faultfs.Options{Locks: true})
-			must(t, err)
-			t.Cleanup(func() { other.Close() })
-			g := oneDelta(t, backing, 32<<20, 11)
-			s.start()
-			s.answers()
-			disk := s.ok("create", "held", "--image", first+"/one.hds")
-			s.ok("standby-check", "on")
-			s.ok("attach", "held", "--consumer", "test")
-			requeued, failed := countRequests(t, "block_rq_requeue", disk), countRequests(t, "block_rq_error", disk)
-			w := startLoad(t, disk, g, 12, true)
-			w.advances(100)
-			dead.Dead(unix.ENOTCONN)
-			before := s.holds("held")
-			recovered := 0
-			for range kills {
-				if storageBack {
-					dead.Dead(0)
-				}
-				s.kill()
-				s.start()
-				after := s.holds("held")
-				recovered += s.recoveries("held")
-				if !after.Enabled || !after.Flag || after.Errno != before.Errno || after.Cause != before.Cause ||
-					!slices.Equal(after.Consumers, before.Consumers) || !after.Since.Equal(*before.Since) {
-					t.Errorf("standby was %+v\nand is now %+v", before, after)
-				}
-				if snap, err := s.client.Snapshot(t.Context()); err != nil || !snap.Key.On || !slices.Equal(snap.Key.Holders, []string{"hand"}) {
-					t.Errorf("the standby check: %+v, %v", snap.Key, err)
-				}
-				before = after
-			}
-			s.ok("replace", "held", second+"/one.hds")
-			s.serves("held")
-			w.advances(100)
-			t.Logf("%d kills, %d recoveries, %d requests reissued, %d failed; %d held", kills, recovered, requeued.hits(), failed.hits(), before.Held)
-			if failed.hits() != 0 {
-				t.Errorf("%d requests failed", failed.hits())
-			}
-			s.remove("held", w)
-		})
+	h := hold(t)
+	before := h.holds("held")
+	h.dead.Dead(0) // so that the file can be opened; this ends no standby
+	for range h.kills {
+		h.kill()
+		h.start()
+		after := h.holds("held")
+		if n := h.recoveries("held"); n != 1 {
+			t.Errorf("%d recoveries", n)
+		}
+		if !after.Enabled || !after.Flag || after.Errno != before.Errno || after.Cause != before.Cause ||
+			!slices.Equal(after.Consumers, before.Consumers) || !after.Since.Equal(*before.Since) {
+			t.Errorf("standby was %+v\nand is now %+v", before, after)
+		}
+		h.checkIsOn()
 	}
+	h.finish()
+}
+
+// TestStandbyWithoutStorage: the storage is still dead when the server is started
+// again. There is no file to serve anything from, so the driver keeps the requests, until
+// another way to the file is given.
+func TestStandbyWithoutStorage(t *testing.T) {
+	h := hold(t)
+	for range h.kills {
+		h.kill()
+		h.start()
+		var d *control.Device
+		must(t, wait(time.Minute, func() error {
+			var err error
+			if d, err = h.client.Device(t.Context(), "held"); err == nil && d.Problem == "" {
+				err = fmt.Errorf("%s is told no problem", d.State)
+			}
+			return err
+		}))
+		if d.State != control.StateRecovering || !slices.Equal(d.Standby.Consumers, []string{"test"}) {
+			t.Errorf("the device is %s: %s; leases %q", d.State, d.Problem, d.Standby.Consumers)
+		}
+		h.checkIsOn()
+	}
+	h.finish()
+}
+
+// held is a device in standby: its storage is dead, and it has a consumer.
+type held struct {
+	*server
+	dead             *faultfs.Storage
+	other            string // the image by a way that works
+	w                *load
+	requeued, failed *tracepoint
+
+	kills int
+}
+
+func hold(t *testing.T) *held {
+	t.Helper()
+	s := makeServer(t, "--targets", "none")
+	h := &held{server: s, kills: count(t, "HOLDFAST_VARIANT_KILLS", 2)}
+	backing := t.TempDir()
+	mount := func() *faultfs.Storage {
+		storage, err := faultfs.Mount(backing, t.TempDir(), faultfs.Options{Locks: true})
+		must(t, err)
+		t.Cleanup(func() { storage.Close() })
+		return storage
+	}
+	h.dead = mount()
+	h.other = mount().Dir + "/one.hds"
+	g := oneDelta(t, backing, 32<<20, 11)
+	s.start()
+	s.answers()
+	disk := s.ok("create", "held", "--image", h.dead.Dir+"/one.hds")
+	s.ok("standby-check", "on")
+	s.ok("attach", "held", "--consumer", "test")
+	h.requeued, h.failed = countRequests(t, "block_rq_requeue", disk), countRequests(t, "block_rq_error", disk)
+	h.w = startLoad(t, disk, g, 12, true)
+	h.w.advances(100)
+	h.dead.Dead(unix.ENOTCONN)
+	h.holds("held")
+	return h
+}
+
+// checkIsOn looks at the standby check, which is on by hand.
+func (h *held) checkIsOn() {
+	h.t.Helper()
+	if snap, err := h.client.Snapshot(h.t.Context()); err != nil || !snap.Key.On || !slices.Equal(snap.Key.Holders, []string{"hand"}) {
+		h.t.Errorf("the standby check: %+v, %v", snap, err)
+	}
+}
+
+// finish gives the device another way to its file.
+func (h *held) finish() {
+	h.t.Helper()
+	h.ok("replace", "held", h.other)
+	h.serves("held")
+	h.w.advances(100)
+	h.t.Logf("%d kills, %d requests reissued, %d failed", h.kills, h.requeued.hits(), h.failed.hits())
+	if h.failed.hits() != 0 || h.requeued.hits() == 0 {
+		h.t.Errorf("%d requests failed, %d were reissued", h.failed.hits(), h.requeued.hits())
+	}
+	h.remove("held", h.w)
 }
 
 // holds waits until a device is in standby, and holds requests.

@@ -77,7 +77,10 @@ func loopback(t *testing.T, name, disk string, number int) string {
 		for _, b := range now {
 			if !old[b] {
 				found = "/dev/" + filepath.Base(b)
-				_, err := os.Stat(found)
+				f, err := os.Open(found) // it may not be ready yet
+				if err == nil {
+					f.Close()
+				}
 				return err
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"os"
 	"regexp"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -47,7 +48,12 @@ func TestUpgrade(t *testing.T) {
 func (s *server) upgrade() string {
 	s.t.Helper()
 	old := s.process.Pid
-	said := s.ok("upgrade")
+	said, err := s.run("upgrade")
+	if err != nil {
+		s.process.Signal(syscall.SIGQUIT) // for the log: what is everybody doing?
+		s.deadWithin(time.Minute)
+		s.t.Fatal(err)
+	}
 	s.dies(time.Minute)
 	info, err := s.client.Daemon(s.t.Context())
 	must(s.t, err)
