@@ -120,7 +120,7 @@ boot: setup build
 ROUNDS ?= 10
 KILLS  ?= 240
 SOAKKILL = HOLDFAST_KILLS=$(KILLS) HOLDFAST_VARIANT_KILLS=20 HOLDFAST_DEVICES=64 HOLDFAST_UPGRADES=50 HOLDFAST_STOP=60
-soak: setup build failpoints
+soak: setup build failpoints boot
 	@for k in $(KERNELS); do \
 		echo "=== Linux $$k"; \
 		$(GO) run ./hack/vm -kernel $$k -timeout 40m -env HOLDFAST_ROUNDS=$(ROUNDS) -test ./hack/story || exit 1; \
