@@ -56,6 +56,7 @@ func noError(m *Model) error {
 // TestModelOnDevice: the model finds what is wrong with a real device, too: an
 // older copy of its image that is put in the image's place by force.
 func TestModelOnDevice(t *testing.T) {
+	needSoak(t)
 	s := newServer(t, "--targets", "none")
 	dir := t.TempDir()
 	g := oneDelta(t, dir, 32<<20, 6)

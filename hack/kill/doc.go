@@ -33,8 +33,8 @@
 //
 // # Running
 //
-//	make vm      some kills of each kind, on each kernel
-//	make soak    HOLDFAST_KILLS=240, and everything else longer
+//	make vm      some kills, on each kernel: places chosen by chance, and the controls
+//	make soak    HOLDFAST_KILLS=240, every place in turn, and everything else
 //	go run ./hack/vm -kernel 7.2 -env HOLDFAST_KILLS=200 -test ./hack/kill -- -test.run TestKillLoop
 //
 // The tests are skipped outside of the VM, but for those of the model.

@@ -14,6 +14,7 @@ import (
 // TestMany: how long it takes until all devices of a killed server are served again,
 // one and HOLDFAST_DEVICES of them.
 func TestMany(t *testing.T) {
+	needSoak(t)
 	many := count(t, "HOLDFAST_DEVICES", 16)
 	dir := t.TempDir()
 	again := map[int]time.Duration{}

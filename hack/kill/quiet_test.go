@@ -7,6 +7,7 @@ import (
 // TestWithoutKills: with nobody killed the model finds nothing, and no request is
 // reissued. What the other tests find, they find for their kills.
 func TestWithoutKills(t *testing.T) {
+	needSoak(t)
 	s := newServer(t, "--targets", "none")
 	for name, make := range map[string]func(*testing.T, string, int64, uint64) *images{"three": threeDeltas, "one": oneDelta} {
 		g := make(t, t.TempDir(), 32<<20, 7)

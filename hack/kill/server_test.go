@@ -38,6 +38,15 @@ func needVM(t *testing.T) {
 	}
 }
 
+// needSoak skips what make vm has no time for.
+func needSoak(t *testing.T) {
+	t.Helper()
+	needVM(t)
+	if os.Getenv("HOLDFAST_KILLS") == "" {
+		t.Skip("takes long: make soak")
+	}
+}
+
 // count is how much a test is to do: a small number where people wait for it, that
 // of a variable in a soak.
 func count(t *testing.T, variable string, small int) int {

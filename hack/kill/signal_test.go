@@ -13,6 +13,7 @@ import (
 // TestStopped: a server that is stopped by a signal, for HOLDFAST_STOP seconds, and
 // continued, goes on; its users see a pause.
 func TestStopped(t *testing.T) {
+	needSoak(t)
 	pause := time.Duration(count(t, "HOLDFAST_STOP", 3)) * time.Second
 	s := newServer(t, "--targets", "none")
 	g := threeDeltas(t, t.TempDir(), 64<<20, 41)
@@ -43,7 +44,7 @@ const cgroup = "/sys/fs/cgroup/holdfast-kill"
 
 // TestOutOfMemory: the kernel's OOM killer is a kill like any other.
 func TestOutOfMemory(t *testing.T) {
-	needVM(t)
+	needSoak(t)
 	must(t, os.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", []byte("+memory"), 0))
 	must(t, os.Mkdir(cgroup, 0o755))
 	t.Cleanup(func() {
@@ -81,7 +82,8 @@ func TestOutOfMemory(t *testing.T) {
 
 // TestFio: fio verifies what it writes, on one device, while the server is killed.
 func TestFio(t *testing.T) {
-	kills := count(t, "HOLDFAST_VARIANT_KILLS", 3)
+	needSoak(t)
+	kills := count(t, "HOLDFAST_VARIANT_KILLS", 2)
 	s := newServer(t, "--targets", "none")
 	g := threeDeltas(t, t.TempDir(), 64<<20, 43)
 	disk := s.ok(append([]string{"create", "fio"}, g.arguments()...)...)

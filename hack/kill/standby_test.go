@@ -40,6 +40,7 @@ func TestStandby(t *testing.T) {
 // again. There is no file to serve anything from, so the driver keeps the requests, until
 // another way to the file is given.
 func TestStandbyWithoutStorage(t *testing.T) {
+	needSoak(t)
 	h := hold(t)
 	for range h.kills {
 		h.kill()

@@ -10,6 +10,7 @@ import (
 // TestStateDirectory: whatever has become of the state directory when the server
 // is started again, the device is saved, and what is wrong is told.
 func TestStateDirectory(t *testing.T) {
+	needSoak(t)
 	s := makeServer(t, "--targets", "none")
 	state := s.dir + "/state"
 	must(t, os.Mkdir(state, 0o700))

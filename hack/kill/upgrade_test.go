@@ -13,7 +13,7 @@ var pauseWords = regexp.MustCompile(`(\d+(?:\.\d+)?) ?ms`)
 
 // TestUpgrade: HOLDFAST_UPGRADES upgrades in a row under load.
 func TestUpgrade(t *testing.T) {
-	upgrades := count(t, "HOLDFAST_UPGRADES", 3)
+	upgrades := count(t, "HOLDFAST_UPGRADES", 2)
 	s := newServer(t, "--targets", "none")
 	g := threeDeltas(t, t.TempDir(), 64<<20, 31)
 	w := s.serve("up", g, 12)
@@ -68,6 +68,7 @@ func (s *server) upgrade() string {
 
 // TestUpgradeFails: a binary that can't take over leaves everything as it is.
 func TestUpgradeFails(t *testing.T) {
+	needSoak(t)
 	s := newServer(t, "--targets", "none")
 	g := oneDelta(t, t.TempDir(), 32<<20, 32)
 	w := s.serve("down", g, 12)
