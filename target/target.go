@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -54,6 +55,9 @@ type Roots struct {
 	TgtAdm   string // tgtadm, found by PATH
 	// Number is the device number of a block device's node; nil: stat(2).
 	Number func(path string) (major, minor uint32, ok bool)
+	// Output runs a program and gives what it writes to its standard output; nil: os/exec
+	// does it.
+	Output func(ctx context.Context, name string, args ...string) ([]byte, error)
 }
 
 func (r Roots) complete() Roots {
@@ -69,6 +73,13 @@ func (r Roots) complete() Roots {
 	set(&r.TgtAdm, "tgtadm")
 	if r.Number == nil {
 		r.Number = deviceNumber
+	}
+	if r.Output == nil {
+		r.Output = func(ctx context.Context, name string, args ...string) ([]byte, error) {
+			cmd := exec.CommandContext(ctx, name, args...)
+			cmd.Dir = "/"
+			return cmd.Output()
+		}
 	}
 	return r
 }

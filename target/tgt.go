@@ -3,7 +3,6 @@ package target
 import (
 	"context"
 	"fmt"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -43,9 +42,7 @@ func (s *scanner) tgtd() (present bool, out []Backing, err error) {
 func (s *scanner) tgtadm() (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), tgtTime)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, s.TgtAdm, "--lld", "iscsi", "--mode", "target", "--op", "show")
-	cmd.Dir = "/"
-	out, err := cmd.Output()
+	out, err := s.Output(ctx, s.TgtAdm, "--lld", "iscsi", "--mode", "target", "--op", "show")
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", filepath.Base(s.TgtAdm), err)
 	}

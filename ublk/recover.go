@@ -237,8 +237,18 @@ func (d *Device) hurry() {
 	if is, err := os.ReadFile(path); err != nil || strings.TrimSpace(string(is)) == soon {
 		return // it outlives servers
 	}
-	cmd := exec.Command("/bin/sh", "-c", "echo "+soon+` >"$0"`, path)
-	if cmd.Start() == nil {
+	spawn := d.ctl.Spawn
+	if spawn == nil {
+		spawn = spawnHere
+	}
+	_ = spawn("/bin/sh", "-c", "echo "+soon+` >"$0"`, path) // without it, recovery takes longer
+}
+
+func spawnHere(name string, args ...string) error {
+	cmd := exec.Command(name, args...)
+	err := cmd.Start()
+	if err == nil {
 		go func() { _ = cmd.Wait() }()
 	}
+	return err
 }
