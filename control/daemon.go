@@ -16,6 +16,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"holdfast/device"
+	"holdfast/internal/spawner"
 	"holdfast/standby"
 	"holdfast/sysfs"
 	"holdfast/sysfs/fusefs"
@@ -49,6 +50,9 @@ type Config struct {
 	// Binary is the program's file, absolute, and Args its arguments: what an upgrade starts.
 	Binary string
 	Args   []string
+	// Spawner starts programs: hooks, heirs, tgtadm. nil: they are started directly, and
+	// don't begin while any device's storage hangs.
+	Spawner *spawner.Spawner
 
 	sys string // /sys, but in tests
 	Log zerolog.Logger
@@ -146,7 +150,8 @@ type slot struct {
 // Start takes the directories, reads the records, clears away what an earlier
 // daemon of ours left in the kernel, and opens the socket. Serve then answers.
 func Start(cfg Config) (*Daemon, error) {
-	return start(cfg, newKernel(cfg.Log, cfg.StateDir))
+	cfg.TargetRoots.Output = cfg.Spawner.Output
+	return start(cfg, newKernel(&cfg))
 }
 
 func start(cfg Config, k kernel) (_ *Daemon, err error) {

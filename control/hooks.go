@@ -6,15 +6,14 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"holdfast/device"
+	"holdfast/internal/spawner"
 )
 
 // Bounds of a hook: its time, the grace after SIGTERM, what of its output goes to the
@@ -117,43 +116,33 @@ func (d *Daemon) runHooks(s *slot) {
 
 // exec runs a program to its end or to the end of its time, in a process group of its own,
 // all of which ends with it.
-//
-// A shell stands in between, for the program may lie on storage that hangs: until execve(2)
-// is through, the thread that started it is suspended where Go's scheduler can't see it, and with the
-// next garbage collection every other stands still.
 func (d *Daemon) exec(name string, h hook) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command("/bin/sh", "-c", `exec "$0"`, h.path)
-	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = h.env, "/", w, w
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	err = cmd.Start()
+	p, err := d.cfg.Spawner.Start(spawner.Command{Path: h.path, Env: h.env, Dir: "/", Files: []*os.File{w, w}, Group: true})
 	w.Close()
 	if err != nil {
 		r.Close()
 		return err
 	}
 	go d.logOutput(name, h.path, r)
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	signal := func(sig unix.Signal) { unix.Kill(-cmd.Process.Pid, sig) }
-	defer signal(unix.SIGKILL) // what it left running
+	defer p.Signal(unix.SIGKILL) // what it left running
 	select {
-	case err := <-ended:
-		return err
+	case <-p.Ended():
+		return p.Wait()
 	case <-time.After(hookTime):
 	}
-	signal(unix.SIGTERM)
+	p.Signal(unix.SIGTERM)
 	select {
-	case <-ended:
+	case <-p.Ended():
 	case <-time.After(hookGrace):
-		signal(unix.SIGKILL)
+		p.Signal(unix.SIGKILL)
 		select {
-		case <-ended:
+		case <-p.Ended():
 		case <-time.After(hookGrace): // the next one is not to wait for storage that hangs
-			return fmt.Errorf("it took longer than %v, and can't be ended: process %d hangs in the kernel, perhaps in storage", hookTime, cmd.Process.Pid)
+			return fmt.Errorf("it took longer than %v, and can't be ended: process %d hangs in the kernel, perhaps in storage", hookTime, p.PID)
 		}
 	}
 	return fmt.Errorf("it took longer than %v and was ended", hookTime)

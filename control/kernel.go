@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/device"
+	"holdfast/internal/spawner"
 	"holdfast/ploop"
 	"holdfast/standby"
 	"holdfast/ublk"
@@ -78,14 +79,15 @@ type openOptions struct {
 
 // thisKernel is the machine's own.
 type thisKernel struct {
-	log zerolog.Logger
-	tag uint64 // of the devices of daemons with this state directory
-	mu  sync.Mutex
-	ctl *ublk.Control // nil until it could be opened
+	log     zerolog.Logger
+	spawner *spawner.Spawner
+	tag     uint64 // of the devices of daemons with this state directory
+	mu      sync.Mutex
+	ctl     *ublk.Control // nil until it could be opened
 }
 
-func newKernel(log zerolog.Logger, stateDir string) *thisKernel {
-	return &thisKernel{log: log, tag: tagOf(stateDir)}
+func newKernel(cfg *Config) *thisKernel {
+	return &thisKernel{log: cfg.Log, spawner: cfg.Spawner, tag: tagOf(cfg.StateDir)}
 }
 
 // tagOf is the driver's mark on the devices of a state directory's daemons:
@@ -106,6 +108,10 @@ func (k *thisKernel) control() (*ublk.Control, error) {
 		ctl, err := ublk.Open("")
 		if err != nil {
 			return nil, fail(CodeDriver, "%w", err)
+		}
+		ctl.Spawn = func(name string, args ...string) error {
+			_, err := k.spawner.Start(spawner.Command{Path: name, Args: args, Dir: "/", Group: true})
+			return err
 		}
 		k.ctl = ctl
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/failpoint"
+	"holdfast/internal/spawner"
 )
 
 // An upgrade has another process follow this one, with the devices live. The heir is
@@ -137,7 +137,7 @@ func (d *Daemon) upgrade(ctx context.Context, r UpgradeRequest) (*UpgradeResult,
 		d.takeBack(left)
 		return nil, fmt.Errorf("the new daemon does not serve, and this one has taken everything back: %w", err)
 	}
-	res := &UpgradeResult{PID: h.cmd.Process.Pid, Devices: len(left), PauseMS: float64(pause.Microseconds()) / 1000}
+	res := &UpgradeResult{PID: h.p.PID, Devices: len(left), PauseMS: float64(pause.Microseconds()) / 1000}
 	fmt.Sscan(said, &res.Waiting)
 	d.cfgMu.Lock()
 	d.gone, d.heirPID = true, res.PID
@@ -150,7 +150,7 @@ func (d *Daemon) upgrade(ctx context.Context, r UpgradeRequest) (*UpgradeResult,
 
 // heir is the process that is to follow.
 type heir struct {
-	cmd  *exec.Cmd
+	p    *spawner.Process
 	to   *os.File
 	said chan string // lines that it reports; closed at their end
 	from *os.File
@@ -175,16 +175,13 @@ func (d *Daemon) startHeir(binary string) (*heir, error) {
 		return nil, err
 	}
 	defer socket.Close()
-	// By way of a shell: see hooks.
-	h.cmd = exec.Command("/bin/sh", append([]string{"-c", `exec "$0" "$@"`, binary}, d.cfg.Args...)...)
-	h.cmd.Stdout, h.cmd.Stderr = os.Stdout, os.Stderr
 	socketIs := heirBorrows
 	if d.socketOwned {
 		socketIs = heirOwns
 	}
-	h.cmd.Env = append(os.Environ(), heirVariable+"="+socketIs)
-	h.cmd.ExtraFiles = []*os.File{goRead, reportWrite, socket}
-	if err := h.cmd.Start(); err != nil {
+	h.p, err = d.cfg.Spawner.Start(spawner.Command{Path: binary, Args: d.cfg.Args,
+		Env: append(os.Environ(), heirVariable+"="+socketIs), Files: []*os.File{os.Stdout, os.Stderr, goRead, reportWrite, socket}})
+	if err != nil {
 		h.close()
 		return nil, err
 	}
@@ -218,8 +215,8 @@ func (h *heir) hears(word string, limit time.Duration) (string, error) {
 
 // kill ends an heir that failed, for certain.
 func (h *heir) kill() {
-	h.cmd.Process.Kill()
-	h.cmd.Wait()
+	h.p.Signal(unix.SIGKILL)
+	<-h.p.Ended()
 }
 
 func (h *heir) close() {

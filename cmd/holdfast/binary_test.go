@@ -13,14 +13,22 @@ import (
 	"time"
 
 	"holdfast/hack/faultfs"
+	"holdfast/internal/spawner"
 )
 
 // asHoldfast turns the test binary into the real program: same code, own
 // process, nothing to build.
 const asHoldfast = "HOLDFAST_TEST_MAIN"
 
+// noSpawner has the daemon start programs directly, for control runs.
+const noSpawner = "HOLDFAST_TEST_NO_SPAWNER"
+
 func TestMain(m *testing.M) {
 	faultfs.Child() // storage that fails on demand is a process of its own
+	spawner.Child()
+	if os.Getenv(noSpawner) != "" {
+		startSpawner = func(func(error)) (*spawner.Spawner, error) { return nil, nil }
+	}
 	if os.Getenv(asHoldfast) != "" {
 		os.Unsetenv(asHoldfast)
 		main()

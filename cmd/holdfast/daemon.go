@@ -16,6 +16,7 @@ import (
 
 	"holdfast/control"
 	"holdfast/internal/failpoint"
+	"holdfast/internal/spawner"
 	"holdfast/target"
 	"holdfast/ublk"
 )
@@ -103,11 +104,22 @@ func newLog(w io.Writer, format, level string) (zerolog.Logger, error) {
 	return zerolog.New(zerolog.SyncWriter(w)).Level(lvl).With().Timestamp().Logger(), nil
 }
 
+// startSpawner is another one in a test that does without.
+var startSpawner = spawner.Start
+
 // serve runs the daemon to its end. Once told to stop, it waits for the devices' users for
 // limit; 0: for ever. What is in use then is left to the next daemon if there will be one, as
 // if this one had been killed.
 func serve(cfg control.Config, limit time.Duration) error {
-	manager := newManager(cfg.Log)
+	// Before anything is open, also what only this process is protected from.
+	var err error
+	if cfg.Spawner, err = startSpawner(func(err error) {
+		cfg.Log.Error().Err(err).Msg("no hook can be run, and no upgrade; devices are served as before, and wait for this daemon while it is restarted")
+	}); err != nil {
+		return err
+	}
+	defer cfg.Spawner.Close()
+	manager := newManager(cfg.Log, cfg.Spawner)
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	// A log whose reader died must not take devices with it, nor a closed

@@ -15,6 +15,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"holdfast/control"
+	"holdfast/internal/spawner"
 )
 
 // Exit codes. docs/cli.md promises them.
@@ -28,6 +29,7 @@ const (
 )
 
 func main() {
+	spawner.Child()
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"time"
@@ -13,20 +12,22 @@ import (
 	"github.com/rs/zerolog"
 
 	"holdfast/control"
+	"holdfast/internal/spawner"
 )
 
 // manager is the service manager that started us, if any: it is told what becomes of us
 // (sd_notify(3)), and kills us when we don't feed its watchdog. All is silence without one.
 type manager struct {
-	log zerolog.Logger
+	log     zerolog.Logger
+	spawner *spawner.Spawner
 	// watchdog is the time within which it wants to hear of us; 0: it doesn't.
 	watchdog time.Duration
 	status   string // the last one told
 	starving bool
 }
 
-func newManager(log zerolog.Logger) *manager {
-	m := &manager{log: log}
+func newManager(log zerolog.Logger, s *spawner.Spawner) *manager {
+	m := &manager{log: log, spawner: s}
 	// Not daemon.SdWatchdogEnabled: it wants our number in WATCHDOG_PID, and after
 	// an upgrade in place that is the number of the process that was before us.
 	if us, err := strconv.ParseInt(os.Getenv("WATCHDOG_USEC"), 10, 64); err == nil && us > 0 {
@@ -72,7 +73,7 @@ func (m *manager) willRestart() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	// Its exit code is 0 in the first case only.
-	out, err := exec.CommandContext(ctx, "systemctl", "is-system-running").Output()
+	out, err := m.spawner.Output(ctx, "systemctl", "is-system-running")
 	switch state := strings.TrimSpace(string(out)); state {
 	case "running", "degraded", "starting", "initializing", "maintenance":
 		return true

@@ -161,7 +161,7 @@ func TestWatchdog(t *testing.T) {
 	p := play(t)
 	t.Setenv("NOTIFY_SOCKET", p.path)
 	t.Setenv("WATCHDOG_USEC", "20000000")
-	m := newManager(zerolog.Nop())
+	m := newManager(zerolog.Nop(), nil)
 	if m.watchdog != 20*time.Second {
 		t.Fatalf("a watchdog of %v", m.watchdog)
 	}
