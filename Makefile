@@ -106,14 +106,16 @@ VMTESTS = ./ublk/... ./device ./cmd/holdfast ./sysfs/fusefs ./hack/faultfs ./hac
 vm: build failpoints
 	@for k in $(KERNELS); do \
 		echo "=== Linux $$k"; \
-		$(GO) run ./hack/vm -kernel $$k -timeout 12m $(VMTESTS:%=-test %) || exit 1; \
+		$(GO) run ./hack/vm -kernel $$k -timeout 12m $(VMTESTS:%=-test %) -- -test.short || exit 1; \
 	done
 
 # systemd as process 1, our units, reboots.
 boot: setup build
 	@for k in $(KERNELS); do \
 		echo "=== Linux $$k"; \
-		$(GO) run ./hack/vm -kernel $$k -timeout 15m -systemd -disk 2G -disk 2G -test ./hack/boot || exit 1; \
+		for e in '' HOLDFAST_BOOT_CONTROL=1; do \
+			$(GO) run ./hack/vm -kernel $$k -timeout 15m -systemd -disk 2G -disk 2G $${e:+-env $$e} -test ./hack/boot || exit 1; \
+		done; \
 	done
 
 # The scenario of hack/story, many times and in all its variants, and hack/kill at length.
@@ -123,6 +125,7 @@ SOAKKILL = HOLDFAST_KILLS=$(KILLS) HOLDFAST_VARIANT_KILLS=20 HOLDFAST_DEVICES=64
 soak: setup build failpoints boot
 	@for k in $(KERNELS); do \
 		echo "=== Linux $$k"; \
+		$(GO) run ./hack/vm -kernel $$k -timeout 20m -test ./ublk -test ./device || exit 1; \
 		$(GO) run ./hack/vm -kernel $$k -timeout 40m -env HOLDFAST_ROUNDS=$(ROUNDS) -test ./hack/story || exit 1; \
 		$(GO) run ./hack/vm -kernel $$k -timeout 60m $(SOAKKILL:%=-env %) -test ./hack/kill || exit 1; \
 	done

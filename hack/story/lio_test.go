@@ -114,6 +114,9 @@ func set(t *testing.T, path, value string) {
 // the story needs it. When this fails, look for the cause elsewhere than in
 // holdfast.
 func TestTargetWithoutHoldfast(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long: make soak")
+	}
 	needLIO(t)
 	must(t, command("modprobe", "loop"))
 	file := t.TempDir() + "/disk"

@@ -11,6 +11,9 @@ import (
 // TestTgt has the user-space target export a device: it is seen, holds the check on, and
 // has a lease for as long as it does.
 func TestTgt(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long: make soak")
+	}
 	d := startDaemon(t, "--targets", "tgt")
 	disk := d.create("tgt", d.dir+"/tgt.hds")
 	if got := d.ok("standby-check", "status"); got != "off" {
