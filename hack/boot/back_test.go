@@ -6,17 +6,15 @@ import (
 	"strings"
 )
 
-// trouble is what must not be said on the way down. The modules' directory is the
+// troubles are what must not be said on the way down. The modules' directory is the
 // harness's own.
-var trouble = regexp.MustCompile(`I/O error|EXT4-fs (error|warning)|JBD2:|Buffer I/O|blocked for more than|Failed unmounting .*(/srv|/mnt)|timed out|SIGKILL.*holdfast|Failed .*holdfast`)
+var troubles = regexp.MustCompile(`I/O error|EXT4-fs (error|warning)|JBD2:|Buffer I/O|blocked for more than|Failed unmounting .*(/srv|/mnt)|timed out|SIGKILL.*holdfast|Failed .*holdfast`)
 
 // back is the boot after one that went down with file systems mounted on our devices.
 func back(g guest) {
 	down := g.wayDown()
-	for line := range strings.Lines(down) {
-		if trouble.MatchString(line) {
-			g.Errorf("on the way down: %s", strings.TrimSpace(line))
-		}
+	for _, line := range told(down) {
+		g.Errorf("on the way down: %s", line)
 	}
 	order(g, down)
 	if out, _ := g.try("journalctl", "-b", "--no-pager", "-o", "cat", "-g", "ordering cycle"); strings.Contains(out, "ordering cycle") {
@@ -48,6 +46,26 @@ func back(g guest) {
 			g.Errorf("%s has other data than was written there", where)
 		}
 	}
+}
+
+// told are the lines with troubles.
+func told(down string) (lines []string) {
+	for line := range strings.Lines(down) {
+		if troubles.MatchString(line) {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	return lines
+}
+
+// trouble is the boot after one that went down with units in the wrong order: the test
+// would have seen it.
+func trouble(g guest) {
+	lines := told(g.wayDown())
+	if len(lines) == 0 {
+		g.Fatal("no trouble on the way down, with units in the wrong order")
+	}
+	g.Logf("%d lines, such as %s", len(lines), lines[0])
 }
 
 // order sees that file systems on our devices went before the one that has the images.

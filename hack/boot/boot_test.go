@@ -22,9 +22,20 @@ var story = [][]step{
 	{{"back", back}},
 }
 
+// control is told instead with HOLDFAST_BOOT_CONTROL set: units that are ordered as one would
+// at first, and what comes of it.
+var control = [][]step{
+	{{"install", install}, {"create", create}, {"wrong order", misorder}, {"down", down}},
+	{{"back", trouble}},
+}
+
 // TestBoot tells it.
 func TestBoot(t *testing.T) {
 	g := needSystemd(t)
+	story := story
+	if os.Getenv("HOLDFAST_BOOT_CONTROL") != "" {
+		story = control
+	}
 	phase := g.phase()
 	if phase >= len(story) {
 		t.Fatalf("boot %d of %d", phase+1, len(story))
@@ -134,6 +145,16 @@ func down(g guest) {
 	}
 	g.run("sync", "/var/lib/holdfast-boot.sums")
 	g.reboot()
+}
+
+// misorder has the daemon start after local file systems, and so end before them: those that
+// were mounted by hand wait for the daemon's end, and the daemon for theirs.
+func misorder(g guest) {
+	g.write("/etc/systemd/system/holdfast.service.d/control.conf", "[Unit]\nAfter=local-fs.target\n[Service]\nEnvironment=HOLDFAST_OPTIONS=\"--stop-timeout=3s\"\n")
+	g.run("systemctl", "daemon-reload")
+	pid := g.unit("MainPID")
+	g.run("kill", "-9", pid)
+	g.served(pid, "hand")
 }
 
 // network has the images' file system, and with it those on our devices, be one that needs the
