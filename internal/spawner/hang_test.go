@@ -113,9 +113,11 @@ func TestStorageHangs(t *testing.T) {
 			t.Fatal("without a spawner no close hangs, and this test shows nothing")
 		}
 	}
-	if said, ok := says(without, "ended", 3*time.Second); ok {
+	said, ok := says(without, "ended", 3*time.Second)
+	if ok {
 		t.Errorf("without a spawner the program has begun, and this test shows nothing: %q", said)
 	}
+	t.Logf("without a spawner it says %q meanwhile", said)
 	storage.Clear()
 	if said, ok := says(without, "ended: <nil>", time.Minute); !ok {
 		t.Errorf("it does not go on when the storage is back: %q", said)
