@@ -181,6 +181,7 @@ func (d *Daemon) startHeir(binary string) (*heir, error) {
 	}
 	h.p, err = d.cfg.Spawner.Start(spawner.Command{Path: binary, Args: d.cfg.Args,
 		Env: append(os.Environ(), heirVariable+"="+socketIs), Files: []*os.File{os.Stdout, os.Stderr, goRead, reportWrite, socket}})
+	d.keepFromBlocking(socket)
 	if err != nil {
 		h.close()
 		return nil, err
@@ -192,6 +193,18 @@ func (d *Daemon) startHeir(binary string) (*heir, error) {
 		close(h.said)
 	}()
 	return h, nil
+}
+
+// keepFromBlocking mends what handing the socket over (os.File.Fd) has done to it, for all
+// who have it: a goroutine that accepts would sit in the system call, where no Close reaches
+// it. One that does so by now gets somebody to accept.
+func (d *Daemon) keepFromBlocking(socket *os.File) {
+	if err := unix.SetNonblock(int(socket.Fd()), true); err != nil {
+		d.log.Warn().Err(err).Msg("the control socket blocks")
+	}
+	if c, err := net.DialTimeout("unix", d.SocketPath(), time.Second); err == nil {
+		c.Close()
+	}
 }
 
 // hears waits for a line that begins with a word, and gives the rest.
