@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"os/signal"
-	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -40,49 +38,43 @@ func serve() error {
 	}
 	f.Close()
 	conn := c.(*net.UnixConn)
-	var mu sync.Mutex
-	tell := func(a answer, rights []byte) {
-		mu.Lock()
-		defer mu.Unlock()
+	tell := func(a answer) error {
 		var b bytes.Buffer
-		if err := gob.NewEncoder(&b).Encode(a); err == nil {
-			// Without a reader nobody wants to know.
-			conn.WriteMsgUnix(b.Bytes(), rights, nil)
+		err := gob.NewEncoder(&b).Encode(a)
+		if err == nil {
+			_, err = conn.Write(b.Bytes())
 		}
+		return err
 	}
-	tell(answer{}, nil)
+	if err := tell(answer{}); err != nil {
+		return err
+	}
 	for buf := make([]byte, maxMessage); ; {
 		fds, n, err := receive(conn, buf)
 		if err != nil {
 			return nil
 		}
 		var r request
-		err = gob.NewDecoder(bytes.NewReader(buf[:n])).Decode(&r)
-		cm := Command{Path: r.Path, Args: r.Args, Env: r.Env, Dir: r.Dir, Group: r.Group}
+		if err := gob.NewDecoder(bytes.NewReader(buf[:n])).Decode(&r); err != nil {
+			return err
+		}
+		c := Command{Path: r.Path, Args: r.Args, Env: r.Env, Dir: r.Dir, Group: r.Group}
 		for _, fd := range fds {
-			cm.Files = append(cm.Files, os.NewFile(uintptr(fd), "passed"))
+			c.Files = append(c.Files, os.NewFile(uintptr(fd), "passed"))
 		}
-		var cmd *exec.Cmd
-		pidfd := -1
-		if err == nil {
-			cmd, pidfd, err = cm.begin()
+		a := answer{ID: r.ID}
+		if process, err := c.begin(unix.CLONE_PARENT); err != nil {
+			a.Err = err.Error()
+		} else {
+			a.PID = process.Pid
+			process.Release()
 		}
-		for _, f := range cm.Files {
+		for _, f := range c.Files {
 			f.Close()
 		}
-		if err != nil {
-			tell(answer{ID: r.ID, Err: err.Error()}, nil)
-			continue
+		if tell(a) != nil {
+			return nil // without a reader nobody wants to know
 		}
-		tell(answer{ID: r.ID, PID: cmd.Process.Pid}, unix.UnixRights(pidfd))
-		unix.Close(pidfd)
-		go func() {
-			a := answer{ID: r.ID, Ended: true}
-			if err := cmd.Wait(); err != nil {
-				a.Err = err.Error()
-			}
-			tell(a, nil)
-		}()
 	}
 }
 

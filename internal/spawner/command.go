@@ -3,11 +3,9 @@ package spawner
 import (
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"os"
 	"os/exec"
-	"sync"
 	"syscall"
 	"time"
 
@@ -30,13 +28,13 @@ type Command struct {
 
 const maxFiles = 8
 
-// begin starts a command from this process, and gives a descriptor for it, too, which
-// stands for this process and no later one of the same number.
-func (c *Command) begin() (cmd *exec.Cmd, pidfd int, err error) {
+// begin starts a command from this process: as its child, or with flag
+// CLONE_PARENT as one of its parent's.
+func (c *Command) begin(flag uintptr) (*os.Process, error) {
 	// In the shell's own words, its name is the program and its arguments are the program's.
-	cmd = exec.Command("/bin/sh", append([]string{"-c", `exec "$0" "$@"`, c.Path}, c.Args...)...)
+	cmd := exec.Command("/bin/sh", append([]string{"-c", `exec "$0" "$@"`, c.Path}, c.Args...)...)
 	cmd.Env, cmd.Dir = c.Env, c.Dir
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: c.Group}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: c.Group, Cloneflags: flag}
 	for i, f := range c.Files {
 		switch i {
 		case 0:
@@ -47,33 +45,38 @@ func (c *Command) begin() (cmd *exec.Cmd, pidfd int, err error) {
 			cmd.ExtraFiles = append(cmd.ExtraFiles, f)
 		}
 	}
-	if err := cmd.Start(); err != nil {
-		return nil, -1, err
-	}
-	if pidfd, err = unix.PidfdOpen(cmd.Process.Pid, 0); err != nil {
-		cmd.Process.Kill()
-		go cmd.Wait()
-		return nil, -1, os.NewSyscallError("pidfd_open", err)
-	}
-	return cmd, pidfd, nil
+	err := cmd.Start()
+	return cmd.Process, err
 }
 
-// Process is a program that was started.
+// Process is a program that was started, a child of this process.
 type Process struct {
 	PID int
 
-	group bool
-	ended chan struct{}
-	err   error // valid once it has ended
+	process *os.Process
+	group   bool
+	ended   chan struct{}
+	err     error // valid once it has ended
+}
 
-	mu    sync.Mutex
-	pidfd int // -1: it has ended
+// adopt is for a child that nobody has waited for yet.
+func adopt(process *os.Process, group bool) *Process {
+	p := &Process{PID: process.Pid, process: process, group: group, ended: make(chan struct{})}
+	go func() {
+		state, err := process.Wait()
+		if err == nil && !state.Success() {
+			err = &exec.ExitError{ProcessState: state}
+		}
+		p.err = err
+		close(p.ended)
+	}()
+	return p
 }
 
 // Ended is closed at its end.
 func (p *Process) Ended() <-chan struct{} { return p.ended }
 
-// Wait waits for its end. nil is success; other exits read as those of os/exec do.
+// Wait waits for its end. nil is success; an unsuccessful end is an *exec.ExitError.
 func (p *Process) Wait() error {
 	<-p.ended
 	return p.err
@@ -85,32 +88,7 @@ func (p *Process) Signal(sig unix.Signal) error {
 	if p.group {
 		return unix.Kill(-p.PID, sig)
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.pidfd < 0 {
-		return os.ErrProcessDone
-	}
-	return unix.PidfdSendSignal(p.pidfd, sig, nil, 0)
-}
-
-func (p *Process) end(err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	unix.Close(p.pidfd)
-	p.pidfd, p.err = -1, err
-	close(p.ended)
-}
-
-// watch waits for the end of a process that is not ours, and whose parent tells nothing.
-func (p *Process) watch(why error) {
-	for {
-		// Only end closes it, and that is below.
-		_, err := unix.Poll([]unix.PollFd{{Fd: int32(p.pidfd), Events: unix.POLLIN}}, -1)
-		if err != unix.EINTR {
-			break
-		}
-	}
-	p.end(errors.Join(errors.New("it has ended, but how is not known"), why))
+	return p.process.Signal(sig)
 }
 
 // Output runs a program, found by PATH, and gives what it writes to its standard output.
@@ -140,7 +118,7 @@ func (s *Spawner) Output(ctx context.Context, name string, args ...string) ([]by
 	if err == nil {
 		select {
 		case <-p.Ended():
-			err = p.err
+			err = p.Wait()
 		case <-ctx.Done():
 		}
 	}

@@ -20,8 +20,9 @@
 // # What is done instead
 //
 // Start, at the very beginning, when no such file is open, runs the same binary once more: the
-// spawner, which has nothing open but its end of a socket. It starts what it is told to, and
-// says what became of it. Descriptors for a program travel over the socket.
+// spawner, which has nothing open but its end of a socket. It starts what it is told to, but
+// not as its own children (CLONE_PARENT): they are ours, to be waited for and signalled as
+// ever. Descriptors for a program travel over the socket.
 //
 //	func main() {
 //		spawner.Child() // does not return in the spawner
@@ -31,9 +32,9 @@
 //
 // The spawner ends when the process that started it does, by whatever death: its socket has
 // a low number, and so is closed before any file that may hang. What it has started lives on.
-// When the spawner itself dies, programs that run are still waited for, but
-// their exit status is not known, and no more are started: Start says so. For a program
-// started directly might hold up everything, and a new spawner can't be started otherwise.
+// So do programs when the spawner itself dies. But no more are started then, and
+// Start says so: a program started directly might hold up everything, and a
+// new spawner can't be started otherwise.
 //
 // A nil *Spawner starts programs directly. That is for tests, and for processes that have no
 // files open on storage that may hang.

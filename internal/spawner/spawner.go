@@ -36,12 +36,10 @@ type request struct {
 	Group     bool
 }
 
-// answer is one message of the spawner: first one to each request, with a descriptor of
-// the process, and then one at its end.
+// answer is one message of the spawner, one to each request.
 type answer struct {
 	ID, PID int
-	Ended   bool
-	Err     string // of the start, or how it ended; "": well
+	Err     string // "": it runs
 }
 
 // ErrGone: the spawner has died.
@@ -59,12 +57,16 @@ type Spawner struct {
 	close bool
 }
 
-// call is a command on its way, or running.
+// call is a command on its way.
 type call struct {
-	group   bool
-	p       *Process   // once it runs
-	started chan error // takes one
-	late    bool       // nobody waits for its start any more
+	group bool
+	done  chan result // takes one
+	late  bool        // nobody waits for it any more
+}
+
+type result struct {
+	p   *Process
+	err error
 }
 
 // Start starts the spawner. It must come before any file is opened that may hang, and
@@ -102,7 +104,7 @@ func Start(died func(error)) (_ *Spawner, err error) {
 	}
 	theirs.Close()
 	s.conn.SetReadDeadline(time.Now().Add(limit))
-	if a, _, err := s.read(make([]byte, maxMessage)); err != nil || a.ID != 0 {
+	if a, err := s.read(make([]byte, maxMessage)); err != nil || a.ID != 0 {
 		conn.Close()
 		cmd.Process.Kill()
 		return nil, fmt.Errorf("it doesn't answer (does main call spawner.Child?): %v", err)
@@ -112,7 +114,7 @@ func Start(died func(error)) (_ *Spawner, err error) {
 	return s, nil
 }
 
-// Close has the spawner end. Programs live on, but are heard of no more.
+// Close has the spawner end. Programs live on.
 func (s *Spawner) Close() {
 	if s == nil {
 		return
@@ -132,15 +134,13 @@ func (s *Spawner) Start(c Command) (*Process, error) {
 		return nil, fmt.Errorf("%d files for a program, at most %d can be passed", len(c.Files), maxFiles)
 	}
 	if s == nil {
-		cmd, pidfd, err := c.begin()
+		process, err := c.begin(0)
 		if err != nil {
 			return nil, err
 		}
-		p := &Process{PID: cmd.Process.Pid, group: c.Group, ended: make(chan struct{}), pidfd: pidfd}
-		go func() { p.end(cmd.Wait()) }()
-		return p, nil
+		return adopt(process, c.Group), nil
 	}
-	cl := &call{group: c.Group, started: make(chan error, 1)}
+	cl := &call{group: c.Group, done: make(chan result, 1)}
 	s.mu.Lock()
 	if s.gone {
 		s.mu.Unlock()
@@ -159,15 +159,15 @@ func (s *Spawner) Start(c Command) (*Process, error) {
 	t := time.NewTimer(limit)
 	defer t.Stop()
 	select {
-	case err := <-cl.started:
-		return cl.p, err
+	case r := <-cl.done:
+		return r.p, r.err
 	case <-t.C:
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	select {
-	case err := <-cl.started:
-		return cl.p, err
+	case r := <-cl.done:
+		return r.p, r.err
 	default:
 	}
 	cl.late = true
@@ -198,17 +198,12 @@ func (s *Spawner) send(id int, c *Command) error {
 	return err
 }
 
-// read takes one answer, and the descriptor that comes with it, else -1.
-func (s *Spawner) read(buf []byte) (a answer, pidfd int, err error) {
-	fds, n, err := receive(s.conn, buf)
+func (s *Spawner) read(buf []byte) (a answer, err error) {
+	_, n, err := receive(s.conn, buf)
 	if err == nil {
 		err = gob.NewDecoder(bytes.NewReader(buf[:n])).Decode(&a)
 	}
-	pidfd = -1
-	if len(fds) > 0 {
-		pidfd = fds[0]
-	}
-	return a, pidfd, err
+	return a, err
 }
 
 // listen takes answers to the spawner's end.
@@ -216,11 +211,10 @@ func (s *Spawner) listen(cmd *exec.Cmd) {
 	var err error
 	for buf := make([]byte, maxMessage); ; {
 		var a answer
-		var pidfd int
-		if a, pidfd, err = s.read(buf); err != nil {
+		if a, err = s.read(buf); err != nil {
 			break
 		}
-		s.handle(a, pidfd)
+		s.handle(a)
 	}
 	s.mu.Lock()
 	s.gone = true
@@ -228,11 +222,7 @@ func (s *Spawner) listen(cmd *exec.Cmd) {
 	s.calls = nil
 	s.mu.Unlock()
 	for _, cl := range calls {
-		if cl.p == nil {
-			cl.started <- ErrGone
-		} else {
-			go cl.p.watch(ErrGone)
-		}
+		cl.done <- result{err: ErrGone}
 	}
 	s.conn.Close() // it ends by that, if it is alive
 	if ended := cmd.Wait(); ended != nil {
@@ -243,35 +233,26 @@ func (s *Spawner) listen(cmd *exec.Cmd) {
 	}
 }
 
-func (s *Spawner) handle(a answer, pidfd int) {
+func (s *Spawner) handle(a answer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var err error
-	if a.Err != "" {
-		err = errors.New(a.Err)
-	}
 	cl := s.calls[a.ID]
-	switch {
-	case cl == nil: // its request was cut off
-		unix.Close(pidfd)
-		return
-	case !a.Ended && err == nil && pidfd < 0:
-		unix.Kill(a.PID, unix.SIGKILL)
-		err = errors.New("this process has too many files open")
+	delete(s.calls, a.ID)
+	if cl == nil { // its request was cut off
+		cl = &call{done: make(chan result, 1), late: true}
 	}
-	if a.Ended {
-		delete(s.calls, a.ID)
-		cl.p.end(err)
+	if a.Err != "" {
+		cl.done <- result{err: errors.New(a.Err)}
 		return
 	}
+	process, err := os.FindProcess(a.PID) // a child of ours, so no other one of that number
 	if err != nil {
-		delete(s.calls, a.ID)
-		cl.started <- err
+		cl.done <- result{err: err}
 		return
 	}
-	cl.p = &Process{PID: a.PID, group: cl.group, ended: make(chan struct{}), pidfd: pidfd}
+	p := adopt(process, cl.group)
 	if cl.late {
-		cl.p.Signal(unix.SIGKILL)
+		p.Signal(unix.SIGKILL)
 	}
-	cl.started <- nil
+	cl.done <- result{p: p}
 }
