@@ -157,7 +157,7 @@ func Start(cfg Config) (*Daemon, error) {
 func start(cfg Config, k kernel) (_ *Daemon, err error) {
 	d := &Daemon{
 		cfg: cfg, log: cfg.Log, kernel: k, boot: bootID(), started: time.Now(),
-		records: records{dir: filepath.Join(cfg.StateDir, "devices"), copy: filepath.Join(cfg.RunDir, copyName), boot: bootID()},
+		records: records{dir: filepath.Join(cfg.StateDir, "devices"), copy: filepath.Join(cfg.RunDir, copyName), boot: bootID(), failed: new(atomic.Pointer[string])},
 		settle:  3 * time.Second, poll: time.Second,
 		slots: map[string]*slot{}, closing: make(chan struct{}), restored: make(chan struct{}), orphans: map[int]bool{}, handedOver: make(chan struct{}), taken: make(chan struct{}, 1),
 	}
@@ -413,6 +413,9 @@ func (d *Daemon) Snapshot() Snapshot {
 	}
 	d.problems = kept
 	snap.Problems = append(snap.Problems, kept...)
+	if p, bad := d.records.problem(); bad {
+		snap.Problems = append(snap.Problems, p)
+	}
 	return snap
 }
 

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -99,6 +100,8 @@ type records struct {
 	dir  string
 	copy string // "": none
 	boot string // of copies that count
+	// failed is why the directory could not be written to the last time; nil: it could.
+	failed *atomic.Pointer[string]
 }
 
 func (r records) path(name string) string { return filepath.Join(r.dir, name+recordSuffix) }
@@ -111,7 +114,25 @@ func (r records) save(rec *record) error {
 		// The state directory is what counts while it can be written to.
 		_ = records{dir: r.copy}.write(rec)
 	}
-	return r.write(rec)
+	err := r.write(rec)
+	if r.failed != nil {
+		r.failed.Store(nil)
+		if err != nil {
+			why := err.Error()
+			r.failed.Store(&why)
+		}
+	}
+	return err
+}
+
+// problem tells of a directory that can't be written to.
+func (r records) problem() (Problem, bool) {
+	why := r.failed.Load()
+	if why == nil {
+		return Problem{}, false
+	}
+	return Problem{File: r.dir, Reason: *why,
+		Advice: "see to the space and the rights there; devices are served, and until the machine goes down the run directory knows what the records should"}, true
 }
 
 func (r records) write(rec *record) error {

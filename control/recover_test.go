@@ -254,3 +254,35 @@ func TestGivenUp(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// A state directory that can't be written to is told of, and loses no device.
+func TestUnwritableState(t *testing.T) {
+	f := newFixture(t)
+	f.create("v", "i")
+	if _, err := f.c.SetKey(ctx, true); err != nil {
+		t.Fatal(err)
+	}
+	aside := f.stateDir() + ".aside"
+	if err := os.Rename(f.d0().dir, aside); err != nil { // as good as read-only, for root too
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(f.d0().dir, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.c.Attach(ctx, "v", "me"); err == nil {
+		t.Error("a lease that can't be noted was taken")
+	}
+	snap, err := f.c.Snapshot(ctx)
+	if err != nil || len(snap.Problems) != 1 || snap.Problems[0].File != f.d0().dir || snap.Devices[0].State != "live" {
+		t.Errorf("%+v, %v", snap, err)
+	}
+	if err := errors.Join(os.Remove(f.d0().dir), os.Rename(aside, f.d0().dir)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.c.Attach(ctx, "v", "me"); err != nil {
+		t.Error(err)
+	}
+	if snap, err := f.c.Snapshot(ctx); err != nil || len(snap.Problems) != 0 {
+		t.Errorf("%+v, %v", snap.Problems, err)
+	}
+}
