@@ -30,6 +30,8 @@ func serve() error {
 	// it may need until its own end. Caught, and not ignored: what is ignored stays so in
 	// programs.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2)
+	// Its name is that of its file, "exe", and the one that it was started for has another.
+	_ = os.WriteFile("/proc/self/comm", []byte("holdfast-spawn"), 0)
 	unix.CloseOnExec(socket)
 	f := os.NewFile(socket, "socket")
 	c, err := net.FileConn(f)

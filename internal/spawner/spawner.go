@@ -5,6 +5,7 @@ import (
 	"encoding/gob"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -69,16 +70,16 @@ type result struct {
 	err error
 }
 
-// Start starts the spawner. It must come before any file is opened that may hang, and
-// after nothing that other programs must not get: all descriptors of this process, given ones
-// too, are marked close-on-exec. died is called when the spawner dies before Close.
+// Start starts the spawner. It must come before any file is opened that may hang. All
+// descriptors that this process was given are marked close-on-exec. died is called when
+// the spawner dies before Close.
 func Start(died func(error)) (_ *Spawner, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("the process that starts programs for this one can't be started: %w", err)
 		}
 	}()
-	if err := unix.CloseRange(socket, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+	if err := unix.CloseRange(socket, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return nil, os.NewSyscallError("close_range", err)
 	}
 	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
