@@ -58,17 +58,18 @@ func passedSocket(path string) (*net.UnixListener, error) {
 			f.Close()
 		}
 	}()
-	for _, f := range files {
-		l, err := net.FileListener(f)
-		if err != nil {
-			return nil, fmt.Errorf("control socket: what the service manager has passed as %q is not a listening socket: %w", f.Name(), err)
-		}
-		if u, ok := l.(*net.UnixListener); ok && l.Addr().String() == path {
-			u.SetUnlinkOnClose(false)
-			return u, nil
-		}
-		l.Close()
-		return nil, fmt.Errorf("control socket: the service manager has passed %s, and the run directory wants %s: make ListenStream= and --run-dir agree", l.Addr(), path)
+	if len(files) == 0 {
+		return nil, nil
 	}
-	return nil, nil
+	f := files[0] // the unit has one
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("control socket: what the service manager has passed as %q is not a listening socket: %w", f.Name(), err)
+	}
+	if u, ok := l.(*net.UnixListener); ok && l.Addr().String() == path {
+		u.SetUnlinkOnClose(false)
+		return u, nil
+	}
+	l.Close()
+	return nil, fmt.Errorf("control socket: the service manager has passed %s, and the run directory wants %s: make ListenStream= and --run-dir agree", l.Addr(), path)
 }
