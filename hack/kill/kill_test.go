@@ -45,15 +45,17 @@ func TestKillLoop(t *testing.T) {
 			make, steps, name = oneDelta, stepsOfOne, "one"
 		}
 		dir := t.TempDir()
+		var options []string
 		if round%4 >= 2 {
 			mountLoop(t, dir, 1<<30)
+			options = []string{"--data-path", "copy"}
 		}
 		if left := kills - l.kills; kills < len(stepsOfThree) {
 			steps = l.some(steps, min((kills+1)/2, left))
 		} else if left < len(steps) {
 			steps = steps[:left]
 		}
-		l.round(fmt.Sprintf("%s-%d", name, round), make(t, dir, loopSize, seed+uint64(round)), steps)
+		l.round(fmt.Sprintf("%s-%d", name, round), make(t, dir, loopSize, seed+uint64(round)), steps, options)
 	}
 	t.Logf("%d kills of a serving process, %d recoveries; %d more kills in recovery; %d requests reissued by the driver, %d failed",
 		l.kills, l.recovered, l.early, l.reissued, l.errors)
@@ -99,10 +101,10 @@ func (l *loop) some(steps []string, n int) []string {
 }
 
 // round kills the server once for each step, over fresh images.
-func (l *loop) round(name string, g *images, steps []string) {
+func (l *loop) round(name string, g *images, steps, options []string) {
 	l.t.Helper()
 	began := time.Now()
-	w := l.serve(name, g, 12)
+	w := l.serve(name, g, 12, options...)
 	requeued, failed := countRequests(l.t, "block_rq_requeue", w.disk), countRequests(l.t, "block_rq_error", w.disk)
 	kills, early := l.kills, l.early
 	for _, step := range steps {
