@@ -75,7 +75,7 @@ type held struct {
 func hold(t *testing.T) *held {
 	t.Helper()
 	s := makeServer(t, "--targets", "none")
-	h := &held{server: s, kills: count(t, "HOLDFAST_VARIANT_KILLS", 2)}
+	h := &held{server: s, kills: count(t, "HOLDFAST_VARIANT_KILLS", 1)}
 	backing := t.TempDir()
 	mount := func() *faultfs.Storage {
 		storage, err := faultfs.Mount(backing, t.TempDir(), faultfs.Options{Locks: true})
@@ -85,7 +85,7 @@ func hold(t *testing.T) *held {
 	}
 	h.dead = mount()
 	h.other = mount().Dir + "/one.hds"
-	g := oneDelta(t, backing, 32<<20, 11)
+	g := oneDelta(t, backing, 8<<20, 11)
 	s.start()
 	s.answers()
 	disk := s.ok("create", "held", "--image", h.dead.Dir+"/one.hds")
@@ -93,7 +93,7 @@ func hold(t *testing.T) *held {
 	s.ok("attach", "held", "--consumer", "test")
 	h.requeued, h.failed = countRequests(t, "block_rq_requeue", disk), countRequests(t, "block_rq_error", disk)
 	h.w = startLoad(t, disk, g, 12, true)
-	h.w.advances(100)
+	h.w.advances(40)
 	h.dead.Dead(unix.ENOTCONN)
 	h.holds("held")
 	return h
@@ -112,7 +112,7 @@ func (h *held) finish() {
 	h.t.Helper()
 	h.ok("replace", "held", h.other)
 	h.serves("held")
-	h.w.advances(100)
+	h.w.advances(40)
 	h.t.Logf("%d kills, %d requests reissued, %d failed", h.kills, h.requeued.hits(), h.failed.hits())
 	if h.failed.hits() != 0 || h.requeued.hits() == 0 {
 		h.t.Errorf("%d requests failed, %d were reissued", h.failed.hits(), h.requeued.hits())

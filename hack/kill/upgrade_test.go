@@ -15,7 +15,7 @@ var pauseWords = regexp.MustCompile(`(\d+(?:\.\d+)?) ?ms`)
 func TestUpgrade(t *testing.T) {
 	upgrades := count(t, "HOLDFAST_UPGRADES", 2)
 	s := newServer(t, "--targets", "none")
-	g := threeDeltas(t, t.TempDir(), 64<<20, 31)
+	g := threeDeltas(t, t.TempDir(), 32<<20, 31)
 	w := s.serve("up", g, 12)
 	failed := countRequests(t, "block_rq_error", w.disk)
 	var longest, slowest float64
