@@ -150,7 +150,8 @@ func down(g guest) {
 // misorder has the daemon start after local file systems, and so end before them: those that
 // were mounted by hand wait for the daemon's end, and the daemon for theirs.
 func misorder(g guest) {
-	g.write("/etc/systemd/system/holdfast.service.d/control.conf", "[Unit]\nAfter=local-fs.target\n[Service]\nEnvironment=HOLDFAST_OPTIONS=\"--stop-timeout=3s\"\n")
+	// Below /run: the next boot is in order again.
+	g.write("/run/systemd/system/holdfast.service.d/control.conf", "[Unit]\nAfter=local-fs.target\n[Service]\nEnvironment=HOLDFAST_OPTIONS=\"--stop-timeout=3s\"\n")
 	g.run("systemctl", "daemon-reload")
 	pid := g.unit("MainPID")
 	g.run("kill", "-9", pid)
