@@ -3,6 +3,9 @@
 //
 //	go run ./hack/vm -systemd -disk 2G -disk 2G -kernel 7.2 -test ./hack/boot
 //
+// (make boot). With -env HOLDFAST_BOOT_CONTROL=1 the daemon is ordered as one would at first, after
+// local file systems, and there must be trouble at shutdown.
+//
 // The tests run at each boot; what is to be done is in a file on the first disk, which keeps the
 // root's changes. The second disk is the images' file system.
 package boot
