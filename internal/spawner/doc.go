@@ -8,7 +8,8 @@
 // server. So where a process has files open on storage that hangs, the programs that it starts
 // don't begin until the storage is back: a hook that is to tell of the trouble is run
 // when it is over. Until then the new process keeps open what it has not closed yet,
-// devices and locks among it, for whose release others wait. A program in
+// devices and locks among it, for whose release others wait; and who looks at it in /proc may
+// wait, too, as for its namespaces on Linux 6.12. A program in
 // between is of no use, as it has to be started, too.
 //
 // And up to these closes, while the kernel reads the program and finds memory for it,
