@@ -102,7 +102,7 @@ fuzz:
 failpoints:
 	CGO_ENABLED=0 $(GO) build -tags failpoints -o bin/holdfast-failpoints ./cmd/holdfast
 
-VMTESTS = ./ublk/... ./device ./cmd/holdfast ./sysfs/fusefs ./hack/faultfs ./hack/story ./hack/kill
+VMTESTS = ./ublk/... ./internal/spawner ./device ./cmd/holdfast ./sysfs/fusefs ./hack/faultfs ./hack/story ./hack/kill
 vm: build failpoints
 	@for k in $(KERNELS); do \
 		echo "=== Linux $$k"; \
