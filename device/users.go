@@ -2,12 +2,15 @@ package device
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 )
 
 // A User is one thing that holds a block device: while it does, taking the
@@ -68,7 +71,7 @@ func (u User) String() string {
 // decides is the kernel (TRY_STOP_DEV); this says the reason in words. An
 // unreadable piece of /proc or /sys is skipped, as processes vanish while one
 // looks and a daemon without full rights still sees the mounts. An error means
-// that nothing at all could be read.
+// that there may be more: the mounts could not be read, or a process hangs.
 func Users(path string, id int) ([]User, error) {
 	m, err := FindUsers("/proc", "/sys", map[int]string{id: path})
 	return m[id], err
@@ -92,7 +95,7 @@ func FindUsers(proc, sys string, disks map[int]string) (map[int][]User, error) {
 	s.holders()
 	s.loops()
 	s.targets()
-	s.processes()
+	err = errors.Join(err, s.processes())
 	out := make(map[int][]User, len(s.found))
 	for id, set := range s.found {
 		for u := range set {
@@ -129,6 +132,7 @@ type userSearch struct {
 	proc, sys string
 	byNumber  map[string]blockName // "major:minor" as in mountinfo
 	byName    map[string]blockName // "ublkb0", "ublkb0p1"
+	ours      map[blockName]bool   // mounted in our own namespace
 	found     map[int]map[User]bool
 }
 
@@ -176,32 +180,13 @@ func (s *userSearch) lookup(path string) (blockName, bool) {
 	return b, ok
 }
 
-// mounts reads the mount table of our own namespace, and of every other one
-// that some process lives in: a file system mounted in a container only shows
-// there.
+// mounts reads the mount table of our own namespace.
 func (s *userSearch) mounts() error {
 	own, err := os.ReadFile(filepath.Join(s.proc, "self/mountinfo"))
 	if err != nil {
 		return fmt.Errorf("cannot tell who uses the device: %w", err)
 	}
-	ours := s.mountTable(own)
-	ns := map[string]bool{}
-	if l, err := os.Readlink(filepath.Join(s.proc, "self/ns/mnt")); err == nil {
-		ns[l] = true
-	}
-	for _, pid := range s.pids() {
-		dir := filepath.Join(s.proc, strconv.Itoa(pid))
-		l, err := os.Readlink(filepath.Join(dir, "ns/mnt"))
-		if err != nil || ns[l] {
-			continue
-		}
-		ns[l] = true
-		table, err := os.ReadFile(filepath.Join(dir, "mountinfo"))
-		if err != nil {
-			continue
-		}
-		s.mountTableOther(table, pid, ours)
-	}
+	s.ours = s.mountTable(own)
 	return nil
 }
 
@@ -220,9 +205,9 @@ func (s *userSearch) mountTable(table []byte) map[blockName]bool {
 // mountTableOther adds what is mounted in a foreign namespace only: the copies
 // of our own mounts, which every container's namespace begins with, would be
 // noise.
-func (s *userSearch) mountTableOther(table []byte, pid int, ours map[blockName]bool) {
+func (s *userSearch) mountTableOther(table []byte, pid int) {
 	for line := range bytes.Lines(table) {
-		if b, point, ok := s.mountLine(string(line)); ok && !ours[b] {
+		if b, point, ok := s.mountLine(string(line)); ok && !s.ours[b] {
 			s.add(b, User{Kind: "mount", Name: point, PID: pid})
 		}
 	}
@@ -325,27 +310,90 @@ func (s *userSearch) pids() []int {
 	return pids
 }
 
-func (s *userSearch) processes() {
+// processes looks at every process: for open descriptors, and for a mount namespace that
+// none before it had, as a file system mounted in a container only shows there.
+func (s *userSearch) processes() error {
+	own, _ := os.Readlink(filepath.Join(s.proc, "self/ns/mnt"))
+	seen := map[string]bool{own: true}
+	var hang []string
 	for _, pid := range s.pids() {
-		dir := filepath.Join(s.proc, strconv.Itoa(pid))
-		fds, err := os.ReadDir(filepath.Join(dir, "fd"))
-		if err != nil {
-			continue // gone, or another user's
+		p, ok := s.patiently(pid)
+		if !ok {
+			hang = append(hang, strconv.Itoa(pid))
+			continue
 		}
-		for _, fd := range fds {
-			path, err := os.Readlink(filepath.Join(dir, "fd", fd.Name()))
-			if err != nil {
-				continue
-			}
-			if b, ok := s.lookup(path); ok {
-				name := readLine(filepath.Join(dir, "comm"))
-				if name == "" {
-					name = "?"
-				}
-				s.add(b, User{Kind: "process", Name: name, PID: pid})
+		for b := range p.open {
+			s.add(b, User{Kind: "process", Name: p.name, PID: pid})
+		}
+		if p.ns != "" && !seen[p.ns] {
+			seen[p.ns] = true
+			if table, err := os.ReadFile(filepath.Join(s.proc, strconv.Itoa(pid), "mountinfo")); err == nil {
+				s.mountTableOther(table, pid)
 			}
 		}
 	}
+	if hang != nil {
+		return fmt.Errorf("what processes %s have open can't be told: they hang", strings.Join(hang, ", "))
+	}
+	return nil
+}
+
+// A process that begins or ends and waits for storage meanwhile can't be looked at on some
+// kernels, and who looks waits with it. Such a look is left alone, and not taken twice.
+var (
+	lookTime = time.Second
+	looks    sync.Map // paths of processes that are being looked at
+)
+
+func (s *userSearch) patiently(pid int) (process, bool) {
+	dir := filepath.Join(s.proc, strconv.Itoa(pid))
+	if _, hangs := looks.LoadOrStore(dir, true); hangs {
+		return process{}, false
+	}
+	came := make(chan process, 1)
+	go func() {
+		defer looks.Delete(dir)
+		came <- s.look(dir)
+	}()
+	t := time.NewTimer(lookTime)
+	defer t.Stop()
+	select {
+	case p := <-came:
+		return p, true
+	case <-t.C:
+		return process{}, false
+	}
+}
+
+// process is what a look at one tells.
+type process struct {
+	ns   string // its mount namespace
+	name string
+	open map[blockName]bool
+}
+
+// look leaves out what can't be read: the process is gone, or another user's.
+func (s *userSearch) look(dir string) (p process) {
+	p.ns, _ = os.Readlink(filepath.Join(dir, "ns/mnt"))
+	fds, _ := os.ReadDir(filepath.Join(dir, "fd"))
+	for _, fd := range fds {
+		path, err := os.Readlink(filepath.Join(dir, "fd", fd.Name()))
+		if err != nil {
+			continue
+		}
+		b, ok := s.lookup(path)
+		if !ok {
+			continue
+		}
+		if p.open == nil {
+			p.open = map[blockName]bool{}
+			if p.name = readLine(filepath.Join(dir, "comm")); p.name == "" {
+				p.name = "?"
+			}
+		}
+		p.open[b] = true
+	}
+	return p
 }
 
 // readLine is a small file's content without the newline; "" if unreadable.

@@ -4,8 +4,12 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // tree makes files and symbolic links ("-> target") below a new directory.
@@ -142,6 +146,40 @@ func TestFindUsers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestUsersHang: a process that hangs holds nobody up, and one look at it is enough.
+func TestUsersHang(t *testing.T) {
+	root := tree(t, withDisks(map[string]string{
+		"proc/7/fd/3": "-> /dev/ublkb0",
+		"proc/8/fd/3": "-> /dev/ublkb0",
+		"proc/8/comm": "dd\n",
+	}))
+	pipe := filepath.Join(root, "proc/7/comm") // who opens it waits for a writer
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	defer func(was time.Duration) { lookTime = was }(lookTime)
+	lookTime = 20 * time.Millisecond
+	find := func() ([]User, error) {
+		m, err := FindUsers(root+"/proc", root+"/sys", map[int]string{0: "/dev/ublkb0"})
+		return m[0], err
+	}
+	want := []User{{Kind: "process", Device: "ublkb0", Name: "dd", PID: 8}}
+	before := runtime.NumGoroutine()
+	for range 3 {
+		if users, err := find(); err == nil || !strings.Contains(err.Error(), " 7 ") || !reflect.DeepEqual(users, want) {
+			t.Errorf("%v, %v, want %v", users, err, want)
+		}
+	}
+	if n := runtime.NumGoroutine() - before; n != 1 {
+		t.Errorf("%d looks at a process that hangs", n)
+	}
+	w, err := os.OpenFile(pipe, os.O_WRONLY, 0) // the one look ends
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
 }
 
 func TestUsersWithoutSysfs(t *testing.T) {
