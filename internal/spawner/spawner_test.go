@@ -102,7 +102,7 @@ func TestCommands(t *testing.T) {
 		// Nothing but its own descriptors, and no signal is ignored that isn't here.
 		want("0 1 2 3 ", "", shell("for f in /proc/self/fd/*; do printf '%s ' ${f##*/}; done"), 1) // 3: the directory
 		want("TERM", "", shell("trap 'printf TERM; exit 0' TERM; kill $$"), 1)
-		want("", "signal: hangup", shell("kill -HUP $$"), 1)
+		want("", "signal: user defined signal 1", shell("kill -USR1 $$"), 1)
 		if _, err := s.Start(Command{Path: "/bin/true", Files: make([]*os.File, maxFiles+1)}); err == nil {
 			t.Error("too many files were passed")
 		}
