@@ -48,6 +48,13 @@ func (d *Device) enter() *generation {
 	return g
 }
 
+// isOver says that what is under way was declared late.
+func (g *generation) isOver() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.over
+}
+
 // leave ends a call, and says what its result err means for the request: Pass, it
 // stands; Hold, the request is to be done anew; Fail, standby has timed out.
 func (d *Device) leave(g *generation, err error) standby.Verdict {

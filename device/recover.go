@@ -89,7 +89,8 @@ func (d *Device) Restored() *standby.Restored {
 // other one, and the images are closed with the marks that they are in use.
 //
 // When requests are still under way after drain, or another change of the files is,
-// nothing has changed. After any other error the device waits for a server.
+// nothing has changed. After any other error a queue hangs, which takes a bug, and
+// the device waits for the end of this process.
 func (d *Device) Leave(ctx context.Context, drain time.Duration) error {
 	turn, cancel := context.WithTimeout(ctx, drain)
 	defer cancel()
@@ -103,18 +104,24 @@ func (d *Device) Leave(ctx context.Context, drain time.Duration) error {
 	d.machine.Hold(standby.Leave)
 	old := d.gen.Load()
 	if err := d.emptyStack(ctx, drain); err != nil {
-		err = errors.Join(err, d.adopt(&generation{stack: old.stack, readers: old.readers}))
+		// What was declared late stays so. What was not is still this generation's: the next
+		// one to replace it has to find it there.
+		if old.isOver() {
+			err = errors.Join(err, d.adopt(&generation{stack: old.stack, readers: old.readers}))
+		}
 		d.machine.Release(standby.Leave)
 		return err
 	}
 	d.stopping, d.closed = true, true
-	err := d.dev.Leave(ctx)
+	// There is no way back from here, whatever is left of ctx.
+	if err := d.dev.Leave(context.WithoutCancel(ctx)); err != nil && !d.ended() {
+		return fmt.Errorf("device %s (%s): leave: %w; its I/O waits until this daemon is restarted", d.spec.Name, d.Path(), err)
+	} else if err != nil {
+		d.log.Warn().Err(err).Msg("the device was left, but not all was given back")
+	}
 	old.stack.Retire()
 	close(d.closing)
 	d.machine.Close()
-	if err != nil {
-		return fmt.Errorf("device %s (%s): leave: %w", d.spec.Name, d.Path(), err)
-	}
 	return nil
 }
 

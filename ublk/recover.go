@@ -192,10 +192,8 @@ func (d *Device) Leave(ctx context.Context) error {
 	}
 	if d.info.Flags.Has(FeatureQuiesce) && !d.recovering {
 		// Where it can, the driver says itself that the idle tags are to end. If
-		// no tag is idle there is nothing that it could end.
-		if err := d.ctl.Quiesce(ctx, d.info.ID, quiesceTime); err != nil && !errors.Is(err, unix.EBUSY) {
-			return err
-		}
+		// no tag is idle there is nothing that it could end, and it can be done without.
+		_ = d.ctl.Quiesce(ctx, d.info.ID, quiesceTime)
 	}
 	for _, q := range d.queues {
 		_ = q.Post(func() { q.leaving = true })

@@ -1,0 +1,33 @@
+package device
+
+import (
+	"testing"
+	"time"
+
+	"holdfast/standby"
+	"holdfast/ublk"
+)
+
+// A call that hangs in its storage, for which the device could not be left, is still under
+// way for who comes next: were it taken for none, a replacement would not declare it late,
+// and its end in the old file would be acknowledged.
+func TestRefusedLeaveForgetsNothing(t *testing.T) {
+	d := &Device{dev: new(ublk.Device), changing: make(chan struct{}, 1)}
+	d.machine = standby.NewDevice(standby.NewKey(time.Now, nil), standby.Options{})
+	d.gen.Store(new(generation))
+	call := d.enter()
+	for range 2 {
+		if err := d.Leave(t.Context(), 10*time.Millisecond); err == nil {
+			t.Fatal("left with a call under way")
+		}
+	}
+	if n, err := d.drain(t.Context(), 0); err != nil || n != 1 {
+		t.Errorf("%d calls under way (%v), want 1", n, err)
+	}
+	if err := d.declareLate(); err != nil {
+		t.Fatal(err)
+	}
+	if v := d.leave(call, nil); v != standby.Hold {
+		t.Errorf("a call of files that were replaced: %v, want it begun anew", v)
+	}
+}
