@@ -36,7 +36,15 @@ func NewClient(runDir string) *Client {
 		Proxy:             nil,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			d := net.Dialer{Timeout: 5 * time.Second}
-			return d.DialContext(ctx, "unix", c.socket)
+			conn, err := d.DialContext(ctx, "unix", c.socket)
+			if err != nil {
+				return nil, err
+			}
+			if err := alive(conn); err != nil {
+				conn.Close()
+				return nil, err
+			}
+			return conn, nil
 		},
 	}}
 	return c
@@ -202,7 +210,10 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 // unreachable says why there was no answer.
 func (c *Client) unreachable(ctx context.Context, err error) *Error {
 	var op *net.OpError
+	var e *Error
 	switch {
+	case errors.As(err, &e):
+		return e
 	case errors.Is(ctx.Err(), context.Canceled):
 		return fail(CodeInternal, "gave up waiting for the daemon: %w", context.Cause(ctx))
 	case ctx.Err() != nil:

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -37,7 +38,11 @@ func lockDir(dir, what string) (*dirLock, error) {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			who := "another holdfast daemon"
 			if b, _ := io.ReadAll(io.LimitReader(f, 32)); len(b) > 0 {
-				who += " (process " + strings.Trim(strings.TrimSpace(string(b)), "\x00") + ")"
+				text := strings.Trim(strings.TrimSpace(string(b)), "\x00")
+				if pid, err := strconv.Atoi(text); err == nil && dying(pid) {
+					return nil, fail(CodeBusy, "the %s %q is still in use: an earlier daemon, %s", what, dir, dyingText(pid))
+				}
+				who += " (process " + text + ")"
 			}
 			return nil, fail(CodeBusy, "%s uses the %s %q; give this one a --run-dir and --state-dir of its own", who, what, dir)
 		}
