@@ -100,6 +100,7 @@ func (d *Daemon) create(ctx context.Context, s *slot, spec device.Spec) error {
 	if old != nil {
 		rec.Generation, rec.Leases = old.Generation+1, old.Leases
 	}
+	was := s.phase
 	if err := d.reserve(s, rec); err != nil {
 		return err
 	}
@@ -107,8 +108,11 @@ func (d *Daemon) create(ctx context.Context, s *slot, spec device.Spec) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s.phase = ""
-	if err != nil {
-		s.rec = old
+	switch {
+	case errors.Is(err, device.ErrStuck):
+		return err // and has a record
+	case err != nil:
+		s.rec, s.phase = old, was // who tries again and again, goes on
 		return err
 	}
 	for _, consumer := range rec.Leases {
@@ -192,6 +196,9 @@ func (d *Daemon) openRecorded(ctx context.Context, s *slot, rec, old *record, ta
 	dev, err := d.kernel.open(ctx, rec.Spec, openOptions{takeOver: takeOver, key: d.key, event: d.event(s), added: func(id int) error {
 		// Before anybody can use the device: who finds it in the driver later finds
 		// its record as well.
+		if err := d.ownNumber(s, id); err != nil {
+			return err
+		}
 		rec.ID = id
 		return d.records.save(rec)
 	}})

@@ -128,7 +128,6 @@ type Daemon struct {
 type slot struct {
 	name string
 	op   chan struct{} // holds one token while an operation runs
-	kick chan struct{} // holds one when a recovery is to be tried now
 
 	looking atomic.Bool // at the images, for a recovery
 	recMu   sync.Mutex  // one change of a live device's record at a time; before mu
@@ -249,7 +248,7 @@ func (d *Daemon) readRecords() error {
 		d.log.Error().Str("file", p.File).Msgf("%s; %s", p.Reason, p.Advice)
 	}
 	for _, rec := range recs {
-		d.slots[rec.Spec.Name] = &slot{name: rec.Spec.Name, op: make(chan struct{}, 1), kick: make(chan struct{}, 1), rec: rec}
+		d.slots[rec.Spec.Name] = &slot{name: rec.Spec.Name, op: make(chan struct{}, 1), rec: rec}
 	}
 	return nil
 }
@@ -300,7 +299,7 @@ func (d *Daemon) acquire(ctx context.Context, name string) (*slot, error) {
 	d.mu.Lock()
 	s := d.slots[name]
 	if s == nil {
-		s = &slot{name: name, op: make(chan struct{}, 1), kick: make(chan struct{}, 1)}
+		s = &slot{name: name, op: make(chan struct{}, 1)}
 		d.slots[name] = s
 	}
 	s.waiters++

@@ -45,6 +45,7 @@ type fakeKernel struct {
 	failed    []int           // of those, whose I/O failed
 	deleted   []int
 	stackErr  error // of closeImages
+	leftErr   error // of left, which then knows nothing
 
 	replaceErr error
 }
@@ -139,6 +140,9 @@ func (k *fakeKernel) closeImages(spec device.Spec) error {
 func (k *fakeKernel) left(context.Context) (map[int]bool, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.leftErr != nil {
+		return nil, k.leftErr
+	}
 	left := map[int]bool{}
 	for _, id := range k.dead {
 		left[id] = false

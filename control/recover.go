@@ -39,6 +39,9 @@ func (d *Daemon) recoverAll() {
 	for _, s := range d.slots {
 		id := s.rec.ID
 		waits, there := left[id]
+		if !there && err != nil {
+			waits, there = true, true // for all that is known; trying tells
+		}
 		if s.rec.BootID != d.boot || !there || id < 0 {
 			d.lose(s)
 			continue
@@ -49,7 +52,9 @@ func (d *Daemon) recoverAll() {
 			d.clear(ctx, id)
 			continue
 		}
-		s.phase, s.problem = StateRecovering, fmt.Sprintf("its daemon (process %d) died or left", s.rec.PID)
+		d.set(s, func() {
+			s.phase, s.problem = StateRecovering, fmt.Sprintf("its daemon (process %d) died or left", s.rec.PID)
+		})
 		d.tell(s.name, EventRecovering, "/dev/ublkb%d is to be served again: %s", id, s.problem)
 		d.watching.Go(func() { d.recover(d.alive, s) })
 	}
@@ -64,22 +69,68 @@ func (d *Daemon) recoverAll() {
 			Reason: "a device of ours without a record; its I/O waits",
 			Advice: fmt.Sprintf("put its record back into %s and restart the daemon, or give the device up: 'holdfast remove --force ublkb%d'", d.records.dir, id),
 		}
+		d.mu.Lock()
 		d.problems = append(d.problems, p)
 		d.orphans[id] = true
+		d.mu.Unlock()
 		d.log.Error().Str("file", p.File).Msgf("%s; %s", p.Reason, p.Advice)
 	}
 }
 
 // lose says of a device that nothing of it lives.
 func (d *Daemon) lose(s *slot) {
-	s.problem = fmt.Sprintf("its daemon (process %d) died", s.rec.PID)
+	problem := fmt.Sprintf("its daemon (process %d) died", s.rec.PID)
 	if s.rec.BootID != d.boot {
-		s.problem = "the machine went down while the device was served"
+		problem = "the machine went down while the device was served"
+	} else if s.rec.ID >= 0 {
+		d.disown(s)
 	}
+	d.set(s, func() { s.problem = problem })
 	if s.rec.Spec.Persist {
 		return // and is created again
 	}
-	d.log.Warn().Str("device", s.name).Msgf("device is lost: %s; %s", s.problem, lostAdvice(s.name))
+	d.log.Warn().Str("device", s.name).Msgf("device is lost: %s; %s", problem, lostAdvice(s.name))
+}
+
+// disown notes that the driver has nothing of a device any more: its number may be another
+// device's next, which must not be taken for it. The name's token is held.
+func (d *Daemon) disown(s *slot) {
+	rec := *s.rec
+	rec.ID = -1
+	if err := d.records.save(&rec); err != nil {
+		d.log.Warn().Err(err).Str("device", s.name).Msg("the record tells of a number that the device no longer has")
+	}
+	d.set(s, func() { s.rec = &rec })
+}
+
+// ownNumber sees that no record but that of s, which is about to be given it, has a number.
+func (d *Daemon) ownNumber(s *slot, id int) error {
+	had := func(o *slot) bool {
+		return o != s && o.rec != nil && o.dev == nil && o.rec.ID == id && o.rec.BootID == d.boot
+	}
+	var stale []*slot
+	d.mu.Lock()
+	for _, o := range d.slots {
+		if had(o) {
+			stale = append(stale, o)
+		}
+	}
+	d.mu.Unlock()
+	for _, o := range stale {
+		select {
+		case o.op <- struct{}{}: // without waiting, so that two can't wait for each other
+		default:
+			return fail(CodeBusy, "device %q, which had the number %d before, is being changed: try again", o.name, id)
+		}
+		d.mu.Lock()
+		still := had(o)
+		d.mu.Unlock()
+		if still {
+			d.disown(o)
+		}
+		<-o.op
+	}
+	return nil
 }
 
 // clear deletes what can't be recovered. It can't fail: what stays is dead, and only
@@ -101,10 +152,13 @@ func (d *Daemon) recover(ctx context.Context, s *slot) {
 			return
 		}
 		d.mu.Lock()
-		spec := s.rec.Spec
+		rec := s.rec
 		d.mu.Unlock()
-		if spec.RecoverPolicy == device.RecoverFail && time.Since(begin) > recoverTimeout(&spec) {
-			d.failDevice(ctx, s)
+		if rec == nil {
+			return // it was given up
+		}
+		if rec.Spec.RecoverPolicy == device.RecoverFail && time.Since(begin) > recoverTimeout(&rec.Spec) {
+			d.failLeft(ctx, s)
 		}
 		pause := wait
 		if errors.Is(err, ploop.ErrLocked) {
@@ -113,8 +167,6 @@ func (d *Daemon) recover(ctx context.Context, s *slot) {
 		select {
 		case <-time.After(pause):
 			wait = min(2*wait, lastRecoverWait)
-		case <-s.kick:
-			wait = firstRecoverWait
 		case <-ctx.Done():
 			return
 		}
@@ -153,7 +205,8 @@ func (d *Daemon) tryRecovery(ctx context.Context, s *slot, force bool) error {
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	if errors.Is(err, ublk.ErrNoDevice) || errors.Is(err, ublk.ErrNotRecoverable) {
+	// A file of another size is not the device's fault: it waits for the right one.
+	if errors.Is(err, ublk.ErrNoDevice) || errors.Is(err, ublk.ErrNotRecoverable) && !errors.Is(err, ublk.ErrOtherDisk) {
 		d.set(s, func() { s.phase, s.problem = "", "it can't be recovered: "+err.Error() })
 		defer d.restore() // if it is persistent
 		d.tell(s.name, EventRecoverFailed, "the device is lost: %v", err)
@@ -230,14 +283,27 @@ func (d *Daemon) lookAt(ctx context.Context, s *slot, rec *record) error {
 	}
 }
 
-// failDevice has the device's I/O fail until it is recovered.
-func (d *Daemon) failDevice(ctx context.Context, s *slot) {
-	d.mu.Lock()
-	id, done := s.rec.ID, s.failing != nil || s.phase != StateRecovering
-	d.mu.Unlock()
-	if done {
+// failLeft is failDevice with the name's token taken.
+func (d *Daemon) failLeft(ctx context.Context, s *slot) {
+	own, err := d.acquire(ctx, s.name)
+	if err != nil {
 		return
 	}
+	defer d.release(own)
+	if own == s {
+		d.failDevice(ctx, s)
+	}
+}
+
+// failDevice has the device's I/O fail until it is recovered. The name's token is held.
+func (d *Daemon) failDevice(ctx context.Context, s *slot) {
+	d.mu.Lock()
+	if s.rec == nil || s.failing != nil || s.phase != StateRecovering {
+		d.mu.Unlock()
+		return
+	}
+	id := s.rec.ID
+	d.mu.Unlock()
 	f, err := d.kernel.fail(ctx, id)
 	if err != nil {
 		d.log.Error().Err(err).Str("device", s.name).Msg("the device's I/O waits, and can't be failed")

@@ -20,6 +20,10 @@ import (
 // the caller takes it for.
 var ErrNotRecoverable = errors.New("the device can't be taken over")
 
+// ErrOtherDisk is the second case: the device is as recoverable as before, by who has the right
+// one for it. It is an ErrNotRecoverable.
+var ErrOtherDisk = fmt.Errorf("%w from another disk", ErrNotRecoverable)
+
 // Recover takes over a device whose server is gone: it waits until the driver knows
 // that (which is after the last reference to the dead server's /dev/ublkcN, so
 // perhaps some time after its process), starts the recovery, and leaves a command for
@@ -29,7 +33,7 @@ var ErrNotRecoverable = errors.New("the device can't be taken over")
 //
 // Number of queues, depth, largest I/O and data path are the device's own,
 // whatever cfg says; size and read-only must be as they were, else
-// ErrNotRecoverable. cfg.ID is ignored.
+// ErrOtherDisk. cfg.ID is ignored.
 //
 // A recovery may be cut off at any point, by an error or by the death of this
 // process, and begun anew. An error leaves the device without a server, as it was.
@@ -95,7 +99,7 @@ func (c *Control) sameDevice(ctx context.Context, info Info, cfg Config) error {
 		return err
 	}
 	if p.Size != cfg.Size || p.ReadOnly != cfg.ReadOnly {
-		return fmt.Errorf("ublk: device %d: %w: it has %d bytes (read-only: %t), to be served are %d (%t)", info.ID, ErrNotRecoverable, p.Size, p.ReadOnly, cfg.Size, cfg.ReadOnly)
+		return fmt.Errorf("ublk: device %d: %w: it has %d bytes (read-only: %t), to be served are %d (%t)", info.ID, ErrOtherDisk, p.Size, p.ReadOnly, cfg.Size, cfg.ReadOnly)
 	}
 	return nil
 }

@@ -34,7 +34,11 @@ func (h *keeper) Begin(r *Request) {
 // kept is done by the next.
 func TestLeaveAndRecover(t *testing.T) {
 	eachPath(t, func(t *testing.T, c *Control, p DataPath) {
-		const size, rounds = 4 << 20, 20
+		const size = 4 << 20
+		rounds := 20
+		if testing.Short() {
+			rounds = 6
+		}
 		cfg := Config{ID: -1, Size: size, Queues: 2, Depth: 8, DataPath: p, Recovery: RecoverReissue, VolatileCache: true}
 		ram := newRAM(t, size, false)
 		h := &keeper{ramHandler: ram}
@@ -168,7 +172,7 @@ func TestRecoveryCutOff(t *testing.T) {
 
 		other := cfg
 		other.Size = 2 << 20
-		if _, err := c.Recover(t.Context(), id, other, ram); !errors.Is(err, ErrNotRecoverable) {
+		if _, err := c.Recover(t.Context(), id, other, ram); !errors.Is(err, ErrNotRecoverable) || !errors.Is(err, ErrOtherDisk) {
 			t.Errorf("another size: %v", err)
 		}
 		recover("after a refusal")
@@ -177,7 +181,7 @@ func TestRecoveryCutOff(t *testing.T) {
 		}
 	}
 	mortal := serve(t, c, Config{Size: 1 << 20}, newRAM(t, 1<<20, false))
-	if _, err := c.Recover(t.Context(), mortal.ID(), Config{Size: 1 << 20}, newRAM(t, 1<<20, false)); !errors.Is(err, ErrNotRecoverable) {
+	if _, err := c.Recover(t.Context(), mortal.ID(), Config{Size: 1 << 20}, newRAM(t, 1<<20, false)); !errors.Is(err, ErrNotRecoverable) || errors.Is(err, ErrOtherDisk) {
 		t.Errorf("a device without recovery: %v", err)
 	}
 }
