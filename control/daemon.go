@@ -80,6 +80,7 @@ type Daemon struct {
 
 	key     *standby.Key
 	handMu  sync.Mutex // one change of the key by hand at a time
+	keyMu   sync.Mutex // of its file
 	targets *targets
 	events  eventLog
 	root    *sysfs.Dir // the attribute tree

@@ -66,6 +66,7 @@ type fakeDevice struct {
 	replaced []device.Replace
 	// unanswered is what its queues owe.
 	unanswered time.Duration
+	leaving    func() // what happens meanwhile
 }
 
 func (k *fakeKernel) ready() error {
@@ -251,6 +252,9 @@ func (d *fakeDevice) Leave(context.Context, time.Duration) error {
 	defer d.k.mu.Unlock()
 	if err := d.k.closeErr[d.spec.Name]; err != nil {
 		return err
+	}
+	if d.leaving != nil {
+		d.leaving()
 	}
 	delete(d.k.live, d.spec.Name)
 	d.k.waiting[d.id] = true

@@ -68,6 +68,8 @@ func (d *Daemon) restoreKey() {
 
 // enableKey takes the key for a holder, durably.
 func (d *Daemon) enableKey(holder string) error {
+	d.keyMu.Lock()
+	defer d.keyMu.Unlock()
 	err := d.saveKey(append(d.key.Holders(), holder))
 	d.key.Enable(holder)
 	return err
@@ -75,6 +77,8 @@ func (d *Daemon) enableKey(holder string) error {
 
 // disableKey gives the key back for a holder.
 func (d *Daemon) disableKey(holder string) error {
+	d.keyMu.Lock()
+	defer d.keyMu.Unlock()
 	if err := d.key.Disable(holder); err != nil {
 		return err
 	}
@@ -104,7 +108,7 @@ func (d *Daemon) noteLease(l lease, has bool) {
 		return
 	}
 	kind := string(l.kind)
-	err := d.update(s, func(rec *record) {
+	err := d.noteChange(s, func(rec *record) {
 		rec.TargetLeases = slices.DeleteFunc(slices.Clone(rec.TargetLeases), func(k string) bool { return k == kind })
 		if has {
 			rec.TargetLeases = append(rec.TargetLeases, kind)

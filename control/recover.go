@@ -247,7 +247,7 @@ func (d *Daemon) takeOver(ctx context.Context, s *slot, rec *record, failing fai
 	}
 	failpoint.Hit("recover-recorded")
 	d.set(s, func() { s.dev, s.phase, s.problem, d.driverProblem = dev, "", "", "" })
-	if err := d.update(s, func(rec *record) {
+	if err := d.noteChange(s, func(rec *record) {
 		rec.PID, rec.BootID = os.Getpid(), d.boot
 		rec.Standby = recordStandby(dev.Restored())
 	}); err != nil {
@@ -434,7 +434,7 @@ var movesStandby = map[string]bool{
 
 // noteStandby brings the record in line with the device's standby.
 func (d *Daemon) noteStandby(s *slot, dev live) {
-	err := d.update(s, func(rec *record) { rec.Standby = recordStandby(dev.Restored()) })
+	err := d.noteChange(s, func(rec *record) { rec.Standby = recordStandby(dev.Restored()) })
 	if err != nil && CodeOf(err) != CodeNotFound {
 		d.log.Warn().Err(err).Str("device", s.name).Msg("the device's standby could not be noted")
 	}

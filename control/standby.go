@@ -109,7 +109,7 @@ func (d *Daemon) dropLease(s *slot, dev live, consumer string) error {
 	if err := dev.Detach(consumer); err != nil {
 		return err
 	}
-	return d.update(s, func(rec *record) {
+	return d.noteChange(s, func(rec *record) {
 		rec.Leases = slices.DeleteFunc(slices.Clone(rec.Leases), func(c string) bool { return c == consumer })
 	})
 }
@@ -178,8 +178,24 @@ func (d *Daemon) withDevice(name string, do func(s *slot, dev live) error) error
 	return do(s, dev)
 }
 
-// update changes a device's record, durably before anybody sees it.
+// update changes a device's record, durably before anybody sees it. After an error it is as
+// it was, in the run directory's copy, too: what was refused must not come true by a crash.
 func (d *Daemon) update(s *slot, change func(*record)) error {
+	return d.changeRecord(s, change, func(was, rec *record) *record {
+		was.Serial = rec.Serial
+		_ = d.records.save(was)
+		return was
+	})
+}
+
+// noteChange is update for what is so already: when it can't be noted durably, the copy
+// has it, and what is noted later builds on it.
+func (d *Daemon) noteChange(s *slot, change func(*record)) error {
+	return d.changeRecord(s, change, func(_, rec *record) *record { return rec })
+}
+
+// changeRecord gives the record that failed says when the change could not be written.
+func (d *Daemon) changeRecord(s *slot, change func(*record), failed func(was, rec *record) *record) error {
 	s.recMu.Lock()
 	defer s.recMu.Unlock()
 	d.mu.Lock()
@@ -187,14 +203,17 @@ func (d *Daemon) update(s *slot, change func(*record)) error {
 		d.mu.Unlock()
 		return fail(CodeNotFound, "device %q is gone", s.name)
 	}
-	rec := *s.rec
+	was, now := *s.rec, *s.rec
 	d.mu.Unlock()
-	change(&rec)
-	if err := d.records.save(&rec); err != nil {
-		return fail(CodeInternal, "%w", err)
+	change(&now)
+	rec := &now
+	err := d.records.save(rec)
+	if err != nil {
+		rec = failed(&was, rec)
+		err = fail(CodeInternal, "%w", err)
 	}
-	d.set(s, func() { s.rec = &rec })
-	return nil
+	d.set(s, func() { s.rec = rec })
+	return err
 }
 
 // ReplaceRequest is what a file is to be replaced by.

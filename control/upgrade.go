@@ -301,6 +301,16 @@ func (d *Daemon) leave(ctx context.Context, s *slot, dev live, failing failing) 
 	if err := dev.Leave(ctx, leaveDrain); err != nil {
 		return err
 	}
+	// What an error during the last requests has brought about, of which the keeper can't
+	// tell any more; and no other change of the record may come after the heir has read it.
+	d.mu.Lock()
+	standing := s.rec.Standby != nil
+	d.mu.Unlock()
+	if (dev.Restored() != nil) != standing {
+		d.noteStandby(s, dev)
+	}
+	s.recMu.Lock()
+	defer s.recMu.Unlock()
 	d.set(s, func() { s.dev, s.phase, s.problem = nil, StateRecovering, "it was left for an upgrade" })
 	return nil
 }
