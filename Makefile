@@ -103,11 +103,10 @@ failpoints:
 	CGO_ENABLED=0 $(GO) build -tags failpoints -o bin/holdfast-failpoints ./cmd/holdfast
 
 VMTESTS = ./ublk/... ./internal/spawner ./device ./cmd/holdfast ./sysfs/fusefs ./hack/faultfs ./hack/story ./hack/kill
+# The kernels side by side: a test mostly waits, or keeps one processor busy.
 vm: build failpoints
-	@for k in $(KERNELS); do \
-		echo "=== Linux $$k"; \
-		$(GO) run ./hack/vm -kernel $$k -timeout 12m $(VMTESTS:%=-test %) -- -test.short || exit 1; \
-	done
+	@printf '%s\n' $(KERNELS) | xargs -P 4 -I K bash -o pipefail -c \
+		'$(GO) run ./hack/vm -kernel K -timeout 13m $(VMTESTS:%=-test %) -- -test.short 2>&1 | sed -u "s/^/K  /"'
 
 # systemd as process 1, our units, reboots.
 boot: setup build

@@ -107,6 +107,10 @@ func TestFioVerify(t *testing.T) {
 	ctl := openControl(t)
 	for _, path := range dataPathsOf(t, ctl) {
 		for _, c := range []struct{ deltas, version int }{{1, 2}, {1, 1}, {2, 2}, {64, 2}} {
+			written, trimmed := "16m", "6m"
+			if testing.Short() {
+				written, trimmed = "5m", "2m"
+			}
 			t.Run(fmt.Sprintf("%s/%d deltas/v%d", path, c.deltas, c.version), func(t *testing.T) {
 				dir := t.TempDir()
 				refs := makeStack(t, dir, c.deltas, c.version, 32<<20, 64<<10)
@@ -131,10 +135,10 @@ func TestFioVerify(t *testing.T) {
 				d := serve(t, ctl, spec)
 				job := []string{"--name=v", "--filename=" + d.Path(), "--ioengine=io_uring", "--direct=1", "--iodepth=32",
 					"--bsrange=512-128k", "--blockalign=512", "--verify=crc32c", "--verify_fatal=1", "--randrepeat=1", "--random_generator=tausworthe64",
-					"--rw=randwrite", "--io_size=16m", "--fsync=64", "--do_verify=1"}
+					"--rw=randwrite", "--io_size=" + written, "--fsync=64", "--do_verify=1"}
 				run(t, "fio", job...)
 				trim := []string{"--name=t", "--filename=" + d.Path(), "--ioengine=libaio", "--direct=1", "--iodepth=32", "--bs=16k",
-					"--rw=randtrimwrite", "--io_size=6m", "--verify=crc32c", "--verify_fatal=1"}
+					"--rw=randtrimwrite", "--io_size=" + trimmed, "--verify=crc32c", "--verify_fatal=1"}
 				run(t, "fio", trim...)
 				before := hash(t, d.Path())
 				if err := d.Close(t.Context(), false); err != nil {

@@ -19,7 +19,11 @@ import (
 // each, and recover: half by themselves, half by a replacement.
 func TestMany(t *testing.T) {
 	ctl := openControl(t)
-	const devices, requests = 64, 32
+	const requests = 32
+	devices := 64
+	if testing.Short() {
+		devices = 24
+	}
 	w := newWays(t, faultfs.Options{})
 	key := standby.NewKey(time.Now, nil)
 	key.Enable("test")
