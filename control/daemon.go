@@ -187,6 +187,12 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 		return nil, err
 	}
 	if heir != nil {
+		// The socket is the other daemon's again if this one doesn't start.
+		defer func() {
+			if err != nil {
+				d.socketOwned = false
+			}
+		}()
 		// What can be found wrong before the other daemon has stopped, is.
 		if err := d.kernel.ready(); err != nil {
 			return nil, err

@@ -55,7 +55,8 @@ func (d *Daemon) listen(heir *inheritance) error {
 	return nil
 }
 
-// Serve answers clients until Close. During an upgrade it doesn't take new ones.
+// Serve answers clients until Close. During an upgrade, which closes the listener, it doesn't
+// take new ones.
 func (d *Daemon) Serve() error {
 	for {
 		d.cfgMu.Lock()
@@ -65,7 +66,7 @@ func (d *Daemon) Serve() error {
 		if errors.Is(err, http.ErrServerClosed) {
 			return nil
 		}
-		if !d.upgrading.Load() {
+		if !errors.Is(err, net.ErrClosed) {
 			return err
 		}
 		select {
@@ -212,11 +213,13 @@ func (d *Daemon) serveUpgrade(w http.ResponseWriter, r *http.Request) {
 	res, err := d.Upgrade(context.WithoutCancel(r.Context()), *in)
 	if err != nil {
 		replyError(w, err)
-		return
+	} else {
+		reply(w, http.StatusOK, res)
 	}
-	reply(w, http.StatusOK, res)
-	http.NewResponseController(w).Flush()
-	d.handOver()
+	if d.isGone() {
+		http.NewResponseController(w).Flush()
+		d.handOver()
+	}
 }
 
 func (d *Daemon) serveKey(w http.ResponseWriter, r *http.Request) {

@@ -69,14 +69,16 @@ func (d *Daemon) Upgrade(ctx context.Context, r UpgradeRequest) (*UpgradeResult,
 func (d *Daemon) UpgradeOn(signals <-chan os.Signal) {
 	for range signals {
 		// Why it failed is an event, and in the log.
-		if _, err := d.Upgrade(context.Background(), UpgradeRequest{}); err == nil {
+		_, _ = d.Upgrade(context.Background(), UpgradeRequest{})
+		if d.isGone() {
 			d.handOver()
 			return
 		}
 	}
 }
 
-// HandedOver is closed when an heir serves, and this daemon has nothing left to do.
+// HandedOver is closed when this daemon has nothing left to do: an heir serves, or, if Heir is
+// 0, has failed in a way that leaves nobody who does.
 func (d *Daemon) HandedOver() <-chan struct{} { return d.handedOver }
 
 // Heir is the process number of the heir, once there is one.
@@ -132,7 +134,11 @@ func (d *Daemon) upgrade(ctx context.Context, r UpgradeRequest) (*UpgradeResult,
 	if err != nil {
 		h.kill()
 		if err := d.takeHold(); err != nil {
-			return nil, fmt.Errorf("the new daemon has failed, and this one can't go on: %w; restart it, its devices wait", err)
+			// Whoever starts daemons starts the next one. This one would only be in its way.
+			d.cfgMu.Lock()
+			d.gone = true
+			d.cfgMu.Unlock()
+			return nil, fmt.Errorf("the new daemon has failed, and this one can't go on and ends: %w; start it again, its devices wait", err)
 		}
 		d.takeBack(left)
 		return nil, fmt.Errorf("the new daemon does not serve, and this one has taken everything back: %w", err)
@@ -226,10 +232,13 @@ func (h *heir) hears(word string, limit time.Duration) (string, error) {
 	}
 }
 
-// kill ends an heir that failed, for certain.
+// kill ends an heir that failed, and waits for its end. It may hang in storage.
 func (h *heir) kill() {
 	h.p.Signal(unix.SIGKILL)
-	<-h.p.Ended()
+	select {
+	case <-h.p.Ended():
+	case <-time.After(turnLimit):
+	}
 }
 
 func (h *heir) close() {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"os/signal"
@@ -151,6 +152,9 @@ func serve(cfg control.Config, limit time.Duration) error {
 
 	select {
 	case <-d.HandedOver():
+		if d.Heir() == 0 {
+			return errors.New("an upgrade has failed, and its end is this daemon's, too: start it again, its devices wait")
+		}
 		manager.handedOver(d.Heir())
 		return nil
 	case err := <-served:

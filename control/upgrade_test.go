@@ -1,0 +1,59 @@
+package control
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// heir is a program that gets ready to take over, and then does something else.
+func (f *fixture) heir(then string) UpgradeRequest {
+	f.t.Helper()
+	path := filepath.Join(f.dir, "heir")
+	text := fmt.Sprintf("#!/bin/sh\necho ready >&%d\nread go <&%d\n%s\nexit 1\n", heirReport, heirGo, then)
+	if err := os.WriteFile(path, []byte(text), 0o700); err != nil {
+		f.t.Fatal(err)
+	}
+	return UpgradeRequest{Binary: path}
+}
+
+// An heir that dies is as if there had been none.
+func TestUpgradeFails(t *testing.T) {
+	f := newFixture(t)
+	was := f.create("v", "i")
+	for range 3 {
+		if _, err := f.c.Upgrade(ctx, f.heir("")); err == nil {
+			t.Fatal("no error")
+		}
+		if v := f.eventually("v", "live"); v.ID != was.ID {
+			t.Errorf("%+v", v)
+		}
+	}
+	f.create("w", "j")
+	select {
+	case <-f.d.HandedOver():
+		t.Error("the daemon is about to end")
+	default:
+	}
+}
+
+// Where neither of the two can go on, this one makes room for the next.
+func TestUpgradeFailsForBoth(t *testing.T) {
+	f := newFixture(t)
+	f.create("v", "i")
+	lock := filepath.Join(f.runDir(), "lock")
+	if _, err := f.c.Upgrade(ctx, f.heir(fmt.Sprintf("rm %s; mkdir %s", lock, lock))); err == nil {
+		t.Fatal("no error")
+	}
+	<-f.d.HandedOver()
+	if f.d.Heir() != 0 {
+		t.Error("there is an heir")
+	}
+	if err := os.Remove(lock); err != nil {
+		t.Fatal(err)
+	}
+	f.die()
+	f.start()
+	f.eventually("v", "live")
+}
