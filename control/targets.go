@@ -23,6 +23,7 @@ type targets struct {
 
 	mu     sync.Mutex
 	states []target.KindState
+	told   map[target.Kind]bool // has been read once; before, nothing is known of it
 	held   map[target.Kind]bool // the key
 	leases map[lease]bool
 }
@@ -44,7 +45,7 @@ type TargetInfo struct {
 }
 
 func newTargets(names []string) (*targets, error) {
-	t := &targets{held: map[target.Kind]bool{}, leases: map[lease]bool{}}
+	t := &targets{held: map[target.Kind]bool{}, told: map[target.Kind]bool{}, leases: map[lease]bool{}}
 	if names == nil {
 		t.kinds = target.Kinds
 	}
@@ -85,11 +86,6 @@ func (t *targets) info() []TargetInfo {
 	return out
 }
 
-// seen says that a kind of target was looked at; mu is held.
-func (t *targets) seen(k target.Kind) bool {
-	return slices.ContainsFunc(t.states, func(st target.KindState) bool { return st.Kind == k })
-}
-
 // watchTargets runs until ctx ends.
 func (d *Daemon) watchTargets(ctx context.Context) {
 	if len(d.targets.kinds) == 0 {
@@ -101,7 +97,9 @@ func (d *Daemon) watchTargets(ctx context.Context) {
 		for _, st := range states {
 			if st.Err != nil {
 				d.log.Warn().Err(st.Err).Msgf("target %s can't be read now; its leases stay as they are", st.Kind)
+				continue
 			}
+			d.targets.told[st.Kind] = true
 		}
 		d.targets.states = states
 		d.applyTargets()
@@ -148,7 +146,7 @@ func (d *Daemon) applyTargets() {
 		}
 	}
 	for l := range t.leases {
-		if want[l] || !t.seen(l.kind) {
+		if want[l] || !t.told[l.kind] {
 			continue
 		}
 		delete(t.leases, l)
@@ -158,7 +156,7 @@ func (d *Daemon) applyTargets() {
 		}
 	}
 	for _, st := range t.states {
-		if !st.Present && t.held[st.Kind] {
+		if !st.Present && t.held[st.Kind] && t.told[st.Kind] {
 			delete(t.held, st.Kind)
 			if err := d.disableKey(string(st.Kind)); err != nil { // it holds it
 				d.log.Warn().Msg(err.Error())
