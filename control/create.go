@@ -67,9 +67,6 @@ func checkImages(images []ploop.ImageRef) error {
 func (d *Daemon) create(ctx context.Context, s *slot, spec device.Spec) error {
 	old := s.rec
 	takeOver := false
-	if err := checkHooks(&spec); err != nil {
-		return err
-	}
 	if old != nil {
 		if s.phase == StateRecovering {
 			return fail(CodeConflict, "device %q is being recovered: wait for it, or 'holdfast remove --force %s'", spec.Name, spec.Name)
@@ -80,15 +77,10 @@ func (d *Daemon) create(ctx context.Context, s *slot, spec device.Spec) error {
 		if !slices.Equal(old.Spec.Images, spec.Images) {
 			return fail(CodeConflict, "device %q is lost and was served from other images (%s): create it with those, or remove it first", spec.Name, refs(old.Spec.Images))
 		}
-		if !old.Closed {
-			if why := old.changed(d.boot, false); why != "" {
-				return fail(CodeConflict, "device %q is lost and cannot be taken over: %s; remove it first", spec.Name, why)
-			}
-			// A reader sets no mark; only what we wrote to can carry ours.
-			takeOver = !old.Spec.ReadOnly
-		}
+		// A reader sets no mark; only what we wrote to can carry ours.
+		takeOver = !old.Closed && !old.Spec.ReadOnly
 	}
-	ids, err := identify(spec.Images)
+	ids, err := d.lookFirst(ctx, s, &spec, old)
 	if err != nil {
 		return err
 	}
@@ -125,6 +117,33 @@ func (d *Daemon) create(ctx context.Context, s *slot, spec device.Spec) error {
 	// Outside the lock, which it takes.
 	go d.devicesChanged()
 	return nil
+}
+
+// lookFirst sees what can be seen of a device's files before it is made.
+func (d *Daemon) lookFirst(ctx context.Context, s *slot, spec *device.Spec, old *record) (ids []imageID, err error) {
+	ctx, cancel := context.WithTimeout(ctx, recoverTime)
+	defer cancel()
+	came := make(chan []imageID, 1)
+	err = s.look(ctx, func() error {
+		if err := checkHooks(spec); err != nil {
+			return err
+		}
+		if old != nil && !old.Closed {
+			if why := old.changed(d.boot, false); why != "" {
+				return fail(CodeConflict, "device %q is lost and cannot be taken over: %s; remove it first", spec.Name, why)
+			}
+		}
+		ids, err := identify(spec.Images)
+		if err == nil {
+			_ = device.Probe(spec.Images) // only whether they answer: what is wrong with them is told later
+		}
+		came <- ids
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return <-came, nil
 }
 
 // reserve enters the record in the table, unless one of its images is already

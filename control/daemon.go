@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -264,12 +265,21 @@ func lostAdvice(name string) string {
 	return fmt.Sprintf("'holdfast create %s' with the same images serves it again, 'holdfast remove %s' closes the images cleanly and forgets it", name, name)
 }
 
+// closeWait bounds the wait of Close for what the daemon does in the background.
+const closeWait = 10 * time.Second
+
 // Close ends the server and gives the directories back. It doesn't touch
 // devices: Shutdown does.
 func (d *Daemon) Close() {
 	d.stopCreating()
 	d.endLife()
-	d.watching.Wait()
+	watched := make(chan struct{})
+	go func() { d.watching.Wait(); close(watched) }()
+	select {
+	case <-watched:
+	case <-time.After(closeWait):
+		d.log.Warn().Msg("something of this daemon hangs in storage that doesn't answer, and is not waited for")
+	}
 	if !d.closed.Swap(true) {
 		close(d.closing)
 	}
@@ -405,20 +415,18 @@ func (d *Daemon) Snapshot() Snapshot {
 		missing = err.Error()
 	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	if missing == "" {
 		missing = d.driverProblem
 	}
+	problems := slices.Clone(d.problems)
+	d.mu.Unlock()
 	snap.Driver = DriverInfo{Available: missing == "", Missing: missing}
 	// A problem is solved by deleting its file.
-	kept := d.problems[:0]
-	for _, p := range d.problems {
+	for _, p := range problems {
 		if _, err := os.Lstat(p.File); !errors.Is(err, os.ErrNotExist) {
-			kept = append(kept, p)
+			snap.Problems = append(snap.Problems, p)
 		}
 	}
-	d.problems = kept
-	snap.Problems = append(snap.Problems, kept...)
 	if p, bad := d.records.problem(); bad {
 		snap.Problems = append(snap.Problems, p)
 	}

@@ -260,26 +260,33 @@ func (d *Daemon) takeOver(ctx context.Context, s *slot, rec *record, failing fai
 }
 
 // lookAt sees whether the images answer, and are what they were, before anything is done
-// that could hang with their storage for longer. What hangs here is waited for by the
-// next attempts.
+// that could hang with their storage for longer.
 func (d *Daemon) lookAt(ctx context.Context, s *slot, rec *record) error {
+	return s.look(ctx, func() error {
+		if why := rec.changed(d.boot, true); why != "" {
+			return errors.New(why)
+		}
+		return device.Probe(rec.Spec.Images)
+	})
+}
+
+// look does what may hang with the storage of a device's images, and waits for it until ctx
+// ends: the name's token is held, and an upgrade and the daemon's end wait for that. While
+// it hangs the next ones only say so.
+func (s *slot) look(ctx context.Context, do func() error) error {
 	if !s.looking.CompareAndSwap(false, true) {
-		return errors.New("the storage of its images still doesn't answer")
+		return fail(CodeImage, "the storage of its images still doesn't answer")
 	}
 	came := make(chan error, 1)
 	go func() {
 		defer s.looking.Store(false)
-		if why := rec.changed(d.boot, true); why != "" {
-			came <- errors.New(why)
-			return
-		}
-		came <- device.Probe(rec.Spec.Images)
+		came <- do()
 	}()
 	select {
 	case err := <-came:
 		return err
 	case <-ctx.Done():
-		return errors.New("the storage of its images doesn't answer")
+		return fail(CodeImage, "the storage of its images doesn't answer")
 	}
 }
 

@@ -136,13 +136,19 @@ func (d *Daemon) closeFailed(ctx context.Context, s *slot, err error) error {
 // removeLost closes the images that a dead daemon left in use.
 func (d *Daemon) removeLost(s *slot, force bool) error {
 	var err error
-	if s.rec.writable() != nil && !s.rec.Closed {
-		if why := s.rec.changed(d.boot, false); why != "" {
-			err = fail(CodeConflict, "lost device %q: %s; 'holdfast remove --force %s' forgets the device and leaves its images as they are", s.name, why, s.name)
-		} else if cerr := d.kernel.closeImages(s.rec.Spec); cerr != nil {
-			e := classify(cerr)
-			err = fail(e.Code, "lost device %q: its images cannot be closed cleanly: %w; 'holdfast image check --repair' may help, 'holdfast remove --force %s' forgets the device", s.name, cerr, s.name)
-		}
+	if rec := s.rec; rec.writable() != nil && !rec.Closed {
+		ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
+		defer cancel()
+		err = s.look(ctx, func() error {
+			if why := rec.changed(d.boot, false); why != "" {
+				return fail(CodeConflict, "lost device %q: %s; 'holdfast remove --force %s' forgets the device and leaves its images as they are", s.name, why, s.name)
+			}
+			if cerr := d.kernel.closeImages(rec.Spec); cerr != nil {
+				e := classify(cerr)
+				return fail(e.Code, "lost device %q: its images cannot be closed cleanly: %w; 'holdfast image check --repair' may help, 'holdfast remove --force %s' forgets the device", s.name, cerr, s.name)
+			}
+			return nil
+		})
 	}
 	if err != nil && !force {
 		return err
