@@ -13,6 +13,9 @@ import (
 // is served again: so it goes on being recovered, and is waited for as others are. By
 // force it is taken away under them; its record stays, as its images were not closed.
 func (d *Daemon) endDevice(ctx context.Context, s *slot, force bool) error {
+	if d.isGone() {
+		return fail(CodeNotFound, "device %q is another daemon's", s.name)
+	}
 	d.mu.Lock()
 	waits := s.rec != nil && s.phase == StateRecovering
 	var id int

@@ -192,7 +192,9 @@ func userList(users []device.User) string {
 // until their users let go. When force is closed, or a value arrives on it,
 // what is left is removed regardless of its users: its I/O fails from then on,
 // but its images are flushed and closed cleanly. Creations are refused and
-// those under way taken back; recoveries go on. Lost devices stay in the records.
+// those under way taken back; recoveries go on. Lost devices stay in the records. An upgrade
+// that is under way ends first: after it they may all be the heir's (Heir), which is to be
+// told to stop in turn.
 //
 // The error names the devices that did not end cleanly.
 func (d *Daemon) Shutdown(ctx context.Context, force <-chan struct{}) error {

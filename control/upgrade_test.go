@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"holdfast/device"
 )
 
 // heir is a program that gets ready to take over, and then does something else.
@@ -56,4 +58,33 @@ func TestUpgradeFailsForBoth(t *testing.T) {
 	f.die()
 	f.start()
 	f.eventually("v", "live")
+}
+
+// Who is told to stop in the middle of an upgrade leaves the heir's devices alone.
+func TestShutdownDuringUpgrade(t *testing.T) {
+	f := newFixture(t)
+	f.create("v", "i")
+	f.k.leftUsers = []device.User{mounted}
+	upgraded := make(chan error, 1)
+	go func() {
+		_, err := f.d.Upgrade(ctx, f.heir("sleep 0.3; echo serving 0 >&4; exec sleep 1"))
+		upgraded <- err
+	}()
+	waitFor(t, "that it is left", func() bool {
+		dev, err := f.d.Device("v")
+		return err == nil && dev.State == StateRecovering
+	})
+	force := make(chan struct{})
+	close(force)
+	if err := f.d.Shutdown(ctx, force); err != nil {
+		t.Error(err)
+	}
+	if err := <-upgraded; err != nil || f.d.Heir() == 0 {
+		t.Errorf("upgrade: %v, heir %d", err, f.d.Heir())
+	}
+	f.k.mu.Lock()
+	defer f.k.mu.Unlock()
+	if len(f.k.deleted) != 0 || !f.k.waiting[0] {
+		t.Errorf("deleted %v, waiting %v", f.k.deleted, f.k.waiting)
+	}
 }

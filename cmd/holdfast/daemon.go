@@ -189,6 +189,11 @@ func serve(cfg control.Config, limit time.Duration) error {
 		os.Exit(exitFailure)
 	}()
 	err = d.Shutdown(ctx, force)
+	if pid := d.Heir(); pid != 0 {
+		cfg.Log.Info().Int("pid", pid).Msg("an upgrade was under way: the new daemon is told to stop")
+		manager.handedOver(pid)
+		return syscall.Kill(pid, syscall.SIGTERM)
+	}
 	if ctx.Err() != nil {
 		cfg.Log.Warn().Msgf("devices are still in use after %v (--stop-timeout): they are left as they are, and wait for the next daemon", limit)
 		return nil
