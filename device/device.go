@@ -144,17 +144,11 @@ func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
 	d.ioErrors = d.log.Sample(&zerolog.BurstSampler{Burst: 5, Period: 10 * time.Second})
 	r := o.Recover
 	stack, err := ploop.Open(spec.Images, ploop.Options{
-		ReadOnly: spec.ReadOnly, TakeOver: o.TakeOver || r != nil, Continue: r != nil && !r.Force, Distrust: r != nil && r.Standby != nil,
+		ReadOnly: spec.ReadOnly, TakeOver: o.TakeOver || r != nil, Continue: r != nil && !r.Force, Distrust: r != nil && r.Standby != nil, Locked: r.fenced(),
 		Log: func(format string, args ...any) { d.log.Info().Msgf(format, args...) },
 	})
 	if err != nil {
-		return nil, err
-	}
-	if r != nil {
-		if err := fenced(stack, r); err != nil {
-			stack.Retire()
-			return nil, err
-		}
+		return nil, noFence(err)
 	}
 	failpoint.Hit("recover-locked")
 	if err := d.start(ctx, stack, &o); err != nil {

@@ -27,7 +27,7 @@ type Recovery struct {
 
 // ErrNoFence is Open's answer when nothing can tell whether writes of the dead server are
 // still on their way.
-var ErrNoFence = errors.New("writes of the dead server may still be under way, and the image's file system has no locks to tell")
+var ErrNoFence = errors.New("writes of the dead server may still be under way, and nothing tells")
 
 // connect makes the device in the driver, or takes it over.
 func (d *Device) connect(ctx context.Context, cfg ublk.Config, o *Options) (err error) {
@@ -52,15 +52,16 @@ func (d *Device) disconnect(ctx context.Context, o *Options) error {
 	return d.dev.Stop(context.WithoutCancel(ctx))
 }
 
-// fenced looks for the fence before a dead server's device is served again: the lock
-// on the top, which its writes would hold as long as one of them is under way.
-func fenced(s *ploop.Stack, r *Recovery) error {
-	images := s.Status().Images
-	top := images[len(images)-1]
-	if s.ReadOnly() || top.Locked || r.Force || failpoint.Off("no-fence") {
-		return nil
+// fenced says whether the fence is wanted before a dead server's device is served again: the
+// lock on the top, which its writes would hold as long as one of them is under way.
+func (r *Recovery) fenced() bool { return r != nil && !r.Force && !failpoint.Off("no-fence") }
+
+// noFence says what to do where there is none.
+func noFence(err error) error {
+	if !errors.Is(err, ploop.ErrNoLock) {
+		return err
 	}
-	return fmt.Errorf("%q: %w: make sure of it and force it", top.Path, ErrNoFence)
+	return fmt.Errorf("%w: %w: make sure of it and force it", err, ErrNoFence)
 }
 
 // recoveryOf is what the driver is to do when the server dies.

@@ -22,6 +22,7 @@ var (
 	ErrSuperseded = errors.New("stack is being succeeded by another")
 	ErrInFlight   = errors.New("operations are still under way in the old storage")
 	ErrDiverged   = errors.New("image is not the one that it is to replace, continued")
+	ErrNoLock     = errors.New("the file system of the image has no locks")
 	ErrLockLost   = errors.New("the lock of the image in use could not be taken back")
 )
 

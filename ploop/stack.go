@@ -21,6 +21,9 @@ type Options struct {
 	// Continue wants a top that was left in use, as a device's is whose server
 	// died: one that was closed since, or never opened, isn't it (ErrDiverged).
 	Continue bool
+	// Locked wants a top whose file system has locks: without one ErrNoLock comes before
+	// anything is written, as somebody else's writes may still be under way.
+	Locked bool
 	// Distrust takes none of the top's index for durable, although it reads so:
 	// syncs failed in the caller's earlier life.
 	Distrust bool
@@ -81,6 +84,10 @@ func Open(refs []ImageRef, o Options) (*Stack, error) {
 		return nil, err
 	}
 	if !s.readOnly {
+		if o.Locked && !s.top.file.Locked() {
+			s.closeFiles()
+			return nil, fmt.Errorf("%q: %w", s.top.ref.Path, ErrNoLock)
+		}
 		if err := s.beginWriting(); err != nil {
 			s.closeFiles()
 			return nil, err
