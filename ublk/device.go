@@ -150,7 +150,8 @@ func (d *Device) Start(ctx context.Context) error {
 	case stopped:
 		err = ErrStopped
 	case recovering:
-		if err = d.ctl.EndRecovery(ctx, d.info.ID); err == nil {
+		// Given up halfway it might yet succeed, with requests for queues that leave.
+		if err = d.ctl.EndRecovery(context.WithoutCancel(ctx), d.info.ID); err == nil {
 			d.recovering = false
 		}
 	default:
