@@ -23,7 +23,8 @@
 //
 // Daemon.mu guards the table of names and is never held while something blocks.
 // Each name has a token (slot.op), taken for the length of one operation, always
-// before mu and never two at once: no order to get wrong. A snapshot takes only
+// before mu and never two at once: no order to get wrong. (An upgrade takes them all, with a
+// limit of time; ownNumber takes a second one, without waiting.) A snapshot takes only
 // mu, so listing works while a device hangs in its removal. A removal goes on
 // when the client that asked for it hangs up; a creation is taken back.
 //
@@ -47,10 +48,12 @@
 //	GET    /v1/devices/NAME        one device: Device
 //	DELETE /v1/devices/NAME        remove; ?force=true: also if it is in use
 //	POST   /v1/devices/NAME/replace          a ReplaceRequest: Device
+//	POST   /v1/devices/NAME/recover          a Force: Device
 //	PUT    /v1/devices/NAME/standby          a Switch: Device
 //	PUT    /v1/devices/NAME/leases/CONSUMER  attach: Device
 //	DELETE /v1/devices/NAME/leases/CONSUMER  detach: Device
 //	PUT    /v1/standby-check                 a Switch: KeyInfo
+//	POST   /v1/upgrade                       an UpgradeRequest: UpgradeResult
 //	GET    /v1/attr/PATH                     of the attribute tree: AttrInfo
 //	PUT    /v1/attr/PATH                     an AttrValue
 //	GET    /v1/events                        device.Events, one a line; ?follow=true, ?device=NAME
