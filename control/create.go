@@ -90,7 +90,7 @@ func (d *Daemon) create(ctx context.Context, s *slot, spec device.Spec) error {
 	}
 	rec := &record{Spec: spec, ID: -1, BootID: d.boot, PID: os.Getpid(), Created: time.Now().UTC(), Images: ids}
 	if old != nil {
-		rec.Generation, rec.Leases = old.Generation+1, old.Leases
+		rec.Generation, rec.Leases, rec.Serial = old.Generation+1, old.Leases, old.Serial
 	}
 	was := s.phase
 	if err := d.reserve(s, rec); err != nil {
@@ -200,6 +200,7 @@ func (d *Daemon) openRecorded(ctx context.Context, s *slot, rec, old *record, ta
 	undo := func() {
 		var err error
 		if old != nil {
+			old.Serial = max(old.Serial, rec.Serial)
 			err = d.records.save(old)
 		} else {
 			err = d.records.remove(rec.Spec.Name)

@@ -127,3 +127,26 @@ func TestRemovedWhileItFails(t *testing.T) {
 		t.Errorf("failed: %v", f.k.failed)
 	}
 }
+
+// Of a lost device that is created again the new record counts, also where only one of the
+// two directories could be written to.
+func TestSerialGoesOn(t *testing.T) {
+	f := newFixture(t)
+	f.create("a", "a")
+	f.restart()
+	f.eventually("a", StateLost)
+	was := f.record("a").Serial
+	f.create("a", "a")
+	if now := f.record("a").Serial; now <= was {
+		t.Errorf("serial %d, and it was %d", now, was)
+	}
+	f.restart()
+	was = f.record("a").Serial
+	f.setOpenErr(errors.New("not today"))
+	if _, err := f.c.Create(ctx, f.spec("a", "a")); err == nil {
+		t.Error("no error")
+	}
+	if now := f.record("a").Serial; now < was+2 {
+		t.Errorf("after a creation was taken back: serial %d, and it was %d", now, was)
+	}
+}
