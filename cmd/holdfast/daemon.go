@@ -123,6 +123,8 @@ func serve(cfg control.Config, limit time.Duration) error {
 	manager := newManager(cfg.Log, cfg.Spawner)
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	upgrade := make(chan os.Signal, 1)
+	signal.Notify(upgrade, syscall.SIGUSR2)
 	// A log whose reader died must not take devices with it, nor a closed
 	// terminal.
 	signal.Ignore(syscall.SIGPIPE, syscall.SIGHUP)
@@ -146,8 +148,6 @@ func serve(cfg control.Config, limit time.Duration) error {
 	stopping := make(chan struct{})
 	go manager.ready(d.Restored(), stopping)
 	go manager.keep(d.Pulse, done)
-	upgrade := make(chan os.Signal, 1)
-	signal.Notify(upgrade, syscall.SIGUSR2)
 	go d.UpgradeOn(upgrade)
 
 	select {
