@@ -4,7 +4,7 @@ import "time"
 
 // parkTime is how long a request without space waits before it is tried again:
 // dm-ploop's interval.
-const parkTime = 20 * time.Second
+var parkTime = 20 * time.Second
 
 // park counts a request for which the storage has no space.
 func (d *Device) park(err error) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -130,7 +131,15 @@ func TestServiceManager(t *testing.T) {
 		}
 		p.silent("WATCHDOG=1", func() {
 			cmd.Process.Signal(syscall.SIGSTOP)
-			time.Sleep(50 * time.Millisecond) // what is under way
+			d.until("the stop of all threads", func() bool {
+				stats, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", cmd.Process.Pid))
+				for _, s := range stats {
+					if b, err := os.ReadFile(s); err == nil && !strings.Contains(string(b), ") T ") {
+						return false
+					}
+				}
+				return true
+			})
 			for p.conn.SetReadDeadline(time.Now()); ; {
 				if _, err := p.conn.Read(make([]byte, 4096)); err != nil {
 					break

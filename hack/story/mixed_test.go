@@ -14,6 +14,7 @@ import (
 // without any standby in the world, and works again when the storage does.
 func TestMixed(t *testing.T) {
 	needVM(t)
+	shared(t, true)
 	g := needGluster(t)
 	d := startDaemon(t)
 	image := "/attached.hds"
