@@ -135,3 +135,52 @@ func TestFailedWriteKeepsLost(t *testing.T) {
 		t.Error("a write that succeeded did not mend it")
 	}
 }
+
+// TestTakenOverThroughThePageCache: what the cache has of the index of a server that died needn't
+// be on the disk. It is written again before a flush is acknowledged.
+func TestTakenOverThroughThePageCache(t *testing.T) {
+	for _, cached := range []bool{true, false} {
+		path := filepath.Join(t.TempDir(), "top")
+		if err := Create(path, CreateOptions{Size: 1 << 20, ClusterSize: 64 << 10}); err != nil {
+			t.Fatal(err)
+		}
+		refs, o := []ImageRef{{Path: path}}, Options{NoDirect: cached, TakeOver: true}
+		s, err := Open(refs, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !cached && !s.Status().Images[0].Direct {
+			s.Close()
+			continue // this file system has no direct I/O
+		}
+		if _, err := s.WriteAt(bytes.Repeat([]byte{1}, 4096), 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		s.closeFiles() // it dies: the mark stays
+		if s, err = Open(refs, o); err != nil {
+			t.Fatal(err)
+		}
+		if lost := s.index.lost.n.Load() != 0; lost != cached {
+			t.Errorf("cached %t: index distrusted %t", cached, lost)
+		}
+		if err := s.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if n := s.index.lost.n.Load(); n != 0 {
+			t.Errorf("%d sectors were not written again", n)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if s, err = Open(refs, o); err != nil {
+			t.Fatal(err)
+		}
+		if s.index.lost.n.Load() != 0 {
+			t.Error("an image that was closed is distrusted")
+		}
+		s.Close()
+	}
+}

@@ -25,7 +25,9 @@ type Options struct {
 	// anything is written, as somebody else's writes may still be under way.
 	Locked bool
 	// Distrust takes none of the top's index for durable, although it reads so:
-	// syncs failed in the caller's earlier life.
+	// syncs failed in the caller's earlier life. A top that is taken over and
+	// goes through the page cache is distrusted in any case: there may have been one
+	// that nobody lived to tell of.
 	Distrust bool
 	// NoDirect serves the files through the page cache.
 	NoDirect bool
@@ -145,10 +147,17 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 		return nil, err
 	}
 	s.start()
-	if o.Distrust && !o.ReadOnly && !s.top.ref.Raw {
+	if !o.ReadOnly && !s.top.ref.Raw && (o.Distrust || o.TakeOver && s.top.hdr.InUse == inUseDirty && s.top.cached()) {
 		s.index.distrust(s)
 	}
 	return s, nil
+}
+
+// cached says whether the image is read through the page cache, where what a failed sync has
+// lost may still be seen.
+func (d *delta) cached() bool {
+	f, ok := d.file.(*osFile)
+	return ok && !f.direct
 }
 
 // start readies what all stacks begin with.
