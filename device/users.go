@@ -316,8 +316,9 @@ func (s *userSearch) processes() error {
 	own, _ := os.Readlink(filepath.Join(s.proc, "self/ns/mnt"))
 	seen := map[string]bool{own: true}
 	var hang []string
+	patience := time.Now().Add(lookTime)
 	for _, pid := range s.pids() {
-		p, ok := s.patiently(pid)
+		p, ok := s.patiently(pid, max(time.Until(patience), lookTime/20))
 		if !ok {
 			hang = append(hang, strconv.Itoa(pid))
 			continue
@@ -341,11 +342,11 @@ func (s *userSearch) processes() error {
 // A process that begins or ends and waits for storage meanwhile can't be looked at on some
 // kernels, and who looks waits with it. Such a look is left alone, and not taken twice.
 var (
-	lookTime = time.Second
-	looks    sync.Map // paths of processes that are being looked at
+	lookTime = time.Second // for all that hang together, and a twentieth for each
+	looks    sync.Map      // paths of processes that are being looked at
 )
 
-func (s *userSearch) patiently(pid int) (process, bool) {
+func (s *userSearch) patiently(pid int, patience time.Duration) (process, bool) {
 	dir := filepath.Join(s.proc, strconv.Itoa(pid))
 	if _, hangs := looks.LoadOrStore(dir, true); hangs {
 		return process{}, false
@@ -355,7 +356,7 @@ func (s *userSearch) patiently(pid int) (process, bool) {
 		defer looks.Delete(dir)
 		came <- s.look(dir)
 	}()
-	t := time.NewTimer(lookTime)
+	t := time.NewTimer(patience)
 	defer t.Stop()
 	select {
 	case p := <-came:
