@@ -179,7 +179,7 @@ func prepare(dir, fstype string) (string, error) {
 			return "", fmt.Errorf("%s is mounted already, and its server is alive (stop it, or unmount it)", dir)
 		case err == nil || top != fstype:
 			return "", fmt.Errorf("%s has a file system of type %s mounted on it (unmount it, or choose another directory)", dir, top)
-		case !errors.Is(err, unix.ENOTCONN):
+		case !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED): // its server is dead, or just dying
 			return "", fmt.Errorf("%s is mounted already, and can't be looked at: %w (does its server hang? umount -l %[1]s)", dir, err)
 		}
 		if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
