@@ -345,7 +345,10 @@ func (rec *record) changed(boot string, remounted bool) string {
 			return err.Error()
 		}
 		was := rec.Images[i]
-		if ids[0].Ino != was.Ino || boot == rec.BootID && ids[0].Dev != was.Dev && !remounted {
+		switch {
+		case ids[0].Ino == was.Ino && boot == rec.BootID && ids[0].Dev != was.Dev && !remounted:
+			return fmt.Sprintf("image %q lies on another file system than the one that was served, or on the same one mounted anew, which can't be told", ref.Path)
+		case ids[0].Ino != was.Ino:
 			return fmt.Sprintf("image %q is another file than the one that was served (inode %d, now %d)", ref.Path, was.Ino, ids[0].Ino)
 		}
 	}
