@@ -436,7 +436,7 @@ func (d *Daemon) removeOrphan(ctx context.Context, id int, force bool) error {
 
 // movesStandby are the events after which the record's standby is another.
 var movesStandby = map[string]bool{
-	device.EventStandby: true, device.EventRecovered: true, device.EventCleared: true,
+	device.EventStandby: true, device.EventKept: true, device.EventRecovered: true, device.EventCleared: true,
 }
 
 // noteStandby brings the record in line with the device's standby.

@@ -66,6 +66,7 @@ const (
 	EventStandby       = "standby"         // requests are held from now
 	EventRecovered     = "recovered"       // the hold ended, and they are served
 	EventCleared       = "standby-cleared" // the hold ended, and they failed
+	EventKept          = "standby-kept"    // by hand, and not to be ended by a reopening
 	EventTimeout       = "standby-timeout" // the hold goes on, and they fail
 	EventReopenRefused = "reopen-refused"  // the files answer and aren't what they were
 	EventReplaced      = "replaced"        // a file was replaced

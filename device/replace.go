@@ -84,7 +84,7 @@ func (d *Device) replace(ctx context.Context, r Replace) error {
 	}
 	reopen := make([]bool, len(spec.Images))
 	reopen[r.Level] = true
-	err := d.succeed(ctx, succession{images: spec.Images, reopen: reopen, force: r.Force, drain: r.Drain,
+	err := d.succeed(ctx, succession{images: spec.Images, reopen: reopen, force: r.Force, drain: r.Drain, recovered: d.machine.Recovered,
 		commit: func() error {
 			if r.Commit == nil {
 				return nil
@@ -105,6 +105,8 @@ type succession struct {
 	force  bool
 	drain  time.Duration
 	commit func() error // nil: nothing
+	// recovered ends the standby.
+	recovered func() bool
 }
 
 // succeed makes the change, with d.lock held: hold, drain, check, make it durable,
@@ -148,7 +150,7 @@ func (d *Device) succeed(ctx context.Context, c succession) (err error) {
 	d.specMu.Unlock()
 	old.stack.Retire()
 	if c.reopen[len(c.reopen)-1] {
-		d.machine.Recovered()
+		c.recovered()
 	}
 	return nil
 }

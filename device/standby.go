@@ -70,6 +70,11 @@ func (d *Device) keep() {
 			if !st.Flag || !st.Supported {
 				st.Since = time.Time{}
 			}
+			if st.ByHand && again != nil {
+				again.stop()
+				again, retry = nil, nil
+				d.reopenState.clear()
+			}
 			if st.Since.Equal(since) {
 				continue
 			}
@@ -112,6 +117,8 @@ func (d *Device) note(c standby.Change) {
 	switch c.Kind {
 	case standby.Entered:
 		d.tell(EventStandby, "%s; requests are held", c.Cause)
+	case standby.Kept:
+		d.tell(EventKept, "standby is by hand now: it is not ended by reopening the files")
 	case standby.Recovered:
 		d.flowing()
 		d.tell(EventRecovered, "the files answer again, what was held is served")

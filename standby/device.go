@@ -26,6 +26,7 @@ const (
 	Detached                    // a consumer dropped its lease
 	FuseChanged                 // the key went on or off
 	GateChanged                 // a reason other than standby came or went
+	Kept                        // a standby that an error began is by hand now
 	Inconsistent
 )
 
@@ -188,15 +189,21 @@ func (d *Device) Fault(errno unix.Errno, cause string) Verdict {
 	return d.gate.Verdict()
 }
 
-// Set sets STANDBY by hand. ErrNotSupported: a fuse is off.
+// Set sets STANDBY by hand. One that an error began is by hand from then on, and not ended
+// by Reopened: who sets it counts on it, perhaps to copy an image. ErrNotSupported: a fuse
+// is off.
 func (d *Device) Set() error {
 	d.key.mu.Lock()
 	defer d.key.mu.Unlock()
 	if !d.supported() {
 		return ErrNotSupported
 	}
-	if !d.flag {
+	switch {
+	case !d.flag:
 		d.set(0, "by hand", true)
+	case !d.byHand:
+		d.byHand = true
+		d.settle(Change{Kind: Kept})
 	}
 	return nil
 }
@@ -227,17 +234,20 @@ func (d *Device) Restore(r Restored) {
 
 // Recovered clears STANDBY after a recovery: what was held is processed. It says
 // whether STANDBY was set.
-func (d *Device) Recovered() bool { return d.clear(Change{Kind: Recovered}) }
+func (d *Device) Recovered() bool { return d.clear(Change{Kind: Recovered}, false) }
+
+// Reopened is Recovered for one that nobody asked for: a standby by hand stays.
+func (d *Device) Reopened() bool { return d.clear(Change{Kind: Recovered}, true) }
 
 // Clear ends a standby without a recovery: what is held fails. It works with a fuse off
 // as well, to put the flag right, and fails nothing then, as nothing is held. It says
 // whether STANDBY was set.
-func (d *Device) Clear(cause string) bool { return d.clear(Change{Kind: Cleared, Cause: cause}) }
+func (d *Device) Clear(cause string) bool { return d.clear(Change{Kind: Cleared, Cause: cause}, false) }
 
-func (d *Device) clear(c Change) bool {
+func (d *Device) clear(c Change, unlessByHand bool) bool {
 	d.key.mu.Lock()
 	defer d.key.mu.Unlock()
-	if !d.flag {
+	if !d.flag || d.byHand && unlessByHand {
 		return false
 	}
 	if c.Kind == Cleared && d.supported() {

@@ -26,6 +26,7 @@ type model struct {
 	holders  map[string]int
 	leases   map[string]bool
 	flag     bool
+	byHand   bool
 	expired  bool
 	replaces bool
 	requests []int
@@ -178,11 +179,12 @@ func TestAnySequence(t *testing.T) {
 				if err == nil && !m.flag {
 					m.flag, m.expired = true, false
 				}
+				m.byHand = m.byHand || err == nil
 			},
 			"clear": func(t *rapid.T) {
 				had := m.pick(held)
 				stood := m.flag && m.supported()
-				m.flag = false
+				m.flag, m.byHand = false, false
 				m.d.Clear("by hand")
 				if had >= 0 && stood && m.requests[had] != failed {
 					t.Fatal("a hold ended by hand, and its request did not fail")
@@ -190,11 +192,17 @@ func TestAnySequence(t *testing.T) {
 			},
 			"recover": func(t *rapid.T) {
 				had := m.pick(held)
-				m.flag = false
+				m.flag, m.byHand = false, false
 				m.d.Recovered()
 				if had >= 0 && m.requests[had] == failed {
 					t.Fatal("a recovery failed a request")
 				}
+			},
+			"reopen": func(t *rapid.T) {
+				if ended := m.d.Reopened(); ended != (m.flag && !m.byHand) {
+					t.Fatalf("standby %t, by hand %t, and a reopening ended it: %t", m.flag, m.byHand, ended)
+				}
+				m.flag = m.flag && m.byHand
 			},
 			"expire": func(*rapid.T) {
 				if m.flag {
