@@ -102,11 +102,14 @@ fuzz:
 failpoints:
 	CGO_ENABLED=0 $(GO) build -tags failpoints -o bin/holdfast-failpoints ./cmd/holdfast
 
-VMTESTS = ./ublk/... ./internal/spawner ./device ./cmd/holdfast ./sysfs/fusefs ./hack/faultfs ./hack/story ./hack/kill
-# The kernels side by side: a test mostly waits, or keeps one processor busy.
+# Some tests on every kernel, and, to save time, each of the others on one; make soak has all on
+# all. The kernels side by side, as a test mostly waits, or keeps one processor busy.
+EVERYWHERE = ./ublk/... ./device ./hack/kill
+ON_6.12 = ./cmd/holdfast ./internal/spawner
+ON_7.2  = ./sysfs/fusefs ./hack/faultfs ./hack/story
 vm: build failpoints
-	@printf '%s\n' $(KERNELS) | xargs -P 4 -I K bash -o pipefail -c \
-		'$(GO) run ./hack/vm -kernel K -timeout 13m $(VMTESTS:%=-test %) -- -test.short 2>&1 | sed -u "s/^/K  /"'
+	@printf '%s\n' $(foreach k,$(KERNELS),'$(k) $(EVERYWHERE:%=-test %) $(ON_$(k):%=-test %)') | xargs -P 4 -L 1 bash -o pipefail -c \
+		'$(GO) run ./hack/vm -kernel $$0 -timeout 13m "$$@" -- -test.short 2>&1 | sed -u "s/^/$$0  /"'
 
 # systemd as process 1, our units, reboots.
 boot: setup build
@@ -124,7 +127,7 @@ SOAKKILL = HOLDFAST_KILLS=$(KILLS) HOLDFAST_VARIANT_KILLS=20 HOLDFAST_DEVICES=64
 soak: setup build failpoints boot
 	@for k in $(KERNELS); do \
 		echo "=== Linux $$k"; \
-		$(GO) run ./hack/vm -kernel $$k -timeout 20m -test ./ublk -test ./device || exit 1; \
+		$(GO) run ./hack/vm -kernel $$k -timeout 30m $(patsubst %,-test %,$(filter-out ./hack/kill ./hack/story,$(EVERYWHERE) $(ON_6.12) $(ON_7.2))) || exit 1; \
 		$(GO) run ./hack/vm -kernel $$k -timeout 40m -env HOLDFAST_ROUNDS=$(ROUNDS) -test ./hack/story || exit 1; \
 		$(GO) run ./hack/vm -kernel $$k -timeout 60m $(SOAKKILL:%=-env %) -test ./hack/kill || exit 1; \
 	done

@@ -115,7 +115,7 @@ func TestFioVerify(t *testing.T) {
 				if c.deltas == 1 && c.version == 2 || c.deltas == 2 {
 					continue
 				}
-				written, trimmed = "5m", "2m"
+				written, trimmed = "3m", "1m"
 			}
 			t.Run(fmt.Sprintf("%s/%d deltas/v%d", path, c.deltas, c.version), func(t *testing.T) {
 				dir := t.TempDir()

@@ -22,7 +22,7 @@ func TestMany(t *testing.T) {
 	const requests = 32
 	devices := 64
 	if testing.Short() {
-		devices = 24
+		devices = 16
 	}
 	w := newWays(t, faultfs.Options{})
 	key := standby.NewKey(time.Now, nil)

@@ -84,7 +84,7 @@ func TestTriggers(t *testing.T) {
 							continue
 						}
 						for k, errno := range []unix.Errno{unix.EBUSY, unix.ENOTCONN, unix.EIO} {
-							if (path != "copy" || recovery != RecoveryManual) && k != i%3 && os.Getenv(longEnv) == "" {
+							if (testing.Short() || path != "copy" || recovery != RecoveryManual) && k != i%3 && os.Getenv(longEnv) == "" {
 								continue // to save time
 							}
 							c.rule.Errno = errno

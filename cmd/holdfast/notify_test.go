@@ -140,7 +140,7 @@ func TestServiceManager(t *testing.T) {
 				}
 				return true
 			})
-			for p.conn.SetReadDeadline(time.Now()); ; {
+			for p.conn.SetReadDeadline(time.Now().Add(10 * time.Millisecond)); ; {
 				if _, err := p.conn.Read(make([]byte, 4096)); err != nil {
 					break
 				}

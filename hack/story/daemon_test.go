@@ -24,14 +24,6 @@ func needVM(t *testing.T) {
 	}
 }
 
-// shared has one of the kernels do what would take too long on all of them.
-func shared(t *testing.T, old bool) {
-	t.Helper()
-	if testing.Short() && (os.Getenv("HOLDFAST_VM") == "6.12") != old {
-		t.Skip("to save time: another kernel does it, and make soak")
-	}
-}
-
 // daemon is a holdfast of the test's own.
 type daemon struct {
 	t    *testing.T

@@ -25,7 +25,6 @@ const quickSuites = 3
 // which has blocks of a page like ours.
 func TestConformance(t *testing.T) {
 	needVM(t)
-	shared(t, false)
 	must(t, command("modprobe", "loop"))
 	d := startDaemon(t)
 	const size = 64 << 20

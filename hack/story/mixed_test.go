@@ -14,7 +14,9 @@ import (
 // without any standby in the world, and works again when the storage does.
 func TestMixed(t *testing.T) {
 	needVM(t)
-	shared(t, true)
+	if testing.Short() {
+		t.Skip("takes long: make soak")
+	}
 	g := needGluster(t)
 	d := startDaemon(t)
 	image := "/attached.hds"
