@@ -131,6 +131,10 @@ func (d *Daemon) upgrade(ctx context.Context, r UpgradeRequest) (*UpgradeResult,
 	failpoint.Hit("upgrade-released")
 	said, err := h.hears("serving", serveLimit)
 	pause := time.Since(begin)
+	var waiting, live int
+	if n, _ := fmt.Sscan(said, &waiting, &live); err == nil && n == 2 && live == 0 && len(left) > 0 {
+		err = fmt.Errorf("it can serve none of the %d devices; its log says why", len(left))
+	}
 	if err != nil {
 		h.kill()
 		if err := d.takeHold(); err != nil {
@@ -143,8 +147,7 @@ func (d *Daemon) upgrade(ctx context.Context, r UpgradeRequest) (*UpgradeResult,
 		d.takeBack(left)
 		return nil, fmt.Errorf("the new daemon does not serve, and this one has taken everything back: %w", err)
 	}
-	res := &UpgradeResult{PID: h.p.PID, Devices: len(left), PauseMS: float64(pause.Microseconds()) / 1000}
-	fmt.Sscan(said, &res.Waiting)
+	res := &UpgradeResult{PID: h.p.PID, Devices: len(left), Waiting: waiting, PauseMS: float64(pause.Microseconds()) / 1000}
 	d.cfgMu.Lock()
 	d.gone, d.heirPID = true, res.PID
 	d.cfgMu.Unlock()
@@ -436,16 +439,19 @@ func (i *inheritance) tell(d *Daemon) {
 	}
 	defer i.report.Close()
 	for begin := time.Now(); ; time.Sleep(time.Millisecond) {
-		waiting := 0
+		waiting, live := 0, 0
 		d.mu.Lock()
 		for _, s := range d.slots {
-			if s.phase == StateRecovering {
+			switch {
+			case s.phase == StateRecovering:
 				waiting++
+			case s.dev != nil:
+				live++
 			}
 		}
 		d.mu.Unlock()
 		if waiting == 0 || time.Since(begin) > recoverTime {
-			fmt.Fprintln(i.report, "serving", waiting)
+			fmt.Fprintln(i.report, "serving", waiting, live)
 			return
 		}
 	}

@@ -24,8 +24,9 @@ func (f *fixture) heir(then string) UpgradeRequest {
 func TestUpgradeFails(t *testing.T) {
 	f := newFixture(t)
 	was := f.create("v", "i")
-	for range 3 {
-		if _, err := f.c.Upgrade(ctx, f.heir("")); err == nil {
+	// At once, or after it could serve nothing.
+	for _, then := range []string{"", "", "echo serving 1 0 >&4; sleep 60"} {
+		if _, err := f.c.Upgrade(ctx, f.heir(then)); err == nil {
 			t.Fatal("no error")
 		}
 		if v := f.eventually("v", "live"); v.ID != was.ID {
