@@ -341,10 +341,9 @@ func (s *userSearch) processes() error {
 
 // A process that begins or ends and waits for storage meanwhile can't be looked at on some
 // kernels, and who looks waits with it. Such a look is left alone, and not taken twice.
-var (
-	lookTime = time.Second // for all that hang together, and a twentieth for each
-	looks    sync.Map      // paths of processes that are being looked at
-)
+const lookTime = time.Second // for all that hang together, and a twentieth for each
+
+var looks sync.Map // paths of processes that are being looked at
 
 func (s *userSearch) patiently(pid int, patience time.Duration) (process, bool) {
 	dir := filepath.Join(s.proc, strconv.Itoa(pid))

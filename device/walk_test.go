@@ -35,7 +35,7 @@ func TestWalk(t *testing.T) {
 	if seeds == "" {
 		seeds = "1,2,3"
 		if testing.Short() { // another one on each kernel
-			steps = 450
+			steps = 300
 			seeds = map[bool]string{true: "1", false: "2"}[os.Getenv("HOLDFAST_VM") < "7"]
 		}
 	}

@@ -25,6 +25,9 @@ const quickSuites = 3
 // which has blocks of a page like ours.
 func TestConformance(t *testing.T) {
 	needVM(t)
+	if testing.Short() {
+		t.Skip("takes long: make soak")
+	}
 	must(t, command("modprobe", "loop"))
 	d := startDaemon(t)
 	const size = 64 << 20
