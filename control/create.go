@@ -26,14 +26,14 @@ func (d *Daemon) Create(ctx context.Context, spec device.Spec) (*Device, error) 
 	defer cancel()
 	defer context.AfterFunc(d.creating, cancel)()
 	s, err := d.acquire(ctx, spec.Name)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		defer d.release(s)
+		err = d.create(ctx, s, spec)
 	}
-	defer d.release(s)
-	if err := d.create(ctx, s, spec); err != nil {
-		if d.creating.Err() != nil {
-			return nil, fail(CodeStopping, "the daemon is stopping, device %q was not created", spec.Name)
-		}
+	if err != nil && d.creating.Err() != nil {
+		return nil, fail(CodeStopping, "the daemon is stopping, device %q was not created", spec.Name)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return d.Device(spec.Name)
