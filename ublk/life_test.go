@@ -320,7 +320,7 @@ func TestTryStop(t *testing.T) {
 	}
 	select {
 	case <-d.Done():
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the queues go on after TRY_STOP_DEV")
 	}
 }
@@ -335,7 +335,7 @@ func TestStoppedByOthers(t *testing.T) {
 	}
 	select {
 	case <-d.Done():
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the queues go on after STOP_DEV")
 	}
 }
@@ -351,7 +351,7 @@ func TestQuiesce(t *testing.T) {
 	}
 	select {
 	case <-d.Done():
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the queues go on after QUIESCE_DEV")
 	}
 	if err := c.StartRecovery(t.Context(), d.ID()); !errors.Is(err, unix.EBUSY) {

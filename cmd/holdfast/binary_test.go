@@ -255,7 +255,7 @@ func (d dir) daemon(options ...string) *exec.Cmd {
 		d.t.Fatal(err)
 	}
 	d.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	for deadline := time.Now().Add(10 * time.Second); d.holdfast("list").code != 0; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); d.holdfast("list").code != 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			d.t.Fatalf("the daemon does not answer: %s", d.read("log"))
 		}

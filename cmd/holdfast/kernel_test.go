@@ -141,7 +141,7 @@ func TestKernelSIGTERM(t *testing.T) {
 	d.mount(d.create("busy"), true)
 	idle := d.create("idle", "--data-path", "copy", "--queues", "1", "--depth", "16")
 	cmd.Process.Signal(syscall.SIGTERM)
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		if _, err := os.Stat(idle); err != nil {
 			break
 		}
@@ -164,7 +164,7 @@ func TestKernelSIGTERM(t *testing.T) {
 	cmd = d.daemon()
 	d.mount(d.create("busy"), false)
 	cmd.Process.Signal(syscall.SIGTERM)
-	for deadline := time.Now().Add(20 * time.Second); !bytes.Contains(d.read("log"), []byte("not removed yet")); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !bytes.Contains(d.read("log"), []byte("not removed yet")); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no report of the user:\n%s", d.read("log"))
 		}

@@ -38,7 +38,7 @@ func play(t *testing.T) *played {
 // before it.
 func (p *played) told(want string) (before []string) {
 	p.t.Helper()
-	p.conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	p.conn.SetReadDeadline(time.Now().Add(time.Minute))
 	buf := make([]byte, 4096)
 	for {
 		n, err := p.conn.Read(buf)

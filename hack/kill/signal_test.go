@@ -68,7 +68,7 @@ func TestOutOfMemory(t *testing.T) {
 	s.dies(time.Minute)
 	events, err := os.ReadFile(cgroup + "/memory.events")
 	must(t, err)
-	if !strings.Contains(string(events), "oom_kill 1\n") {
+	if strings.Contains(string(events), "oom_kill 0\n") { // it may have met the spawner as well
 		t.Errorf("it was not the OOM killer: %s", events)
 	}
 	took := s.restart("oom")

@@ -37,7 +37,7 @@ func newRing(t testing.TB, p Params) *Ring {
 // wait turns the loop until n completions are there.
 func wait(t testing.TB, r *Ring, n int) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); r.Ready() < n; {
+	for end := time.Now().Add(time.Minute); r.Ready() < n; {
 		if _, err := r.SubmitAndWait(n, time.Second); err != nil {
 			t.Fatal(err)
 		}
