@@ -222,13 +222,17 @@ func execute(ctx context.Context, o *options) (int, error) {
 		memory: o.memory, cpus: o.cpus, append: o.append, icount: o.icount, reboots: o.systemd, timeout: o.timeout,
 		stdout: os.Stdout, stderr: os.Stderr,
 	}
-	if m.disks, err = makeDisks(temp, o.disks); err != nil {
-		return 0, err
-	}
-	if o.systemd {
-		if out, err := exec.Command("mkfs.ext4", "-q", "-F", m.disks[0].path).CombinedOutput(); err != nil {
-			return 0, fmt.Errorf("mkfs.ext4 on the first disk: %w: %s", err, out)
+	m.renew = func() (err error) {
+		if m.disks, err = makeDisks(temp, o.disks); err != nil || !o.systemd {
+			return err
 		}
+		if out, err := exec.Command("mkfs.ext4", "-q", "-F", m.disks[0].path).CombinedOutput(); err != nil {
+			return fmt.Errorf("mkfs.ext4 on the first disk: %w: %s", err, out)
+		}
+		return nil
+	}
+	if err := m.renew(); err != nil {
+		return 0, err
 	}
 	if err := writeInitramfs(m.initramfs, k, *config); err != nil {
 		return 0, err

@@ -29,6 +29,7 @@ type machine struct {
 	memory    string
 	cpus      int
 	disks     []disk
+	renew     func() error // makes the disks anew
 	append    string // more kernel command line
 	icount    bool   // emulated: the clock counts instructions
 	reboots   bool   // the guest may boot again

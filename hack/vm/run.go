@@ -128,6 +128,15 @@ func (m *machine) run(ctx context.Context, choice accelChoice, allowOops bool) i
 			if choice.probe && accel == accelKVM {
 				choice.remember(accelKVM)
 			}
+			if accel == accelTCG && o.console.tripped() && attempt < attempts {
+				logf("boot %d of %d: the emulated kernel has tripped over a place in its own text that it was patching, which says nothing about what is to be tested: again, from the start", attempt, attempts)
+				attempt++
+				if err := m.renew(); err != nil {
+					logf("%v", err)
+					return exitHarness
+				}
+				continue
+			}
 			return m.verdict(o, accel, allowOops)
 		}
 		if choice.probe && accel == accelKVM {

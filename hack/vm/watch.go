@@ -19,6 +19,7 @@ type console struct {
 	hung   int      // number of the line after which blocked tasks are listed
 	faults []int    // numbers of lines that match faultForm
 	panic  bool
+	int3   bool   // see tripped
 	warned string // the first warning since ready
 }
 
@@ -67,6 +68,7 @@ func (c *console) line(s string) {
 	if faultForm.MatchString(s) {
 		c.faults = append(c.faults, number)
 		c.panic = c.panic || strings.Contains(s, "Kernel panic")
+		c.int3 = c.int3 || strings.Contains(s, "Oops: int3")
 	}
 	if strings.Contains(s, "Show Blocked State") {
 		c.hung = number
@@ -114,6 +116,15 @@ func (c *console) warning() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.warned
+}
+
+// tripped says that a processor has run into the breakpoint that the kernel puts where it
+// patches itself, and was not known to: an emulator's fault (seen with QEMU 7.2's TCG), as it
+// goes on with what it had translated before.
+func (c *console) tripped() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.int3
 }
 
 // fault returns the first line that shows a fault, and whether the kernel panicked at any time.

@@ -14,6 +14,7 @@ func TestConsoleFaults(t *testing.T) {
 		"[    5.3] Kernel panic - not syncing: sysrq triggered crash":                                   true,
 		"[    5.3] BUG: kernel NULL pointer dereference, address: 0000000000000000":                     true,
 		"[    5.3] Oops: Oops: 0002 [#1] SMP NOPTI":                                                     true,
+		"[    2.4] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI":                                             true,
 		"[  242.1] INFO: task fio:123 blocked for more than 120 seconds.":                               true,
 		"[   65.1] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:":                               true,
 		"[   65.1] watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [fio:123]":                         true,
@@ -31,6 +32,9 @@ func TestConsoleFaults(t *testing.T) {
 		fault, panicked := c.fault()
 		if (fault != "") != want || panicked != strings.Contains(line, "Kernel panic") {
 			t.Errorf("%s: fault %q, panicked %v", line, fault, panicked)
+		}
+		if c.tripped() != strings.Contains(line, "int3") {
+			t.Errorf("%s: tripped %v", line, c.tripped())
 		}
 	}
 }
