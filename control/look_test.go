@@ -34,9 +34,12 @@ func TestHangingPersistentDevice(t *testing.T) {
 	f.setOpenErr(context.DeadlineExceeded)
 	f.start()
 	f.eventually("a", StateWaiting)
+	f.d.mu.Lock()
 	s := f.d.slots["a"]
+	spec := s.rec.Spec
+	f.d.mu.Unlock()
 	waitFor(t, "that it hangs", func() bool { return s.looking.CompareAndSwap(false, true) })
-	if _, err := f.d.Create(ctx, f.d.slots["a"].rec.Spec); CodeOf(err) != CodeImage {
+	if _, err := f.d.Create(ctx, spec); CodeOf(err) != CodeImage {
 		t.Errorf("create: %v", err)
 	}
 	if _, err := f.c.Upgrade(ctx, f.heir("echo serving 0 >&4; exec sleep 1")); err != nil {
