@@ -201,7 +201,7 @@ func TestShell(t *testing.T) {
 			"dr-xr-xr-x 0 root queue directory\nlrwxrwxrwx 13 root link symbolic link\n"},
 		{`ls; ls -l size | cut -d' ' -f1,2,3,4,5; readlink -f link | xargs basename`, "gone\nlink\nlong\nqueue\nsize\ntrigger\n-r--r--r-- 1 root root 4096\nstandby\n"},
 		{`cat long | wc -c; wc -c < size; grep -c . size`, "100001\n5\n1\n"},
-		{`cp size $OLDPWD/../copy 2>/dev/null; cp size /tmp/fusefs-$$ && cat /tmp/fusefs-$$; rm /tmp/fusefs-$$`, "2048\n"},
+		{`cp size /tmp/fusefs-$$ && cat /tmp/fusefs-$$; rm /tmp/fusefs-$$`, "2048\n"},
 		{`dd if=size bs=1 2>/dev/null; dd if=size bs=1 skip=2 2>/dev/null; tail -c 3 size`, "2048\n48\n48\n"},
 		{`echo off | dd of=link conv=fsync 2>/dev/null && sync link && cat link`, "off\n"},
 		{`touch size && truncate -s 0 link && cat link && stat -c %s link/../queue/standby 2>&1 | tail -c 16; stat -c %s queue/standby`, "off\nNot a directory\n4096\n"},
