@@ -30,9 +30,9 @@ type machine struct {
 	cpus      int
 	disks     []disk
 	renew     func() error // makes the disks anew
-	append    string // more kernel command line
-	icount    bool   // emulated: the clock counts instructions
-	reboots   bool   // the guest may boot again
+	append    string       // more kernel command line
+	icount    bool         // emulated: the clock counts instructions
+	reboots   bool         // the guest may boot again
 	timeout   time.Duration
 	stdout    io.Writer
 	stderr    io.Writer
