@@ -25,7 +25,7 @@ func TestUpgradeFails(t *testing.T) {
 	f := newFixture(t)
 	was := f.create("v", "i")
 	// At once, or after it could serve nothing.
-	for _, then := range []string{"", "", "echo serving 1 0 >&4; sleep 60"} {
+	for _, then := range []string{"", "", "echo serving 1 0 >&4; exec sleep 60"} {
 		if _, err := f.c.Upgrade(ctx, f.heir(then)); err == nil {
 			t.Fatal("no error")
 		}
