@@ -109,7 +109,7 @@ ON_6.12 = ./cmd/holdfast ./internal/spawner
 ON_7.2  = ./sysfs/fusefs ./hack/faultfs ./hack/story
 vm: build failpoints
 	@printf '%s\n' $(foreach k,$(KERNELS),'$(k) $(EVERYWHERE:%=-test %) $(ON_$(k):%=-test %)') | xargs -P 4 -L 1 bash -o pipefail -c \
-		'$(GO) run ./hack/vm -kernel $$0 -timeout 13m "$$@" -- -test.short 2>&1 | sed -u "s/^/$$0  /"'
+		'$(GO) run ./hack/vm -kernel $$0 -timeout 13m "$$@" -- -test.short 2>&1 | while IFS= read -r l; do printf "%s %4ds  %s\n" $$0 $$SECONDS "$$l"; done'
 
 # systemd as process 1, our units, reboots.
 boot: setup build

@@ -20,16 +20,16 @@ import (
 func TestFileSystems(t *testing.T) {
 	ctl := openControl(t)
 	for _, path := range dataPathsOf(t, ctl) {
-		for _, c := range []struct {
+		for i, c := range []struct {
 			fs              string
 			deltas, version int
 			cluster         int64
 		}{
-			{"ext4", 1, 2, 1 << 20}, {"xfs", 1, 1, 1 << 20},
-			{"xfs", 2, 2, 256 << 10}, {"ext4", 64, 2, 64 << 10},
+			{"ext4", 1, 2, 1 << 20}, {"xfs", 2, 2, 256 << 10},
+			{"xfs", 1, 1, 1 << 20}, {"ext4", 64, 2, 64 << 10},
 			{"ext4", 2, 1, 63 << 9}, // the historic 63 sectors: never the fast way for requests over a border
 		} {
-			if testing.Short() && (c.version == 1 || c.deltas == 64) {
+			if testing.Short() && (i > 1 || onOtherKernel(i)) {
 				continue // to save time
 			}
 			t.Run(fmt.Sprintf("%s/%s/%d deltas/v%d/%d", path, c.fs, c.deltas, c.version, c.cluster), func(t *testing.T) {

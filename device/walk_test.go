@@ -34,9 +34,11 @@ func TestWalk(t *testing.T) {
 	seeds, steps := os.Getenv("HOLDFAST_WALK_SEEDS"), 700
 	if seeds == "" {
 		seeds = "1,2,3"
-		if testing.Short() { // another one on each kernel
-			steps = 300
-			seeds = map[bool]string{true: "1", false: "2"}[os.Getenv("HOLDFAST_VM") < "7"]
+		if testing.Short() {
+			steps, seeds = 300, "1"
+			if onOtherKernel(0) {
+				seeds = "2"
+			}
 		}
 	}
 	if s := os.Getenv("HOLDFAST_WALK_STEPS"); s != "" {

@@ -113,7 +113,11 @@ func fillImage(t *testing.T, d *daemon, image string) {
 // if nothing had been.
 func outage(t *testing.T, d *daemon, g *gluster, sd *initiatorDisk, name string, round int, mount string, recover func()) {
 	t.Helper()
-	j := startFio(t, sd.Path, work{Offset: int64(round) * roundSize % diskSize, Size: roundSize, Rate: 400, Depth: 16})
+	size := roundSize
+	if testing.Short() {
+		size /= 2
+	}
+	j := startFio(t, sd.Path, work{Offset: int64(round) * roundSize % diskSize, Size: int64(size), Rate: 400, Depth: 16})
 	d.waitWrites(name, 100+150*(round%5), j)
 	failed := firstError(t, mount)
 	g.kill(t)
@@ -140,7 +144,7 @@ func outage(t *testing.T, d *daemon, g *gluster, sd *initiatorDisk, name string,
 	held := since(first)
 	r := j.wait(5 * time.Minute)
 	noErrors(t, sd)
-	if want := int64(roundSize / workBlock); r.Error != 0 || r.Writes < want || r.Verified < want {
+	if want := int64(size / workBlock); r.Error != 0 || r.Writes < want || r.Verified < want {
 		t.Errorf("fio: %+v, want %d writes and as many verified, and no error", r, want)
 	}
 	t.Logf("round %d: %s; standby %v after the first error in the storage, read as on %v after; %d of %d tags held; recovered after %v; %d writes, %d verified, 0 errors in %v, the slowest took %v",
