@@ -103,13 +103,22 @@ failpoints:
 	CGO_ENABLED=0 $(GO) build -tags failpoints -o bin/holdfast-failpoints ./cmd/holdfast
 
 # Some tests on every kernel, and, to save time, each of the others on one; make soak has all on
-# all. The kernels side by side, as a test mostly waits, or keeps one processor busy.
-EVERYWHERE = ./ublk/... ./device ./hack/kill
-ON_6.12 = ./cmd/holdfast ./internal/spawner
-ON_7.2  = ./sysfs/fusefs ./hack/faultfs ./hack/story
+# all. The kernels run side by side, and what needs no two queues with one processor: two that
+# are emulated hold each other up when they have to share one.
+DRIVER   = ./ublk/... ./device
+OTHERS   = ./cmd/holdfast ./internal/spawner ./sysfs/fusefs ./hack/faultfs
+TESTS    = $(patsubst %,-test %,$(1))
+VM_6.12  = '-cpus 2 $(call TESTS,$(DRIVER) ./hack/kill)' '-cpus 1 $(call TESTS,./cmd/holdfast ./internal/spawner)'
+VM_7.2   = '-cpus 1 $(call TESTS,./device ./sysfs/fusefs ./hack/faultfs)' '-cpus 2 $(call TESTS,./ublk/... ./hack/kill ./hack/story)'
+VM_OTHER = '-cpus 2 $(call TESTS,$(DRIVER) ./hack/kill)'
 vm: build failpoints
-	@printf '%s\n' $(foreach k,$(KERNELS),'$(k) $(EVERYWHERE:%=-test %) $(ON_$(k):%=-test %)') | xargs -P 4 -L 1 bash -o pipefail -c \
-		'$(GO) run ./hack/vm -kernel $$0 -timeout 13m "$$@" -- -test.short 2>&1 | while IFS= read -r l; do printf "%s %4ds  %s\n" $$0 $$SECONDS "$$l"; done'
+	@$(MAKE) --no-print-directory -j $(KERNELS:%=vm-%)
+vm-%: SHELL = /bin/bash
+vm-%: .SHELLFLAGS = -o pipefail -c
+vm-%:
+	@for a in $(or $(VM_$*),$(VM_OTHER)); do \
+		$(GO) run ./hack/vm -kernel $* -timeout 13m $$a -- -test.short || exit 1; \
+	done 2>&1 | while IFS= read -r l; do printf '%s %4ds  %s\n' $* $$SECONDS "$$l"; done
 
 # systemd as process 1, our units, reboots.
 boot: setup build
@@ -127,7 +136,7 @@ SOAKKILL = HOLDFAST_KILLS=$(KILLS) HOLDFAST_VARIANT_KILLS=20 HOLDFAST_DEVICES=64
 soak: setup build failpoints boot
 	@for k in $(KERNELS); do \
 		echo "=== Linux $$k"; \
-		$(GO) run ./hack/vm -kernel $$k -timeout 30m $(patsubst %,-test %,$(filter-out ./hack/kill ./hack/story,$(EVERYWHERE) $(ON_6.12) $(ON_7.2))) || exit 1; \
+		$(GO) run ./hack/vm -kernel $$k -timeout 30m $(call TESTS,$(DRIVER) $(OTHERS)) || exit 1; \
 		$(GO) run ./hack/vm -kernel $$k -timeout 40m -env HOLDFAST_ROUNDS=$(ROUNDS) -test ./hack/story || exit 1; \
 		$(GO) run ./hack/vm -kernel $$k -timeout 60m $(SOAKKILL:%=-env %) -test ./hack/kill || exit 1; \
 	done

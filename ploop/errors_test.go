@@ -113,6 +113,7 @@ func faulty(seed uint64, lossy, believing bool) error {
 }
 
 func faultySeeds(t *testing.T, lossy bool) {
+	t.Parallel()
 	seeds := cutSeeds(600)
 	for seed := range seeds {
 		if err := faulty(uint64(seed), lossy, false); err != nil {
@@ -129,6 +130,7 @@ func TestLossyFaults(t *testing.T) { faultySeeds(t, true) }
 
 // TestLossyFaultsControl believes a sync that overlaps another.
 func TestLossyFaultsControl(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(20000) {
 		if err := faulty(seed, true, true); err != nil {
 			t.Logf("seed %d: %v", seed, err)

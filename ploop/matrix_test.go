@@ -476,7 +476,9 @@ func matrixStep() int {
 	switch {
 	case os.Getenv("HOLDFAST_FAULT_MATRIX") == "full":
 		return 1
-	case testing.Short() || raceEnabled:
+	case raceEnabled:
+		return 197
+	case testing.Short():
 		return 97
 	}
 	return 47
@@ -486,6 +488,7 @@ func matrixStep() int {
 // that isn't there, whatever operation on the storage fails in whatever way.
 // HOLDFAST_FAULT_MATRIX=full plays every case, which takes minutes.
 func TestFaultMatrix(t *testing.T) {
+	t.Parallel()
 	points, cases, turns := 0, 0, 0
 	sites := map[string]bool{}
 	for _, scene := range matrixScenes {
@@ -526,6 +529,7 @@ func TestFaultMatrix(t *testing.T) {
 // TestFaultMatrixControl has one write of data not be done and say that it was.
 // The matrix must see that, unless it was of no consequence.
 func TestFaultMatrixControl(t *testing.T) {
+	t.Parallel()
 	for _, scene := range matrixScenes {
 		seen, k := 0, 1
 		for ; ; k++ {

@@ -468,6 +468,7 @@ func cutSeeds(usual int) int {
 // version that was acknowledged or in flight, none older than the last flush.
 // HOLDFAST_POWERCUT_SEEDS asks for more than the usual number of seeds.
 func TestPowerCut(t *testing.T) {
+	t.Parallel()
 	seeds := cutSeeds(1000)
 	total := 0
 	for seed := range seeds {
@@ -483,6 +484,7 @@ func TestPowerCut(t *testing.T) {
 // TestPowerCutControl leaves out the syncs that order data and index. If the
 // test above can't see that, it sees nothing.
 func TestPowerCutControl(t *testing.T) {
+	t.Parallel()
 	found := 0
 	for seed := range 200 {
 		if _, err := powerCuts(uint64(seed), true); err != nil {

@@ -40,6 +40,7 @@ func mustOpen(t testing.TB, refs []ImageRef, o Options) *Stack {
 // TestRandomOperations compares a stack with a plain byte slice under random
 // reads, writes, zeroes and discards, over closing and opening and new deltas.
 func TestRandomOperations(t *testing.T) {
+	t.Parallel()
 	for name, g := range map[string]struct {
 		version int
 		cluster uint32

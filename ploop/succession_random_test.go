@@ -243,6 +243,7 @@ func (c cutImage) read(p []byte) ([]uint64, error) {
 }
 
 func (sc successionScene) seeds(t *testing.T, usual int) {
+	t.Parallel()
 	for seed := range cutSeeds(10*usual) / 10 {
 		if err := sc.play(uint64(seed)); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
@@ -263,6 +264,10 @@ func TestSuccessionLossy(t *testing.T) { successionScene{faults: true, lossy: tr
 // TestSuccessionControl has the new stack take for durable what the old one
 // didn't know to be.
 func TestSuccessionControl(t *testing.T) {
+	if raceEnabled {
+		t.Skip("a control of another test, and slow")
+	}
+	t.Parallel()
 	for seed := range uint64(200) {
 		if err := (successionScene{trusting: true}).play(seed); err != nil {
 			t.Logf("seed %d: %v", seed, err)

@@ -113,12 +113,12 @@ func fillImage(t *testing.T, d *daemon, image string) {
 // if nothing had been.
 func outage(t *testing.T, d *daemon, g *gluster, sd *initiatorDisk, name string, round int, mount string, recover func()) {
 	t.Helper()
-	size := roundSize
+	size, before := roundSize, 100+150*(round%5)
 	if testing.Short() {
-		size /= 2
+		size, before = roundSize/4, 50
 	}
 	j := startFio(t, sd.Path, work{Offset: int64(round) * roundSize % diskSize, Size: int64(size), Rate: 400, Depth: 16})
-	d.waitWrites(name, 100+150*(round%5), j)
+	d.waitWrites(name, before, j)
 	failed := firstError(t, mount)
 	g.kill(t)
 	d.waitStandby(name, "on")
