@@ -19,7 +19,7 @@ func TestControl(t *testing.T) {
 	}
 	d.waitWrites("control", 100, j)
 	g.kill(t)
-	r := j.wait(5 * time.Minute)
+	r := j.wait(10 * time.Minute)
 	if r.Error == 0 {
 		t.Errorf("fio saw no error of storage that was taken away: %+v", r)
 	}

@@ -25,7 +25,7 @@
 //
 // # Running
 //
-//	make vm      the story once or twice on each kernel
+//	make vm      the story once, and the control, on Linux 7.2
 //	make soak    HOLDFAST_ROUNDS=10, and the variants
 //
 // The tests change what there is one of in a machine (glusterd, iscsid, the

@@ -214,7 +214,7 @@ func (g *gluster) revive(t *testing.T, mount string) {
 	if err := command("gluster", "--mode=script", "volume", "start", volume, "force"); err != nil {
 		t.Fatal(err)
 	}
-	if err := wait(2*time.Minute, func() error { return answers(mount) }); err != nil {
+	if err := wait(5*time.Minute, func() error { return answers(mount) }); err != nil {
 		t.Fatalf("%s after the bricks were started again: %v", mount, err)
 	}
 }

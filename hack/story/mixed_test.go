@@ -60,11 +60,11 @@ func TestMixed(t *testing.T) {
 
 	g.revive(t, g.mounts[1])
 	d.ok("replace", "attached", "--top", g.mounts[1]+image)
-	if r := j.wait(5 * time.Minute); r.Error != 0 {
+	if r := j.wait(10 * time.Minute); r.Error != 0 {
 		t.Errorf("fio: %+v", r)
 	}
 	noErrors(t, sd)
-	if err := wait(2*time.Minute, func() error { _, err := f.ReadAt(got, 1<<20); return err }); err != nil {
+	if err := wait(5*time.Minute, func() error { _, err := f.ReadAt(got, 1<<20); return err }); err != nil {
 		t.Errorf("the device without a consumer stays dead: %v", err)
 	} else if !bytes.Equal(got[:12], want[:12]) {
 		t.Errorf("it reads %q", got[:12])

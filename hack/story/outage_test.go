@@ -22,7 +22,7 @@ func (d *daemon) attribute(name, attr string) (string, error) {
 // waitStandby waits until a device's attribute has a value.
 func (d *daemon) waitStandby(name, want string) {
 	d.t.Helper()
-	if err := wait(2*time.Minute, func() error {
+	if err := wait(5*time.Minute, func() error {
 		got, err := d.attribute(name, "queue/standby")
 		if err == nil && got != want {
 			err = fmt.Errorf("standby of %s reads %q, want %q", name, got, want)
@@ -38,7 +38,7 @@ func (d *daemon) waitStandby(name, want string) {
 func (d *daemon) waitWrites(name string, more int, j *job) {
 	d.t.Helper()
 	want := d.status(name).Counters.Writes + uint64(more)
-	if err := wait(2*time.Minute, func() error {
+	if err := wait(5*time.Minute, func() error {
 		if j.ended.Load() {
 			d.t.Fatalf("fio ended before anything happened: %+v", j.wait(0))
 		}

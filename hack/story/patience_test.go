@@ -34,7 +34,7 @@ func TestHoldOutlastsDiskTimeout(t *testing.T) {
 		t.Fatalf("fio did not wait: %+v", j.wait(0))
 	}
 	d.ok("replace", "patient", "--top", d.dir+"/patient.hds")
-	if r := j.wait(5 * time.Minute); r.Error != 0 {
+	if r := j.wait(10 * time.Minute); r.Error != 0 {
 		t.Errorf("fio: %+v", r)
 	}
 	t.Logf("the initiator's kernel says: %q", sd.kernelErrors(t))
@@ -49,7 +49,7 @@ func TestHoldOutlastsDiskTimeout(t *testing.T) {
 func TestHoldOutlastsSession(t *testing.T) {
 	needSoak(t)
 	d, sd, j := heldWork(t, "impatient", impatient("3"))
-	if r := j.wait(5 * time.Minute); r.Error == 0 {
+	if r := j.wait(10 * time.Minute); r.Error == 0 {
 		t.Errorf("fio saw no error: %+v", r)
 	}
 	lines := sd.kernelErrors(t)
@@ -62,13 +62,13 @@ func TestHoldOutlastsSession(t *testing.T) {
 	}
 
 	d.ok("replace", "impatient", "--top", d.dir+"/impatient.hds")
-	if err := wait(2*time.Minute, func() error {
+	if err := wait(5*time.Minute, func() error {
 		return command("dd", "if="+sd.Path, "of=/dev/null", "bs=64K", "count=16", "iflag=direct")
 	}); err != nil {
 		t.Fatalf("the disk does not come back: %v", err)
 	}
 	sd.kernelErrors(t) // those of the hold
-	r := startFio(t, sd.Path, work{Offset: roundSize, Size: roundSize / 4, Rate: 1000, Depth: 16}).wait(5 * time.Minute)
+	r := startFio(t, sd.Path, work{Offset: roundSize, Size: roundSize / 4, Rate: 1000, Depth: 16}).wait(10 * time.Minute)
 	if r.Error != 0 {
 		t.Errorf("fio after the hold: %+v", r)
 	}

@@ -142,7 +142,7 @@ func outage(t *testing.T, d *daemon, g *gluster, sd *initiatorDisk, name string,
 	recover()
 	d.waitStandby(name, "off")
 	held := since(first)
-	r := j.wait(5 * time.Minute)
+	r := j.wait(10 * time.Minute)
 	noErrors(t, sd)
 	if want := int64(size / workBlock); r.Error != 0 || r.Writes < want || r.Verified < want {
 		t.Errorf("fio: %+v, want %d writes and as many verified, and no error", r, want)
