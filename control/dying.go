@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,16 +15,35 @@ import (
 // interrupted. It keeps all that it has until they can end: sockets, locks, and the
 // driver's devices.
 
-// dying says whether a process is one of these: its first thread is gone, and not all are.
+// What /proc/PID/stat tells, counted from the field behind the name (proc(5)): the state, the
+// kernel's flags, the signals that wait for the thread.
+const (
+	statState   = 0
+	statFlags   = 6
+	statPending = 28
+	pfExiting   = 0x4 // include/linux/sched.h
+)
+
+// dying says whether a process is one of these. Which of its threads is held up may be any: the
+// first is gone and others are not, or it is the one that closes the files, or that waits in
+// a system call with the signal pending.
 func dying(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return false
 	}
 	// The name, in parentheses, may contain anything.
-	_, state, ok := bytes.Cut(stat[max(0, bytes.LastIndexByte(stat, ')')):], []byte(" "))
-	threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-	return ok && bytes.HasPrefix(state, []byte("Z")) && len(threads) > 1
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) <= statPending {
+		return false
+	}
+	if fields[statState] == "Z" {
+		threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+		return len(threads) > 1
+	}
+	flags, _ := strconv.ParseUint(fields[statFlags], 10, 64)
+	pending, _ := strconv.ParseUint(fields[statPending], 10, 64)
+	return flags&pfExiting != 0 || pending&(1<<(unix.SIGKILL-1)) != 0
 }
 
 // dyingText is what there is to say of it.
