@@ -327,12 +327,15 @@ func TestUpdateSize(t *testing.T) {
 }
 
 func TestAllocatesNothing(t *testing.T) {
+	if testing.Short() {
+		t.Skip("to save time: TestQueueAllocatesNothing has the queue's part")
+	}
 	eachPath(t, func(t *testing.T, c *Control, p DataPath) {
 		if _, err := exec.LookPath("fio"); err != nil {
 			t.Skip(err)
 		}
 		const size = 16 << 20
-		const requests = 25_000 // TestQueueAllocatesNothing has more
+		const requests = 25_000
 		f := backing(t, size, 0)
 		d := serve(t, c, Config{Size: size, DataPath: p, NoPartScan: true}, &fileHandler{f}, f)
 		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)

@@ -144,6 +144,9 @@ func TestFence(t *testing.T) {
 
 // TestFenceControl: without the fence, the same loses what was acknowledged.
 func TestFenceControl(t *testing.T) {
+	if onOtherKernel(1) {
+		t.Skip("to save time: the other kernel's")
+	}
 	f := fence(t, "HOLDFAST_FAILSWITCH=no-fence")
 	f.serves("fence")
 	f.acknowledged()

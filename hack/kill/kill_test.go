@@ -34,7 +34,7 @@ const loopSize = 64 << 20
 // TestKillLoop kills the server HOLDFAST_KILLS times, under a load that checks what
 // it reads.
 func TestKillLoop(t *testing.T) {
-	kills := count(t, "HOLDFAST_KILLS", 8)
+	kills := count(t, "HOLDFAST_KILLS", 6)
 	s := newServer(t, "--targets", "none")
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
