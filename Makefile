@@ -103,8 +103,8 @@ failpoints:
 	CGO_ENABLED=0 $(GO) build -tags failpoints -o bin/holdfast-failpoints ./cmd/holdfast
 
 # To save time most cases run on one kernel or the other, and what make unit can test as well on
-# none; make soak has all on all. The kernels run side by side, and what needs no two queues with one processor: two that
-# are emulated hold each other up when they have to share one.
+# none; make soak has all on all. The kernels run side by side, and what needs no two queues with
+# one processor: two that are emulated hold each other up when they have to share one.
 DRIVER   = ./ublk/... ./device
 OTHERS   = ./cmd/holdfast ./internal/spawner ./sysfs/fusefs ./hack/faultfs
 TESTS    = $(patsubst %,-test %,$(1))
