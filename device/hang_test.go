@@ -51,6 +51,7 @@ func TestHungStorage(t *testing.T) {
 				}
 				id := w.a.Add(faultfs.Rule{Op: faultfs.Write, Path: "top", Times: hung, Hang: true})
 				a := newAIO(t, fd, hung)
+				t.Cleanup(w.a.Clear) // nothing of a test that fails waits for the rest of it
 				for b := range uint64(hung) {
 					a.submit(iocbWrite, b*clusterBlocks/2, 2)
 				}
