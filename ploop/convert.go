@@ -5,7 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
+	"io"
 )
 
 // ConvertOptions say what to make of an image.
@@ -180,11 +180,11 @@ func (c *converter) writeBAT() error {
 	if err := c.dst.Truncate(int64(c.hdr.sectorAt(c.used)) * SectorSize); err != nil {
 		return err
 	}
-	return writeBAT(c.dst.File, c.bat)
+	return writeBAT(c.dst, c.bat)
 }
 
 // writeBAT writes a table behind the header.
-func writeBAT(f *os.File, bat []uint32) error {
+func writeBAT(f io.WriterAt, bat []uint32) error {
 	b := make([]byte, 64<<10)
 	off := int64(headerSize)
 	for len(bat) > 0 {

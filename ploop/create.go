@@ -36,7 +36,7 @@ func Create(path string, o CreateOptions) error {
 	}
 	if err := d.begin(h); err != nil {
 		d.discard()
-		return err
+		return fmt.Errorf("create %s: %w", path, err)
 	}
 	return d.publish()
 }

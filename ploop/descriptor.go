@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -64,21 +65,25 @@ type xmlDescriptor struct {
 // not looked at. An error wraps [ErrCorrupt], [ErrUnsupported] or [ErrLimit]
 // where it speaks of the content.
 func ParseDescriptor(path string) (*Descriptor, error) {
-	f, err := os.Open(path)
+	bad := func(op string, err error) error { return &fs.PathError{Op: op, Path: path, Err: err} }
+	// O_NONBLOCK: a FIFO by that name must not hang us.
+	f, err := openPlain(path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, err
+		return nil, bad("open", err)
 	}
 	defer f.Close()
-	if fi, err := f.Stat(); err != nil {
-		return nil, err
-	} else if !fi.Mode().IsRegular() {
-		return nil, &fs.PathError{Op: "read", Path: path, Err: errors.New("not a regular file")}
+	var st unix.Stat_t
+	if err := unix.Fstat(f.fd, &st); err != nil {
+		return nil, bad("stat", err)
+	} else if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, bad("read", errors.New("not a regular file"))
 	}
-	b, err := io.ReadAll(io.LimitReader(f, maxDescriptor+1))
-	if err != nil {
-		return nil, err
+	b := make([]byte, maxDescriptor+1)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, bad("read", err)
 	}
-	return parseDescriptor(path, b)
+	return parseDescriptor(path, b[:n])
 }
 
 func parseDescriptor(path string, b []byte) (*Descriptor, error) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 
@@ -14,7 +15,7 @@ import (
 // final one, so that nobody ever sees half an image, and neither a failure nor
 // a power cut leaves one under the final name.
 type draft struct {
-	*os.File
+	plainFile
 	final string
 }
 
@@ -25,12 +26,17 @@ func newDraft(final string) (*draft, error) {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	// CreateTemp gives mode 0600: what is in a disk is its owner's matter.
-	f, err := os.CreateTemp(filepath.Dir(final), ".holdfast-*.tmp")
-	if err != nil {
-		return nil, err
+	for {
+		name := filepath.Join(filepath.Dir(final), fmt.Sprintf(".holdfast-%d.tmp", rand.Uint64()))
+		// What is in a disk is its owner's matter.
+		f, err := openPlain(name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+		switch {
+		case err == nil:
+			return &draft{plainFile: f, final: final}, nil
+		case err != unix.EEXIST:
+			return nil, &fs.PathError{Op: "create", Path: name, Err: err}
+		}
 	}
-	return &draft{File: f, final: final}, nil
 }
 
 // publish makes the content durable, gives the file its final name, and makes
@@ -42,7 +48,7 @@ func (d *draft) publish() (err error) {
 		}
 	}()
 	if err := d.Sync(); err != nil {
-		return err
+		return fmt.Errorf("sync %s: %w", d.Name(), err)
 	}
 	err = unix.Renameat2(unix.AT_FDCWD, d.Name(), unix.AT_FDCWD, d.final, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
@@ -60,6 +66,15 @@ func (d *draft) publish() (err error) {
 	return syncDir(filepath.Dir(d.final))
 }
 
+// Close does nothing the second time: the descriptor may be another file's then.
+func (d *draft) Close() error {
+	fd := d.fd
+	if d.fd = -1; fd < 0 {
+		return fs.ErrClosed
+	}
+	return unix.Close(fd)
+}
+
 // discard removes the draft. It does nothing after publish.
 func (d *draft) discard() {
 	if d.Close() == nil {
@@ -68,15 +83,16 @@ func (d *draft) discard() {
 }
 
 func syncDir(dir string) error {
-	f, err := os.Open(dir)
+	f, err := openPlain(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return err
+		return &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer f.Close()
 	// Some file systems can't sync a directory and say so; theirs is then
 	// durable by other means, or not at all, and no caller could do better.
-	if err := f.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EOPNOTSUPP) {
-		return err
+	err = retry(func() error { return unix.Fsync(f.fd) })
+	if err != nil && err != unix.EINVAL && !unsupported(err) {
+		return &fs.PathError{Op: "sync", Path: dir, Err: err}
 	}
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"sync/atomic"
 	"unsafe"
 
@@ -42,8 +41,7 @@ type file interface {
 
 // osFile is a file of the operating system, locked for as long as it is open.
 type osFile struct {
-	f      *os.File
-	fd     int
+	plainFile
 	write  bool
 	direct bool        // opened with O_DIRECT
 	locked atomic.Bool // the file system carries the lock
@@ -66,11 +64,11 @@ func openFile(path string, write, direct bool) (*osFile, error) {
 	if write {
 		flags = unix.O_RDWR | unix.O_NONBLOCK
 	}
-	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
+	plain, err := openPlain(path, flags, 0)
 	if err != nil {
 		return nil, &IOError{Op: "open", File: path, Offset: -1, Err: err}
 	}
-	f := &osFile{f: os.NewFile(uintptr(fd), path), fd: fd, write: write}
+	f := &osFile{plainFile: plain, write: write}
 	if err := f.prepare(path, write, direct); err != nil {
 		f.Close()
 		return nil, err
@@ -207,27 +205,7 @@ func (f *osFile) WriteAt(p []byte, off int64) (int, error) {
 		copy(b, p)
 		p = b
 	}
-	for done := 0; done < len(p); {
-		n, err := unix.Pwrite(f.fd, p[done:], off+int64(done))
-		switch {
-		case err == unix.EINTR:
-		case err != nil:
-			return done, err
-		case n == 0:
-			return done, fmt.Errorf("%w: %w", io.ErrShortWrite, unix.EIO)
-		default:
-			done += n
-		}
-	}
-	return len(p), nil
-}
-
-func (f *osFile) Sync() error {
-	return retry(func() error { return unix.Fdatasync(f.fd) })
-}
-
-func (f *osFile) Truncate(size int64) error {
-	return retry(func() error { return unix.Ftruncate(f.fd, size) })
+	return f.plainFile.WriteAt(p, off)
 }
 
 func (f *osFile) Allocate(off, n int64) error {
@@ -265,7 +243,7 @@ func (f *osFile) Close() error {
 	if f.Locked() {
 		_ = f.Unlock()
 	}
-	return f.f.Close()
+	return f.plainFile.Close()
 }
 
 func (f *osFile) Locked() bool { return f.locked.Load() }
@@ -277,19 +255,11 @@ func (f *osFile) Unlock() error {
 }
 
 func (f *osFile) Lock() error {
-	locked, err := lockFile(f.fd, f.f.Name(), f.write)
+	locked, err := lockFile(f.fd, f.name, f.write)
 	if err == nil {
 		f.locked.Store(locked)
 	}
 	return err
-}
-
-func retry(f func() error) error {
-	for {
-		if err := f(); err != unix.EINTR {
-			return err
-		}
-	}
 }
 
 func unsupported(err error) bool {

@@ -3,7 +3,6 @@ package ploop
 import (
 	"encoding/hex"
 	"fmt"
-	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -154,11 +153,11 @@ func uuid(id [16]byte) string {
 // openUnlocked is for looking on while someone else may write.
 func openUnlocked(path string, _, _ bool) (file, error) {
 	// O_NONBLOCK as in openFile; reads of files and block devices don't care.
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	plain, err := openPlain(path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, &IOError{Op: "open", File: path, Offset: -1, Err: err}
 	}
-	f := &osFile{f: os.NewFile(uintptr(fd), path), fd: fd}
+	f := &osFile{plainFile: plain}
 	if err := f.checkKind(path); err != nil {
 		f.Close()
 		return nil, err

@@ -1,0 +1,13 @@
+package ploop
+
+import (
+	"os"
+	"testing"
+
+	"holdfast/hack/faultfs"
+)
+
+func TestMain(m *testing.M) {
+	faultfs.Child()
+	os.Exit(m.Run())
+}
