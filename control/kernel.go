@@ -272,7 +272,7 @@ func (d *Daemon) waitingStatus(slot *slot) device.Status {
 	if r := rec.Standby; r != nil {
 		s.Since, s.Cause = &r.Since, r.Cause
 		if r.Errno != 0 {
-			s.Errno = unix.ErrnoName(unix.Errno(r.Errno))
+			s.Errno = device.ErrnoName(unix.Errno(r.Errno))
 		}
 	}
 	return st

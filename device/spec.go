@@ -7,8 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"holdfast/ploop"
 	"holdfast/ublk"
 )
@@ -152,30 +150,4 @@ func (s *Spec) validateStandby() error {
 		}
 	}
 	return nil
-}
-
-// triggers looks up errors by their names; nil for none.
-func triggers(names []string) ([]unix.Errno, error) {
-	var set []unix.Errno
-	for _, name := range names {
-		errno, ok := errnoByName(name)
-		if !ok {
-			return nil, fmt.Errorf("standby error %q: not the name of an error, like ENOTCONN", name)
-		}
-		if noSpace(errno) {
-			return nil, fmt.Errorf("standby error %s: requests wait for space anyway", name)
-		}
-		set = append(set, errno)
-	}
-	return set, nil
-}
-
-// errnoByName is the inverse of unix.ErrnoName.
-func errnoByName(name string) (unix.Errno, bool) {
-	for e := unix.Errno(1); e < 256; e++ {
-		if name != "" && unix.ErrnoName(e) == name {
-			return e, true
-		}
-	}
-	return 0, false
 }

@@ -6,8 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"holdfast/standby"
 	"holdfast/ublk"
 )
@@ -189,7 +187,7 @@ func (d *Device) standbyStatus() (StandbyStatus, standby.Reason) {
 	if m.Flag {
 		s.Since, s.Cause = &m.Since, m.Cause
 		if m.Errno != 0 {
-			s.Errno = unix.ErrnoName(m.Errno)
+			s.Errno = ErrnoName(m.Errno)
 		}
 		if t := time.Duration(d.spec.StandbyTimeout); t > 0 && m.Supported {
 			deadline := m.Since.Add(t)
@@ -197,7 +195,7 @@ func (d *Device) standbyStatus() (StandbyStatus, standby.Reason) {
 		}
 	}
 	for e, n := range m.Stats.Triggers {
-		s.Triggers[unix.ErrnoName(e)] = n
+		s.Triggers[ErrnoName(e)] = n
 	}
 	for i, n := range m.Stats.Inconsistencies {
 		s.Inconsistencies[string(i)] = n

@@ -8,12 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DefaultTriggers are the errors that the original's storage gives (EBUSY, another
-// host took the lease on the file; ENOTCONN, the mount is gone; EIO), and two by which
-// others say for a moment that the mount is about to be gone: ECONNABORTED, FUSE to the
-// requests that its server was at when it died; EBADFD, GlusterFS when its bricks went.
-var DefaultTriggers = []unix.Errno{unix.EBUSY, unix.ENOTCONN, unix.EIO, unix.ECONNABORTED, unix.EBADFD}
-
 // Kind is what kind of change happened.
 type Kind uint8
 

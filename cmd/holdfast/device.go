@@ -31,7 +31,7 @@ func createCommand() *cli.Command {
 			&cli.IntFlag{Name: "depth", Usage: "`N` requests at once in a queue", DefaultText: "128"},
 			&cli.StringFlag{Name: "recovery", Usage: "`HOW` a standby ends: manual (by replace) or reopen (also by itself, when the same files return)", Value: device.RecoveryManual},
 			&cli.DurationFlag{Name: "standby-timeout", Usage: "fail what is held after `TIME` in standby", DefaultText: "never"},
-			&cli.StringFlag{Name: "standby-errors", Usage: "`ERRORS` of the storage that lead to standby", DefaultText: "EBUSY,ENOTCONN,EIO,ECONNABORTED,EBADFD"},
+			&cli.StringFlag{Name: "standby-errors", Usage: "`ERRORS` of the storage that lead to standby", DefaultText: "those of storage that is lost"},
 			&cli.StringFlag{Name: "recover-policy", Usage: "`WHAT` becomes of I/O while the device can't be served again after the daemon's death: wait, or fail", Value: device.RecoverWait},
 			&cli.DurationFlag{Name: "recover-timeout", Usage: "with the recover policy fail, fail I/O after `TIME`", DefaultText: device.DefaultRecoverTimeout.String()},
 			&cli.StringFlag{Name: "on-standby", Usage: "run the program `FILE` when the device goes to standby"},
