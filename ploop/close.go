@@ -21,7 +21,11 @@ func (s *Stack) Close() error {
 	if !s.readOnly {
 		err = s.endWriting()
 	}
-	return errors.Join(err, s.closeFiles())
+	err = errors.Join(err, s.closeFiles())
+	if s.idle() {
+		s.table.free()
+	}
+	return err
 }
 
 func (s *Stack) endWriting() error {

@@ -77,8 +77,11 @@ func (n *Stack) readBAT(d *delta) (*table, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = d.scanBAT(func(i, sector uint64) { t.init(i, makeEntry(d.level, sector)) }, d.refuse)
-	return t, err
+	if _, err = d.scanBAT(func(i, sector uint64) { t.init(i, makeEntry(d.level, sector)) }, d.refuse); err != nil {
+		t.free()
+		return nil, err
+	}
+	return t, nil
 }
 
 // difference counts what doesn't agree, and keeps the first.
@@ -117,6 +120,7 @@ func (n *Stack) compare(s *Stack, c Succession, known knowledge) error {
 		if top, err = n.readBAT(d); err != nil {
 			return err
 		}
+		defer top.free()
 	}
 	if err := n.decide(s, top, known); err != nil {
 		return err
@@ -142,6 +146,7 @@ func (n *Stack) compare(s *Stack, c Succession, known knowledge) error {
 				diff.add(i, found, want)
 			}
 		}
+		t.free()
 		if err := diff.err(d); err != nil {
 			return err
 		}

@@ -262,7 +262,7 @@ func (x *index) writeRun(s *Stack, sectors []int64, bySector map[int64][]*indexO
 
 // publish puts an entry into the table; the caller holds x.lost.
 func (x *index) publish(s *Stack, i uint64, from, to entry) {
-	s.table.store(i, to)
+	s.table.publish(i, to)
 	switch {
 	case s.inTop(to) && !s.inTop(from):
 		s.allocated.Add(1)

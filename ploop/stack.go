@@ -87,15 +87,21 @@ func Open(refs []ImageRef, o Options) (*Stack, error) {
 	}
 	if !s.readOnly {
 		if o.Locked && !s.top.file.Locked() {
-			s.closeFiles()
+			s.discard()
 			return nil, fmt.Errorf("%q: %w", s.top.ref.Path, ErrNoLock)
 		}
 		if err := s.beginWriting(); err != nil {
-			s.closeFiles()
+			s.discard()
 			return nil, err
 		}
 	}
 	return s, nil
+}
+
+// discard gives up a stack that nobody has used.
+func (s *Stack) discard() error {
+	s.table.free()
+	return s.closeFiles()
 }
 
 func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
@@ -118,7 +124,7 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 	}
 	defer func() {
 		if err != nil {
-			s.closeFiles()
+			s.discard()
 		}
 	}()
 	for level, ref := range refs {

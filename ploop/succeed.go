@@ -77,7 +77,7 @@ func (s *Stack) Succeed(c Succession) (_ *Stack, err error) {
 	c.Drained = c.Drained && len(n.life.before) == 0
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, n.unmark(), n.closeFiles(), s.takeLocksBack())
+			err = errors.Join(err, n.unmark(), n.discard(), s.takeLocksBack())
 		}
 	}()
 	for level, ref := range c.Refs {

@@ -99,7 +99,7 @@ func (s *Stack) Undo(next *Stack) error {
 	next.closeMu.Lock()
 	var err error
 	if !next.closed.Swap(true) {
-		err = errors.Join(next.unmark(), next.closeFiles())
+		err = errors.Join(next.unmark(), next.discard())
 	}
 	next.closeMu.Unlock()
 	return errors.Join(err, s.Resume())
@@ -108,7 +108,8 @@ func (s *Stack) Undo(next *Stack) error {
 // Retire ends s, whose successor lives: a Close after it does nothing. Nothing
 // is ever written to the files that were replaced, not even that they are no
 // longer in use. They are closed when the last call and the last transfer on s
-// have come back, which nobody waits for here.
+// have come back, which nobody waits for here, and the memory of the table goes
+// with them: a Reader must not be asked for a place any more.
 func (s *Stack) Retire() {
 	s.closeMu.Lock()
 	defer s.closeMu.Unlock()
@@ -135,6 +136,7 @@ func (s *Stack) Retire() {
 				s.log("a replaced image: %v", err)
 			}
 		}
+		s.table.free()
 	}()
 }
 
