@@ -63,15 +63,23 @@ func (d *Device) failed(r *ublk.Request, q *queue, g *generation, level int, sta
 		d.serve(r, q)
 		return
 	}
-	op := r.Op().String()
-	if state == stateSync {
-		op = "sync for " + op
-	}
-	err := fmt.Errorf("%s at offset %d of %s, in %q: %w", op, r.Offset(), d.Path(), g.stack.Status().Images[level].Path, errno)
+	err := fmt.Errorf("%s of %s, in %q: %w", subject(r.Op(), r.Offset(), state == stateSync), d.Path(), g.stack.Status().Images[level].Path, errno)
 	g.mu.Lock()
 	v := d.judge(g, err)
 	g.mu.Unlock()
 	d.settle(r, q, v, err)
+}
+
+// subject says for a message what was being done. A FLUSH is about the whole device.
+func subject(op ublk.Op, offset int64, sync bool) string {
+	s := op.String()
+	if sync {
+		s = "sync for " + s
+	}
+	if op == ublk.OpFlush {
+		return s
+	}
+	return fmt.Sprintf("%s at offset %d", s, offset)
 }
 
 // settle does with a request what was decided.
@@ -150,7 +158,11 @@ func (d *Device) finish(r *ublk.Request, q *queue, err error) {
 		return
 	}
 	q.stats.errors.Add(1)
-	d.ioErrors.Error().Err(err).Str("op", r.Op().String()).Int64("offset", r.Offset()).Int("length", r.Len()).Msg("request failed")
+	line := d.ioErrors.Error().Err(err).Str("op", r.Op().String())
+	if r.Op() != ublk.OpFlush {
+		line = line.Int64("offset", r.Offset()).Int("length", r.Len())
+	}
+	line.Msg("request failed")
 	d.event(Event{Time: time.Now(), Device: d.spec.Name, Kind: EventIOError, Message: err.Error()})
 	r.Complete(errnoOf(err))
 }

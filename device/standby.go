@@ -114,17 +114,25 @@ func (j *journal) take() []standby.Change {
 func (d *Device) note(c standby.Change) {
 	switch c.Kind {
 	case standby.Entered:
-		d.tell(EventStandby, "%s; requests are held", c.Cause)
+		if c.Held == standby.Hold {
+			d.tell(EventStandby, "%s; requests are held", c.Cause)
+		} else {
+			d.tell(EventStandby, "%s; nothing is held, as a fuse is off", c.Cause)
+		}
 	case standby.Kept:
 		d.tell(EventKept, "standby is by hand now: it is not ended by reopening the files")
 	case standby.Recovered:
 		d.flowing()
-		d.tell(EventRecovered, "the files answer again, what was held is served")
+		d.tell(EventRecovered, "standby was ended %s: what was held is served", c.Cause)
 	case standby.Cleared:
 		d.flowing()
-		d.tell(EventCleared, "standby was ended %s, without a recovery: what was held failed", c.Cause)
+		if c.Held == standby.Fail {
+			d.tell(EventCleared, "standby was ended %s, without a recovery: what was held failed", c.Cause)
+		} else {
+			d.tell(EventCleared, "the mark of a standby was cleared %s; nothing was held, as a fuse was off", c.Cause)
+		}
 	case standby.Expired:
-		d.tell(EventTimeout, "standby has lasted %v: requests fail until it ends", time.Duration(d.spec.StandbyTimeout))
+		d.tell(EventTimeout, "standby has lasted longer than its time-out of %v: requests fail until it ends", time.Duration(d.spec.StandbyTimeout))
 	case standby.Attached:
 		d.tell(EventAttached, "%s has a lease", c.Consumer)
 	case standby.Detached:

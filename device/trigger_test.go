@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -216,7 +217,7 @@ func (m *triggered) fault(name string, rule faultfs.Rule, may bool, do func(plac
 		}
 		return
 	}
-	if s := m.Status().Standby; s.Errno != unix.ErrnoName(rule.Errno) {
+	if s := m.Status().Standby; s.Errno != unix.ErrnoName(rule.Errno) || strings.Contains(s.Cause, "offset -") {
 		m.t.Errorf("%s: the cause is %s: %s", name, s.Errno, s.Cause)
 	}
 	select {

@@ -29,7 +29,7 @@ const (
 type Change struct {
 	Kind          Kind
 	Held          Verdict
-	Cause         string // of Entered and Cleared
+	Cause         string // of Entered, Recovered and Cleared
 	Consumer      string // of Attached and Detached
 	Inconsistency Inconsistency
 }
@@ -226,12 +226,16 @@ func (d *Device) Restore(r Restored) {
 	d.since = r.Since
 }
 
-// Recovered clears STANDBY after a recovery: what was held is processed. It says
+// Recovered clears STANDBY after files were replaced: what was held is processed. It says
 // whether STANDBY was set.
-func (d *Device) Recovered() bool { return d.clear(Change{Kind: Recovered}, false) }
+func (d *Device) Recovered() bool {
+	return d.clear(Change{Kind: Recovered, Cause: "by a replacement"}, false)
+}
 
 // Reopened is Recovered for one that nobody asked for: a standby by hand stays.
-func (d *Device) Reopened() bool { return d.clear(Change{Kind: Recovered}, true) }
+func (d *Device) Reopened() bool {
+	return d.clear(Change{Kind: Recovered, Cause: "by reopening the files, which answer again"}, true)
+}
 
 // Clear ends a standby without a recovery: what is held fails. It works with a fuse off
 // as well, to put the flag right, and fails nothing then, as nothing is held. It says

@@ -94,7 +94,8 @@ func (r *Request) FUA() bool { return r.flags&ioFlagFUA != 0 }
 // NoUnmap reports that WRITE_ZEROES must keep the space allocated.
 func (r *Request) NoUnmap() bool { return r.flags&ioFlagNoUnmap != 0 }
 
-// Offset is where on the device the request begins, in bytes.
+// Offset is where on the device the request begins, in bytes. A FLUSH is about the whole
+// device, and its offset means nothing.
 func (r *Request) Offset() int64 { return r.off }
 
 // Len is how many bytes it covers: up to MaxIO for READ and WRITE, up to nearly
@@ -108,6 +109,9 @@ func (r *Request) Queue() *Queue { return r.queue }
 func (r *Request) Tag() int { return int(r.tag) }
 
 func (r *Request) String() string {
+	if r.op == OpFlush {
+		return fmt.Sprintf("%v (queue %d, tag %d)", r.op, r.queue.index, r.tag)
+	}
 	return fmt.Sprintf("%v of %d bytes at %d (queue %d, tag %d)", r.op, r.n, r.off, r.queue.index, r.tag)
 }
 
