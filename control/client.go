@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"holdfast/device"
 )
 
@@ -220,6 +222,8 @@ func (c *Client) unreachable(ctx context.Context, err error) *Error {
 		return fail(CodeUnreachable, "no answer from the daemon on %q: %w", c.socket, context.Cause(ctx))
 	case errors.Is(err, fs.ErrPermission):
 		return fail(CodeUnreachable, "not permitted to talk to the daemon on %q: it takes root", c.socket)
+	case errors.As(err, &op) && op.Op == "dial" && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ENOTDIR):
+		return fail(CodeUnreachable, "the daemon on %q does not take the connection, and may hang: %w", c.socket, op.Err)
 	case errors.As(err, &op) && op.Op == "dial":
 		return fail(CodeUnreachable, "no daemon listens on %q: start one with 'holdfast daemon', or name its directory with --run-dir (%w)", c.socket, op.Err)
 	}

@@ -135,6 +135,24 @@ func TestDriverComesLater(t *testing.T) {
 	f.create("v", "i")
 }
 
+// TestTooManyDevices: that the kernel had no room is not said any more once there may be some.
+func TestTooManyDevices(t *testing.T) {
+	f := newFixture(t)
+	f.create("v", "i")
+	f.k.set(func() { f.k.openErr = ublk.ErrTooManyDevices })
+	_, err := f.c.Create(ctx, f.spec("w", "j"))
+	wantCode(t, err, CodeDriver)
+	if snap, _ := f.c.Snapshot(ctx); snap.Driver.Available {
+		t.Error("the driver is said to be available")
+	}
+	if err := f.c.Remove(ctx, "v", false); err != nil {
+		t.Fatal(err)
+	}
+	if snap, _ := f.c.Snapshot(ctx); !snap.Driver.Available {
+		t.Errorf("the driver is said to be not available: %s", snap.Driver.Missing)
+	}
+}
+
 func TestRecordCannotBeWritten(t *testing.T) {
 	f := newFixture(t)
 	// A directory in the record's place stops the rename, for root too.

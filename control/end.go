@@ -34,7 +34,11 @@ func (d *Daemon) endDevice(ctx context.Context, s *slot, force bool) error {
 		return nil
 	}
 	if !force {
-		return fail(CodeBusy, "device %q waits to be recovered (%s), and with it %s", s.name, problem, userList(users[id]))
+		who := "perhaps somebody who cannot be seen from here"
+		if len(users[id]) > 0 {
+			who = userList(users[id])
+		}
+		return fail(CodeBusy, "device %q waits to be recovered (%s), and with it %s", s.name, problem, who)
 	}
 	ctx, cancel := context.WithTimeout(ctx, closeLimit)
 	defer cancel()

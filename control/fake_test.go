@@ -329,6 +329,7 @@ type fixture struct {
 	c       *Client
 	dir     string
 	targets []string // Config.Targets
+	log     zerolog.Logger
 	serving chan error
 }
 
@@ -345,7 +346,7 @@ func (f *fixture) runDir() string   { return filepath.Join(f.dir, "run") }
 
 func (f *fixture) start() {
 	f.t.Helper()
-	d, err := start(Config{RunDir: f.runDir(), StateDir: f.stateDir(), Version: "test", Log: zerolog.Nop(), NoTree: true, Targets: f.targets,
+	d, err := start(Config{RunDir: f.runDir(), StateDir: f.stateDir(), Version: "test", Log: f.log, NoTree: true, Targets: f.targets,
 		TargetRoots: target.Roots{Configfs: filepath.Join(f.dir, "config"), Sys: filepath.Join(f.dir, "none"), Number: f.number}}, f.k)
 	if err != nil {
 		f.t.Fatal(err)

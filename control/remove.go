@@ -23,7 +23,7 @@ func (d *Daemon) Remove(ctx context.Context, name string, force bool) error {
 	if id, ok := d.orphan(name); ok {
 		return d.removeOrphan(ctx, id, force)
 	}
-	return d.removeWith(ctx, name, func(ctx context.Context, s *slot) error {
+	return d.inBackground(ctx, name, "the removal", func(ctx context.Context, s *slot) error {
 		switch {
 		case s.dev == nil && s.rec != nil && s.phase == StateRecovering:
 			return d.removeLeft(ctx, s, force)
@@ -46,8 +46,9 @@ func (d *Daemon) orphan(name string) (int, bool) {
 	return 0, false
 }
 
-// removeWith runs a removal with the name's token held.
-func (d *Daemon) removeWith(ctx context.Context, name string, remove func(context.Context, *slot) error) error {
+// inBackground runs what can't be left half done, with the name's token held: it goes on when
+// ctx ends.
+func (d *Daemon) inBackground(ctx context.Context, name, what string, do func(context.Context, *slot) error) error {
 	d.mu.Lock()
 	known := d.slots[name] != nil
 	d.mu.Unlock()
@@ -60,7 +61,7 @@ func (d *Daemon) removeWith(ctx context.Context, name string, remove func(contex
 	}
 	done := make(chan error, 1)
 	go func() {
-		err := remove(context.WithoutCancel(ctx), s)
+		err := do(context.WithoutCancel(ctx), s)
 		d.release(s)
 		done <- err
 	}()
@@ -68,7 +69,7 @@ func (d *Daemon) removeWith(ctx context.Context, name string, remove func(contex
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		return fail(CodeInternal, "device %q: the removal goes on in the daemon: %w", name, ctx.Err())
+		return fail(CodeInternal, "device %q: %s goes on in the daemon: %w", name, what, ctx.Err())
 	}
 }
 
@@ -104,6 +105,7 @@ func (d *Daemon) removeLive(ctx context.Context, s *slot, force, ending bool) er
 			return
 		}
 		s.rec, s.problem, s.events = nil, "", nil
+		d.driverProblem = "" // perhaps there were too many devices
 	})
 	s.recMu.Unlock()
 	d.devicesChanged()
@@ -189,9 +191,9 @@ func userList(users []device.User) string {
 }
 
 // Shutdown removes every device cleanly. Those in use are reported and kept
-// until their users let go. When force is closed, or a value arrives on it,
-// what is left is removed regardless of its users: its I/O fails from then on,
-// but its images are flushed and closed cleanly. Creations are refused and
+// until their users let go. When force is closed, what is left is removed regardless of
+// its users: its I/O fails from then on, but its images are flushed and closed
+// cleanly; the caller logs why. Creations are refused and
 // those under way taken back; recoveries go on. Lost devices stay in the records. An upgrade
 // that is under way ends first: after it they may all be the heir's (Heir), which is to be
 // told to stop in turn.
@@ -239,9 +241,9 @@ func (d *Daemon) Shutdown(ctx context.Context, force <-chan struct{}) error {
 	}
 }
 
-// removeByForce is the end of a shutdown that was asked for twice.
+// removeByForce is the end of a shutdown that waits for nobody.
 func (d *Daemon) removeByForce(ctx context.Context, failed []error) error {
-	d.log.Warn().Msg("second signal: removing devices that are in use")
+	d.log.Warn().Msg("removing the devices that are in use: I/O of their users fails")
 	for name, err := range d.removeAll(ctx, true) {
 		d.log.Error().Str("device", name).Err(err).Msg("not ended cleanly")
 		failed = append(failed, err)
@@ -277,7 +279,7 @@ func (d *Daemon) removeAll(ctx context.Context, force bool) map[string]error {
 		go func() {
 			// A creation that was taken back while we waited leaves nothing
 			// to remove, or a lost device to be left alone.
-			results <- result{name, d.removeWith(ctx, name, func(ctx context.Context, s *slot) error {
+			results <- result{name, d.inBackground(ctx, name, "the removal", func(ctx context.Context, s *slot) error {
 				return d.endDevice(ctx, s, force)
 			})}
 		}()

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 )
 
 func TestSecondDaemon(t *testing.T) {
@@ -186,6 +188,32 @@ func TestStrangers(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+// TestFullSocket: a daemon whose socket is there and takes nobody isn't said to be missing.
+func TestFullSocket(t *testing.T) {
+	dir := t.TempDir()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	at := &unix.SockaddrUnix{Name: filepath.Join(dir, socketName)}
+	if err := errors.Join(unix.Bind(fd, at), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for range 4 { // more than wait in it
+		c, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(c)
+		_ = unix.Connect(c, at)
+	}
+	_, err = NewClient(dir).Snapshot(ctx)
+	if e := wantCode(t, err, CodeUnreachable); !strings.Contains(e.Message, "may hang") || strings.Contains(e.Message, "no daemon listens") {
+		t.Errorf("%q", e.Message)
 	}
 }
 

@@ -1,11 +1,15 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/rs/zerolog"
 )
 
 func (f *fixture) shutdown() (force chan struct{}, done chan error) {
@@ -66,8 +70,11 @@ func TestShutdownWaitsForUsers(t *testing.T) {
 	}
 }
 
-func TestShutdownSecondSignal(t *testing.T) {
+func TestShutdownByForce(t *testing.T) {
 	f := newFixture(t)
+	var log bytes.Buffer
+	f.log = zerolog.New(zerolog.SyncWriter(&log))
+	f.restart()
 	f.create("busy", "b")
 	f.k.setUsers("busy", mounted)
 	dev := f.k.live["busy"]
@@ -79,6 +86,11 @@ func TestShutdownSecondSignal(t *testing.T) {
 	}
 	if !dev.forced || len(f.recorded()) != 0 {
 		t.Errorf("forced %v, records %v", dev.forced, f.recorded())
+	}
+	f.crash()
+	// What forces it only the caller knows: a signal, or a time-out.
+	if !strings.Contains(log.String(), "removing the devices that are in use") || strings.Contains(log.String(), "signal") {
+		t.Errorf("log: %s", &log)
 	}
 }
 

@@ -173,9 +173,23 @@ func (d *Daemon) withDevice(name string, do func(s *slot, dev live) error) error
 	case !known:
 		return fail(CodeNotFound, "there is no device %q", name)
 	case dev == nil:
-		return fail(CodeConflict, "device %q is not served now", name)
+		return d.notServed(s)
 	}
 	return do(s, dev)
+}
+
+// notServed is the refusal to do something to a device that has no server now.
+func (d *Daemon) notServed(s *slot) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	state := s.phase
+	switch {
+	case s.rec == nil:
+		return fail(CodeNotFound, "there is no device %q", s.name)
+	case state == "":
+		state = StateLost
+	}
+	return fail(CodeConflict, "device %q is %s, and not served now; 'holdfast why %s' tells more", s.name, state, s.name)
 }
 
 // update changes a device's record, durably before anybody sees it. After an error it is as
@@ -238,12 +252,12 @@ func (d *Daemon) Replace(ctx context.Context, name string, r ReplaceRequest) (*D
 	if r.Level != nil && *r.Level < 0 {
 		return nil, fail(CodeInvalid, "level %d: want 0 (the base) or more", *r.Level)
 	}
-	err := d.removeWith(ctx, name, func(ctx context.Context, s *slot) error {
+	err := d.inBackground(ctx, name, "the replacement", func(ctx context.Context, s *slot) error {
 		switch {
 		case s.dev == nil && s.phase == StateRecovering:
 			return d.replaceLeft(ctx, s, r)
 		case s.dev == nil:
-			return fail(CodeConflict, "device %q is not served now", name)
+			return d.notServed(s)
 		}
 		return d.replace(ctx, s, r)
 	})
@@ -292,8 +306,8 @@ func (d *Daemon) replace(ctx context.Context, s *slot, r ReplaceRequest) error {
 		return err
 	}
 	if level < len(probe.Images) {
-		probe.Images = slices.Clone(probe.Images)
-		probe.Images[level] = ids[0]
+		probe.Spec.Images, probe.Images = slices.Clone(probe.Spec.Images), slices.Clone(probe.Images)
+		probe.Spec.Images[level], probe.Images[level] = r.Image, ids[0]
 		d.mu.Lock()
 		err := d.conflict(s, &probe)
 		d.mu.Unlock()

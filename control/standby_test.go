@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -152,9 +153,13 @@ func TestReplace(t *testing.T) {
 	f.create("w", "other")
 	before := f.record("v")
 	// An image of another device is not for this one.
-	_, err := f.c.Replace(ctx, "v", ReplaceRequest{Image: f.image("other")})
-	wantCode(t, err, CodeConflict)
-	_, err = f.c.Replace(ctx, "v", ReplaceRequest{Image: ploop.ImageRef{Path: f.dir + "/none"}})
+	for level := range 2 {
+		_, err := f.c.Replace(ctx, "v", ReplaceRequest{Image: f.image("other"), Level: &level})
+		if e := wantCode(t, err, CodeConflict); !strings.Contains(e.Message, fmt.Sprintf("%q belongs to device \"w\"", f.image("other").Path)) {
+			t.Errorf("level %d: %q", level, e.Message)
+		}
+	}
+	_, err := f.c.Replace(ctx, "v", ReplaceRequest{Image: ploop.ImageRef{Path: f.dir + "/none"}})
 	wantCode(t, err, CodeImage)
 	_, err = f.c.Replace(ctx, "v", ReplaceRequest{Image: ploop.ImageRef{Path: "relative"}})
 	wantCode(t, err, CodeInvalid)
@@ -191,6 +196,22 @@ func TestReplace(t *testing.T) {
 	wantCode(t, err, CodeConflict)
 	f.restart()
 	f.create("v", "base", "new")
+}
+
+// TestInterrupted: what goes on in the daemon when its client is interrupted is named.
+func TestInterrupted(t *testing.T) {
+	f := newFixture(t)
+	hold := make(chan struct{})
+	defer close(hold)
+	for i, what := range []string{"the removal", "the replacement"} {
+		name := fmt.Sprintf("v%d", i)
+		f.create(name, name)
+		client, interrupt := context.WithCancel(ctx)
+		err := f.d.inBackground(client, name, what, func(context.Context, *slot) error { interrupt(); <-hold; return nil })
+		if err == nil || !strings.Contains(err.Error(), what+" goes on in the daemon") {
+			t.Errorf("%v", err)
+		}
+	}
 }
 
 // TestReplaceByHungFile asks for a file in storage that hangs: whoever does so is told in

@@ -28,7 +28,7 @@ func daemonCommand() *cli.Command {
 		Usage: "serve devices until a signal ends it",
 		Description: "On SIGTERM or SIGINT, devices that nobody uses are removed cleanly; those in use are reported\n" +
 			"and kept until released. A second signal removes them too: their I/O fails, their images\n" +
-			"are flushed and closed cleanly. A third one ends the daemon at once.",
+			"are flushed and closed cleanly. One more ends the daemon at once.",
 		Flags: []cli.Flag{
 			runDirFlag(),
 			&cli.StringFlag{Name: "state-dir", Usage: "`DIR` that remembers devices", Value: control.DefaultStateDir, EnvVars: []string{"HOLDFAST_STATE_DIR"}},
@@ -169,23 +169,14 @@ func serve(cfg control.Config, limit time.Duration) error {
 	ctx, leave := context.WithCancel(context.Background())
 	defer leave()
 	go func() {
-		var expired <-chan time.Time
-		if limit > 0 {
-			expired = time.After(limit)
-		}
-		select {
-		case <-signals:
-		case <-expired:
-			if manager.willRestart() {
-				leave()
-				return
-			}
-			cfg.Log.Warn().Msgf("devices are still in use after %v (--stop-timeout): file systems are synced, then I/O fails", limit)
-			syncAll(signals)
+		p := patience{log: cfg.Log, signals: signals, limit: limit, willRestart: manager.willRestart, sync: unix.Sync}
+		if !p.wait() {
+			leave()
+			return
 		}
 		close(force)
-		<-signals
-		cfg.Log.Error().Msg("third signal: ending at once, what is still served is lost")
+		sig := <-signals
+		cfg.Log.Error().Str("signal", sig.String()).Msg("one more signal: ending at once, what is still served is lost")
 		os.Exit(exitFailure)
 	}()
 	err = d.Shutdown(ctx, force)
@@ -202,18 +193,4 @@ func serve(cfg control.Config, limit time.Duration) error {
 		cfg.Log.Info().Msg("stopped")
 	}
 	return err
-}
-
-// syncLimit bounds the last sync, which may wait for storage that never answers.
-const syncLimit = 20 * time.Second
-
-// syncAll writes out what file systems on our devices have in memory, unless a signal comes.
-func syncAll(signals <-chan os.Signal) {
-	synced := make(chan struct{})
-	go func() { unix.Sync(); close(synced) }()
-	select {
-	case <-synced:
-	case <-time.After(syncLimit):
-	case <-signals:
-	}
 }

@@ -92,7 +92,7 @@ func told(c *cli.Context, before, after *control.Device) error {
 	switch {
 	case after.Standby.Value == "on":
 		text += fmt.Sprintf("; %s held", count(uint64(after.Standby.Held), "request"))
-	case before.Standby.Flag:
+	case before.Standby.Value == "on":
 		text += fmt.Sprintf("; %s held, which failed or are failing", plural(uint64(before.Standby.Held), "request was", "requests were"))
 	}
 	_, err := fmt.Fprintf(c.App.Writer, "%s: %s\n", quote(after.Name), text)

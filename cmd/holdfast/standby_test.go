@@ -161,6 +161,16 @@ func TestStandbyCommands(t *testing.T) {
 	}
 }
 
+// TestMarkWithoutStandby: with a fuse off nothing was held, so nothing failed.
+func TestMarkWithoutStandby(t *testing.T) {
+	f := newStandbyDaemon(t)
+	f.held.Standby.Value = "not supported"
+	var out, errs bytes.Buffer
+	if code := run(words("standby vol off"), &out, &errs); code != 0 || out.String() != "vol: standby is off\n" {
+		t.Errorf("exit %d, stdout %q, stderr %q", code, &out, &errs)
+	}
+}
+
 // TestCreateAsks: create's flags about standby, as the daemon gets them.
 func TestCreateAsks(t *testing.T) {
 	f := newStandbyDaemon(t)
