@@ -128,7 +128,7 @@ func (r *CheckReport) ExitCode() int {
 // Clusters that nothing refers to are leaks only behind the last used one, as
 // in qemu-img's check: the gaps inside a file are reused before it grows.
 func Check(refs []ImageRef, o CheckOptions) (*CheckReport, error) {
-	return check(refs, o, openOSFile)
+	return check(refs, o, openStill)
 }
 
 func check(refs []ImageRef, o CheckOptions, open opener) (*CheckReport, error) {

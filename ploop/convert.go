@@ -29,7 +29,7 @@ func Convert(ctx context.Context, src ImageRef, dst string, o ConvertOptions) er
 
 // ConvertStack is Convert for the disk of a whole stack, base first.
 func ConvertStack(ctx context.Context, refs []ImageRef, dst string, o ConvertOptions) (err error) {
-	s, err := Open(refs, Options{ReadOnly: true})
+	s, err := Open(refs, Options{ReadOnly: true, still: true})
 	if err != nil {
 		return err
 	}

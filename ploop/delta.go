@@ -48,7 +48,16 @@ func openDelta(ref ImageRef, open opener, write, direct bool) (*delta, error) {
 type opener func(path string, write, direct bool) (file, error)
 
 func openOSFile(path string, write, direct bool) (file, error) {
-	f, err := openFile(path, write, direct)
+	return openGuarded(path, write, false, direct)
+}
+
+// openStill opens a file that nobody may write to while it is open.
+func openStill(path string, write, direct bool) (file, error) {
+	return openGuarded(path, write, true, direct)
+}
+
+func openGuarded(path string, write, guard, direct bool) (file, error) {
+	f, err := openFile(path, write, guard, direct)
 	if err != nil {
 		return nil, err // not f: a nil *osFile isn't a nil file
 	}

@@ -1,15 +1,12 @@
 package ploop
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"holdfast/internal/failpoint"
 )
 
 // file is what the engine asks of the storage under an image. There are two
@@ -43,6 +40,7 @@ type file interface {
 type osFile struct {
 	plainFile
 	write  bool
+	guard  bool        // for reading, and nobody may write meanwhile (locks.go)
 	direct bool        // opened with O_DIRECT
 	locked atomic.Bool // the file system carries the lock
 	block  bool        // a block device: can't grow or shrink
@@ -50,15 +48,11 @@ type osFile struct {
 	dev, ino uint64 // which file it is
 }
 
-// openFile opens and locks an image. The lock is an open-file-description
-// lock over the whole file, exclusive for writing and shared for reading:
-// it goes only when the last reference to this open file goes, in-flight
-// transfers of a killed process included, which makes it a fence against
-// their landing late. qemu's image locks are of the same kind and collide.
+// openFile opens and locks an image (locks.go); guard is for reading.
 //
 // Direct I/O is used where the file system takes it in units of a sector,
 // which a probing read finds out, since no query tells it for all of them.
-func openFile(path string, write, direct bool) (*osFile, error) {
+func openFile(path string, write, guard, direct bool) (*osFile, error) {
 	// O_NONBLOCK: a FIFO by that name must not hang us; it does nothing to files.
 	flags := unix.O_RDONLY | unix.O_NONBLOCK
 	if write {
@@ -68,8 +62,8 @@ func openFile(path string, write, direct bool) (*osFile, error) {
 	if err != nil {
 		return nil, &IOError{Op: "open", File: path, Offset: -1, Err: err}
 	}
-	f := &osFile{plainFile: plain, write: write}
-	if err := f.prepare(path, write, direct); err != nil {
+	f := &osFile{plainFile: plain, write: write, guard: guard && !write}
+	if err := f.prepare(path, direct); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -90,16 +84,14 @@ func (f *osFile) checkKind(path string) error {
 	return nil
 }
 
-func (f *osFile) prepare(path string, write, direct bool) error {
+func (f *osFile) prepare(path string, direct bool) error {
 	err := f.checkKind(path)
 	if err != nil {
 		return err
 	}
-	locked, err := lockFile(f.fd, path, write)
-	if err != nil {
+	if err := f.Lock(); err != nil {
 		return err
 	}
-	f.locked.Store(locked)
 	fl, err := unix.FcntlInt(uintptr(f.fd), unix.F_GETFL, 0)
 	if err != nil {
 		return &IOError{Op: "fcntl", File: path, Offset: -1, Err: err}
@@ -112,28 +104,6 @@ func (f *osFile) prepare(path string, write, direct bool) error {
 		return f.tryDirect(path, fl)
 	}
 	return nil
-}
-
-// lockFile takes the lock and says whether the file system has locks at all.
-func lockFile(fd int, path string, write bool) (bool, error) {
-	if failpoint.Off("no-fence") {
-		return false, nil
-	}
-	lk := unix.Flock_t{Type: unix.F_RDLCK}
-	if write {
-		lk.Type = unix.F_WRLCK
-	}
-	err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &lk)
-	switch {
-	case err == nil:
-		return true, nil
-	case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES):
-		return false, &FormatError{File: path, Offset: -1, What: "lock", Class: ErrLocked,
-			Found: "another process has the image open (or writes of a dead one are still in flight)", Want: "to be its only user"}
-	case errors.Is(err, unix.ENOLCK) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL):
-		return false, nil
-	}
-	return false, &IOError{Op: "lock", File: path, Offset: -1, Err: err}
 }
 
 // tryDirect turns O_DIRECT on and off again if a read of one sector into
@@ -244,22 +214,6 @@ func (f *osFile) Close() error {
 		_ = f.Unlock()
 	}
 	return f.plainFile.Close()
-}
-
-func (f *osFile) Locked() bool { return f.locked.Load() }
-
-func (f *osFile) Unlock() error {
-	// First: whatever comes of it, nobody may rely on the lock any more.
-	f.locked.Store(false)
-	return unix.FcntlFlock(uintptr(f.fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK})
-}
-
-func (f *osFile) Lock() error {
-	locked, err := lockFile(f.fd, f.name, f.write)
-	if err == nil {
-		f.locked.Store(locked)
-	}
-	return err
 }
 
 func unsupported(err error) bool {

@@ -25,7 +25,7 @@ type Extent struct {
 // as long as possible, in rising order, without gaps. visit ends it by an
 // error, which Map returns. The images are locked for reading meanwhile.
 func Map(refs []ImageRef, visit func(Extent) error) error {
-	s, err := Open(refs, Options{ReadOnly: true})
+	s, err := Open(refs, Options{ReadOnly: true, still: true})
 	if err != nil {
 		return err
 	}

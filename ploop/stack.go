@@ -35,6 +35,7 @@ type Options struct {
 	Log func(format string, args ...any)
 
 	open    opener
+	still   bool // nobody may write to the images meanwhile
 	noOrder bool // tests' control: leave out the syncs that order data and index
 }
 
@@ -113,7 +114,10 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 	}
 	open := o.open
 	if open == nil {
-		open, o.open = openOSFile, openOSFile
+		if open = openOSFile; o.still {
+			open = openStill
+		}
+		o.open = open
 		if err := distinct(refs); err != nil {
 			return nil, err
 		}
@@ -141,6 +145,9 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 		if err := s.checkInUse(d, top, o); err != nil {
 			return nil, err
 		}
+	}
+	if err := guardBundle(s.deltas); err != nil {
+		return nil, err
 	}
 	s.top = s.deltas[len(s.deltas)-1]
 	if o.Continue && !o.ReadOnly && !s.top.ref.Raw && s.top.hdr.InUse != inUseDirty {

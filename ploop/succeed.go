@@ -91,6 +91,9 @@ func (s *Stack) Succeed(c Succession) (_ *Stack, err error) {
 		}
 		n.deltas = append(n.deltas, d)
 	}
+	if err := guardBundle(n.deltas); err != nil {
+		return nil, err
+	}
 	n.top = n.deltas[len(n.deltas)-1]
 	if err := n.distinct(c); err != nil {
 		return nil, err

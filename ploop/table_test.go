@@ -96,7 +96,7 @@ func TestRefusedSuccessionMemory(t *testing.T) {
 	base := fullImage(t, size)
 	other := fullImage(t, size) // full to its last cluster but one
 	ref := mustCreate(t, filepath.Join(memDir(t), "top"), CreateOptions{Size: size})
-	f, err := openFile(other.Path, true, false)
+	f, err := openFile(other.Path, true, false, false)
 	if err != nil {
 		t.Fatal(err)
 	}
