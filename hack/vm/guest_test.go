@@ -10,12 +10,12 @@ import (
 	"testing"
 )
 
-// TestGuest boots the series named by HOLDFAST_VM_SELFTEST some times (a minute
+// TestGuest boots the kernel named by HOLDFAST_VM_SELFTEST some times (a minute
 // or two when emulated) and sees that every verdict is told as documented.
 func TestGuest(t *testing.T) {
-	series := os.Getenv("HOLDFAST_VM_SELFTEST")
-	if series == "" {
-		t.Skip("HOLDFAST_VM_SELFTEST is not set to a kernel series")
+	kernel := os.Getenv("HOLDFAST_VM_SELFTEST")
+	if kernel == "" {
+		t.Skip("HOLDFAST_VM_SELFTEST is not set to a kernel's name")
 	}
 	vm := filepath.Join(t.TempDir(), "vm")
 	build := exec.Command("go", "build", "-o", vm, ".")
@@ -37,8 +37,8 @@ func TestGuest(t *testing.T) {
 		stdout string
 		stderr string // to be contained
 	}{
-		{"environment", []string{"-env", "A=b c"}, `echo "$A" $HOLDFAST_VM; id -u; uname -r | cut -d. -f1,2; hostname >/dev/stderr`,
-			0, "b c " + series + "\n0\n" + series + "\n", "holdfast-vm\n"},
+		{"environment", []string{"-env", "A=b c"}, `echo "$A"; id -u; test $HOLDFAST_VM = $(uname -r | cut -d. -f1,2); hostname >/dev/stderr`,
+			0, "b c\n0\n", "holdfast-vm\n"},
 		{"exit code", nil, `echo out; echo err >&2; exit 7`, 7, "out\n", "err\n"},
 		{"signal", nil, `kill -9 $$`, 128 + 9, "", ""},
 		{"no command", nil, `exec /no/such`, 127, "", "/no/such"},
@@ -56,7 +56,7 @@ func TestGuest(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			out := t.TempDir()
-			args := append([]string{"-kernel", series, "-out", out}, c.flags...)
+			args := append([]string{"-kernel", kernel, "-out", out}, c.flags...)
 			cmd := exec.Command(vm, append(args, "--", "sh", "-c", "echo here >/results/file; "+c.script)...)
 			var stdout, stderr bytes.Buffer
 			cmd.Stdout, cmd.Stderr = &stdout, &stderr

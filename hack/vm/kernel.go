@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,10 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"holdfast/hack/debian"
 )
@@ -19,10 +19,11 @@ import (
 // kernel is a kernel in the cache, ready to boot.
 type kernel struct {
 	Series  string
-	Release string // uname -r
-	Image   string // path of vmlinuz
-	Modules string // path of the directory that belongs at /lib/modules/Release
-	Version string // Debian's version of the package, for the log
+	Release string    // uname -r
+	Image   string    // path of vmlinuz
+	Modules string    // path of the directory that belongs at /lib/modules/Release
+	Version string    // Debian's version of the package
+	LookUp  time.Time // when what the record's name stands for is to be looked up again
 }
 
 // cacheDir is where kernels, and the verdict on KVM, are kept.
@@ -37,24 +38,43 @@ func cacheDir() (string, error) {
 	return filepath.Join(d, "holdfast", "kernels"), nil
 }
 
-var seriesForm = regexp.MustCompile(`^[0-9]+\.[0-9]+$`)
+// finder finds kernels by name. Tests put other things in its places.
+type finder struct {
+	cache string
+	open  func(dir string) (archive, error)
+	now   func() time.Time
+}
 
-// findKernel returns the cached kernel of the series, fetching it if there is
-// none or refresh is set. Several processes may call it at the same time.
-func findKernel(cache, series string, refresh bool) (*kernel, error) {
-	if !seriesForm.MatchString(series) {
-		return nil, fmt.Errorf("-kernel %q: want a series such as 6.12", series)
+func newFinder(cache string) *finder {
+	return &finder{cache, func(dir string) (archive, error) { return debian.New(dir, debian.Suites...) }, time.Now}
+}
+
+// A name's meaning is looked up in Debian's suites when a day has passed since the last
+// time, or an hour since the last time in vain.
+const (
+	lookUpEvery = 24 * time.Hour
+	lookUpAgain = time.Hour
+)
+
+// listsLast is how long the suites' lists serve: for the other names that are looked up
+// with one.
+const listsLast = 10 * time.Minute
+
+// find returns the kernel of a name: newest, oldest or a series. It is the cache's as long
+// as that was looked up not long ago, or can't be looked up; refresh always looks it up,
+// and fails where that can't be done. Several processes may call it at the same time.
+func (f *finder) find(name string, refresh bool) (*kernel, error) {
+	if !nameForm.MatchString(name) {
+		return nil, fmt.Errorf("-kernel %q: want %s, %s or a series such as %s", name, newest, oldest, oldestSeries)
 	}
-	record := filepath.Join(cache, series+".json")
-	if !refresh {
-		if k := readRecord(record); k != nil && k.indexed() {
-			return k, nil
-		}
+	record := filepath.Join(f.cache, name+".json")
+	if k := readRecord(record); k != nil && !refresh && k.indexed() && !f.due(k) {
+		return k, k.use()
 	}
-	if err := os.MkdirAll(cache, 0o755); err != nil {
+	if err := os.MkdirAll(f.cache, 0o755); err != nil {
 		return nil, err
 	}
-	lock, err := os.OpenFile(filepath.Join(cache, series+".lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	lock, err := os.OpenFile(filepath.Join(f.cache, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err
 	}
@@ -62,14 +82,136 @@ func findKernel(cache, series string, refresh bool) (*kernel, error) {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
-	// Somebody else may have fetched it while we waited.
-	if k := readRecord(record); k != nil && !refresh {
-		if !k.indexed() {
-			return k, depmod(k.root(), k.Release)
+	// Somebody else may have found it while we waited.
+	k := readRecord(record)
+	if k == nil || refresh || f.due(k) {
+		if k, err = f.lookUp(name, refresh); err != nil {
+			return nil, err
 		}
+		if err := writeRecord(record, k); err != nil {
+			return nil, err
+		}
+	}
+	if !k.indexed() {
+		if err := depmod(k.root(), k.Release); err != nil {
+			return nil, err
+		}
+	}
+	f.prune()
+	return k, k.use()
+}
+
+// due says that what a kernel's name stands for is to be looked up again. A clock that was
+// set back must not put that off for long.
+func (f *finder) due(k *kernel) bool {
+	left := k.LookUp.Sub(f.now())
+	return left <= 0 || left > lookUpEvery
+}
+
+// lookUp chooses among what the suites have and what the cache has, and fetches it.
+// What can't be fetched is passed over, and so are suites that don't answer: a kernel
+// in the cache will do. must makes a failure of all of them one.
+func (f *finder) lookUp(name string, must bool) (*kernel, error) {
+	found, lookErr := f.offers(name, must)
+	if lookErr != nil && must {
+		return nil, lookErr
+	}
+	var choices []choice
+	for _, k := range f.cached() {
+		choices = append(choices, choice{k.Version, func() (*kernel, error) { return k, nil }})
+	}
+	choices, series := order(name, append(choices, found...), lookErr == nil)
+	if name == oldest && series != oldestSeries && len(choices) > 0 {
+		logf("no suite has Linux %s any more, the oldest that holdfast promises to run on: taking %s for it", oldestSeries, series)
+	}
+	again, first := lookUpEvery, lookErr
+	for _, c := range choices {
+		k, err := c.get()
+		if err != nil {
+			first, again = cmp.Or(first, err), lookUpAgain
+			logf("%s can't be had, looking for another: %v", c.version, err)
+			continue
+		}
+		if lookErr != nil {
+			again = lookUpAgain
+			logf("using %s, which is in the cache: %v", k.Version, lookErr)
+		}
+		k.LookUp = f.now().Add(again)
 		return k, nil
 	}
-	return fetchKernel(cache, series, record)
+	if first == nil {
+		first = fmt.Errorf("no suite of %v has one", debian.Suites)
+	}
+	return nil, first
+}
+
+// offers are the suites' kernels.
+func (f *finder) offers(name string, must bool) ([]choice, error) {
+	a, err := f.open(filepath.Join(f.cache, "apt"))
+	if err != nil {
+		return nil, err
+	}
+	suites, ago := a.Answered()
+	if len(suites) == 0 || ago > listsLast || must {
+		err = a.Update() // fails when a suite is gone, but the others are there
+		suites, _ = a.Answered()
+	}
+	if len(suites) == 0 {
+		return nil, fmt.Errorf("no suite of %v answers: %w", debian.Suites, err)
+	}
+	logf("looking up which kernel is %s (Debian %s)", name, strings.Join(suites, ", "))
+	return offers(a, name, func(p *packages) (*kernel, error) { return fetch(f.cache, a, p) })
+}
+
+// cached are the kernels of all records in the cache.
+func (f *finder) cached() []*kernel {
+	records, _ := filepath.Glob(filepath.Join(f.cache, "*.json"))
+	var out []*kernel
+	for _, r := range records {
+		if k := readRecord(r); k != nil {
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
+// unusedFor is how long a kernel that no name stands for any more is left to guests that
+// still run it.
+const unusedFor = 24 * time.Hour
+
+// prune removes kernels whose names have moved on to others.
+func (f *finder) prune() {
+	named := map[string]bool{}
+	for _, k := range f.cached() {
+		named[k.root()] = true
+	}
+	dirs, _ := filepath.Glob(filepath.Join(f.cache, "*", "vmlinuz"))
+	for _, d := range dirs {
+		d = filepath.Dir(d)
+		if s, err := os.Stat(d); err == nil && !named[d] && f.now().Sub(s.ModTime()) > unusedFor {
+			_ = os.RemoveAll(d) // in vain: the next one tries again
+		}
+	}
+}
+
+// use marks a kernel as used now.
+func (k *kernel) use() error {
+	now := time.Now()
+	if err := os.Chtimes(k.root(), now, now); err != nil && !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return nil
+}
+
+func writeRecord(record string, k *kernel) error {
+	raw, err := json.MarshalIndent(k, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(record+".new", raw, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(record+".new", record)
 }
 
 // readRecord returns nil if the kernel isn't there in full.
@@ -82,12 +224,19 @@ func readRecord(record string) *kernel {
 	if json.Unmarshal(raw, &k) != nil {
 		return nil
 	}
-	for _, p := range []string{k.Image, filepath.Join(k.Modules, "modules.dep")} {
-		if _, err := os.Stat(p); err != nil {
-			return nil
-		}
+	if !k.complete() {
+		return nil
 	}
 	return &k
+}
+
+func (k *kernel) complete() bool {
+	for _, p := range []string{k.Image, filepath.Join(k.Modules, "modules.dep")} {
+		if _, err := os.Stat(p); err != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // root is the directory under which the modules lie in lib/modules.
@@ -114,144 +263,4 @@ func lookDepmod() (string, error) {
 		}
 	}
 	return "", errors.New("no depmod: install kmod")
-}
-
-// fetchKernel downloads and unpacks the newest kernel of the series.
-func fetchKernel(cache, series, record string) (*kernel, error) {
-	work, err := os.MkdirTemp(cache, "fetch-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(work)
-	a, err := debian.New(work, kernelSuites...)
-	if err != nil {
-		return nil, err
-	}
-	logf("fetching a %s kernel (once; kept in %s)", series, cache)
-	// A suite that is gone makes update fail, but the others are there.
-	updateErr := a.Update()
-	p, err := resolve(a, series)
-	if err != nil {
-		return nil, errors.Join(err, updateErr)
-	}
-	logf("downloading %s %s", strings.Join(p.names, " "), p.version)
-	tree := filepath.Join(work, "tree")
-	names := make([]string, len(p.names))
-	for i, n := range p.names {
-		names[i] = n + "=" + p.version
-	}
-	if err := a.Fetch(tree, names...); err != nil {
-		return nil, err
-	}
-	return install(cache, series, record, tree, p)
-}
-
-// install moves an unpacked kernel into its place and writes the record, which
-// makes it visible.
-func install(cache, series, record, tree string, p *packages) (*kernel, error) {
-	release := p.release
-	final := filepath.Join(cache, release+"_"+strings.ReplaceAll(p.version, "/", "_"))
-	k := &kernel{
-		Series: series, Release: release, Version: p.version,
-		Image:   filepath.Join(final, "vmlinuz"),
-		Modules: filepath.Join(final, "lib", "modules", release),
-	}
-	// The guest sees the files through 9p: never change them under a running
-	// one. The same version, complete, is as good as what we have.
-	if _, err := os.Stat(filepath.Join(k.Modules, "modules.dep")); err != nil {
-		stage := tree + "-stage"
-		if err := os.MkdirAll(filepath.Join(stage, "lib", "modules"), 0o755); err != nil {
-			return nil, err
-		}
-		image, modules := "", ""
-		for _, c := range []string{"boot/vmlinuz-" + release, "usr/lib/modules/" + release + "/vmlinuz", "lib/modules/" + release + "/vmlinuz"} {
-			if _, err := os.Stat(filepath.Join(tree, c)); err == nil {
-				image = filepath.Join(tree, c)
-			}
-		}
-		for _, c := range []string{"usr/lib/modules/" + release, "lib/modules/" + release} {
-			if _, err := os.Stat(filepath.Join(tree, c, "kernel")); err == nil {
-				modules = filepath.Join(tree, c)
-			}
-		}
-		if image == "" || modules == "" {
-			return nil, fmt.Errorf("packages %v %s hold no vmlinuz or no modules of %s: their layout has changed, see install in hack/vm", p.names, p.version, release)
-		}
-		if err := os.Rename(image, filepath.Join(stage, "vmlinuz")); err != nil {
-			return nil, err
-		}
-		if err := os.Rename(modules, filepath.Join(stage, "lib", "modules", release)); err != nil {
-			return nil, err
-		}
-		if err := slim(filepath.Join(stage, "lib", "modules", release)); err != nil {
-			return nil, err
-		}
-		if err := depmod(stage, release); err != nil {
-			return nil, err
-		}
-		if err := os.RemoveAll(final); err != nil {
-			return nil, err
-		}
-		if err := os.Rename(stage, final); err != nil {
-			return nil, err
-		}
-	}
-	raw, err := json.MarshalIndent(k, "", "  ")
-	if err != nil {
-		return nil, err
-	}
-	if err := os.WriteFile(record+".new", raw, 0o644); err != nil {
-		return nil, err
-	}
-	return k, os.Rename(record+".new", record)
-}
-
-// unneeded are directories of modules that no guest of ours has a use for; they
-// are most of a kernel's modules.
-var unneeded = []string{"drivers/gpu", "drivers/media", "drivers/net/ethernet", "drivers/net/wireless", "sound"}
-
-// slim drops unneeded modules and unpacks the others, as far as the machine has
-// the tools for it. Compressed modules work as well, but an emulated guest would
-// unpack them again at each boot, and that takes seconds for xfs alone.
-func slim(modules string) error {
-	for _, d := range unneeded {
-		if err := os.RemoveAll(filepath.Join(modules, "kernel", d)); err != nil {
-			return err
-		}
-	}
-	for ext, tool := range map[string][]string{".xz": {"xz", "-d"}, ".zst": {"zstd", "-q", "-d", "--rm"}} {
-		var files []string
-		err := filepath.WalkDir(modules, func(path string, _ fs.DirEntry, err error) error {
-			if strings.HasSuffix(path, ".ko"+ext) {
-				files = append(files, path)
-			}
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		if _, err := exec.LookPath(tool[0]); err != nil {
-			continue
-		}
-		for batch := range slices.Chunk(files, 500) {
-			if _, err := debian.Output(tool[0], slices.Concat(tool[1:], batch)...); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// depmod makes modules.dep and modules.alias, which Debian's packages leave to
-// their installation scripts.
-func depmod(root, release string) error {
-	path, err := lookDepmod()
-	if err == nil {
-		_, err = debian.Output(path, "-b", root, release)
-		return err
-	}
-	if box, boxErr := exec.LookPath("busybox"); boxErr == nil {
-		_, err = debian.Output(box, "depmod", "-b", root, release)
-	}
-	return err
 }

@@ -2,8 +2,8 @@
 // packages' tests, in it. holdfast needs drivers that the machine at hand may
 // not have or may not let one load; any machine with QEMU can run this.
 //
-//	go run ./hack/vm -kernel 7.2 -- sh -c 'modprobe ublk_drv && ls -l /dev/ublk-control'
-//	go run ./hack/vm -kernel 6.12 -test ./ublk/... -- -test.run Stop
+//	go run ./hack/vm -- sh -c 'modprobe ublk_drv && ls -l /dev/ublk-control'
+//	go run ./hack/vm -kernel oldest -test ./ublk/... -- -test.run Stop
 //
 // # What the guest sees
 //
@@ -42,10 +42,13 @@
 //
 // # Kernels
 //
-// Kernels are Debian's, found by series: the newest that any suite's
-// linux-image-amd64 points to, fetched with apt through the machine's own
-// mirror and keyring but none of its state, once; -refresh looks for a newer
-// one. They are kept in ${XDG_CACHE_HOME:-~/.cache}/holdfast/kernels.
+// Kernels are Debian's. A name stands for one: a series such as 6.12; oldest, the oldest
+// series that holdfast promises to run on; newest, which is what -kernel says by default. It
+// is looked up in all suites that answer (hack/debian), by what their linux-image-amd64 points
+// to, through the machine's own mirror and keyring but with none of apt's state. The best that
+// can be fetched is kept in ${XDG_CACHE_HOME:-~/.cache}/holdfast/kernels, and the name looked up
+// again after a day, or at once by -refresh. Where no suite answers, or none has the
+// series any more, what is in the cache will do, and the next try comes after an hour.
 //
 // # Environment
 //
@@ -54,7 +57,7 @@
 //	HOLDFAST_VM_ACCEL   kvm or tcg; by default a first boot tries KVM, and the
 //	                    verdict is kept until the machine boots again
 //
-// In the guest, HOLDFAST_VM is set to the series, and HOLDFAST_VM_INIT to systemd with -systemd.
+// In the guest, HOLDFAST_VM is set to the kernel's series, and HOLDFAST_VM_INIT to systemd with -systemd.
 package main
 
 import (
@@ -77,7 +80,7 @@ import (
 
 // options are the command line.
 type options struct {
-	series    string
+	kernel    string
 	timeout   time.Duration
 	memory    string
 	cpus      int
@@ -139,7 +142,7 @@ func logf(format string, args ...any) { fmt.Fprintf(os.Stderr, "vm: "+format+"\n
 func parse(args []string) (*options, error) {
 	var o options
 	f := flag.NewFlagSet("vm", flag.ContinueOnError)
-	f.StringVar(&o.series, "kernel", "7.2", "kernel `series`, such as 6.12 or 7.2")
+	f.StringVar(&o.kernel, "kernel", newest, "kernel's `name`: "+newest+", "+oldest+", or a series such as "+oldestSeries)
 	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "end the command after this `time`, counted from user space")
 	f.StringVar(&o.memory, "mem", "4G", "the guest's memory, as a `size` for QEMU's -m")
 	f.IntVar(&o.cpus, "cpus", 2, "the guest's `number` of processors")
@@ -151,7 +154,7 @@ func parse(args []string) (*options, error) {
 	f.BoolVar(&o.allowOops, "allow-oops", false, "do not fail when the kernel reports a fault")
 	f.BoolVar(&o.icount, "icount", false, "where the guest is emulated, let its clock count instructions: timings then are costs in instructions and do not depend on what else the machine does")
 	f.BoolVar(&o.systemd, "systemd", false, "boot the machine's systemd; the first -disk keeps what changes over reboots")
-	f.BoolVar(&o.refresh, "refresh", false, "look for a newer kernel of the series")
+	f.BoolVar(&o.refresh, "refresh", false, "look the kernel's name up, however short ago that was done")
 	f.BoolVar(&o.fetchOnly, "fetch", false, "only fetch the kernel")
 	f.Var(&o.test, "test", "run the Go tests of this package `pattern` (repeatable); arguments after -- go to the test binaries")
 	f.BoolVar(&o.race, "race", false, "with -test: build with the race detector")
@@ -189,9 +192,9 @@ func execute(ctx context.Context, o *options) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	k, err := findKernel(cache, o.series, o.refresh)
+	k, err := newFinder(cache).find(o.kernel, o.refresh)
 	if err != nil {
-		return 0, fmt.Errorf("kernel %s: %w", o.series, err)
+		return 0, fmt.Errorf("kernel %s: %w", o.kernel, err)
 	}
 	if o.fetchOnly {
 		logf("%s has kernel %s (%s)", cache, k.Release, k.Version)
@@ -290,7 +293,7 @@ func (o *options) config(k *kernel, outDir string) (*guest.Config, error) {
 	}
 	env := []string{
 		"PATH=" + guest.Path, "HOME=/root", "USER=root", "LOGNAME=root", "SHELL=/bin/sh",
-		"LANG=C.UTF-8", "PWD=" + cwd, "HOLDFAST_VM=" + o.series,
+		"LANG=C.UTF-8", "PWD=" + cwd, "HOLDFAST_VM=" + k.Series,
 	}
 	if o.systemd {
 		env = append(env, "HOLDFAST_VM_INIT=systemd")

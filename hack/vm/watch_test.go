@@ -80,7 +80,7 @@ func TestParse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o.series != "6.12" || o.timeout != 5*time.Second || len(o.env) != 2 || strings.Join(o.args, "|") != "sh|-c|exit 3" {
+	if o.kernel != "6.12" || o.timeout != 5*time.Second || len(o.env) != 2 || strings.Join(o.args, "|") != "sh|-c|exit 3" {
 		t.Errorf("got %+v", o)
 	}
 	for _, bad := range [][]string{{"-cpus", "0", "true"}, {"-timeout", "0s", "true"}, {"-timeout", "-1s", "true"}} {
