@@ -5,20 +5,18 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
 	"holdfast/hack/debian"
 )
 
-// kublkSeries is the kernel whose sources kublk comes from: the one that is
-// booted.
-const kublkSeries = "7.2"
-
 // findKublk returns the path of kublk, the C server in the kernel's selftests,
 // which is the reference to measure against. It is GPL, so it is no part of
 // holdfast: Debian's package of the kernel's sources is fetched and kublk built
-// from it, once, and kept in the user's cache.
+// from it, once, and kept in the user's cache. The newest there is will do for every
+// kernel.
 func findKublk() (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -36,9 +34,8 @@ func findKublk() (string, error) {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return "", fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
-	program := filepath.Join(cache, "kublk-"+kublkSeries)
-	if _, err := os.Stat(program); err == nil {
-		return program, nil
+	if have := newestKublk(cache); have != "" {
+		return have, nil
 	}
 	work, err := os.MkdirTemp(cache, "build-")
 	if err != nil {
@@ -47,34 +44,61 @@ func findKublk() (string, error) {
 	defer os.RemoveAll(work)
 	fmt.Fprintf(os.Stderr, "bench: fetching the kernel's sources to build kublk (once; kept in %s)\n", cache)
 	tree := filepath.Join(work, "tree")
-	if err := fetchKublk(work, tree); err != nil {
+	series, err := fetchKublk(work, tree)
+	if err != nil {
 		return "", err
 	}
+	program := filepath.Join(cache, "kublk-"+series)
 	if err := buildKublk(tree, program+".new"); err != nil {
 		return "", err
 	}
 	return program, os.Rename(program+".new", program)
 }
 
-// fetchKublk unpacks the sources, and the library and headers that they need
-// in versions newer than most machines have.
-func fetchKublk(work, tree string) error {
-	apt, err := debian.New(work, "sid")
-	if err != nil {
-		return err
+// newestKublk is the program of the newest sources in the cache, if there is any.
+func newestKublk(cache string) string {
+	programs, _ := filepath.Glob(filepath.Join(cache, "kublk-*[0-9]"))
+	return slices.MaxFunc(append(programs, ""), debian.CompareVersions)
+}
+
+const sourcePackage = "linux-source-"
+
+// newestSources picks the newest kernel's from apt-cache search's output.
+func newestSources(search string) (series string) {
+	for line := range strings.SplitSeq(search, "\n") {
+		name, _, _ := strings.Cut(line, " ")
+		if s, ok := strings.CutPrefix(name, sourcePackage); ok && debian.CompareVersions(s, series) > 0 {
+			series = s
+		}
 	}
-	if err := apt.Update(); err != nil {
-		return err
+	return series
+}
+
+// fetchKublk unpacks the sources, and the library and headers that they need
+// in versions newer than most machines have. It returns the sources' series.
+func fetchKublk(work, tree string) (series string, err error) {
+	apt, err := debian.New(work, debian.Suites...)
+	if err != nil {
+		return "", err
+	}
+	// A suite that is gone makes it fail, but the others are there.
+	updateErr := apt.Update()
+	found, err := apt.Search("^" + sourcePackage + `[0-9]+\.[0-9]+$`)
+	if err != nil {
+		return "", errors.Join(err, updateErr)
+	}
+	if series = newestSources(found); series == "" {
+		return "", errors.Join(fmt.Errorf("no suite of %v has the kernel's sources", debian.Suites), updateErr)
 	}
 	var packages []string
-	for _, p := range [][2]string{{"linux-source-" + kublkSeries, kublkSeries}, {"linux-libc-dev", ""}, {"liburing-dev", ""}} {
-		version, err := apt.Newest(p[0], p[1])
+	for _, p := range []string{sourcePackage + series, "linux-libc-dev", "liburing-dev"} {
+		version, err := apt.Newest(p)
 		if err != nil {
-			return err
+			return "", err
 		}
-		packages = append(packages, p[0]+"="+version)
+		packages = append(packages, p+"="+version)
 	}
-	return apt.Fetch(tree, packages...)
+	return series, apt.Fetch(tree, packages...)
 }
 
 const kublkSources = "tools/testing/selftests/ublk"

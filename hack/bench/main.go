@@ -3,7 +3,7 @@
 //
 //	go run ./hack/bench native     the engine on a file against qemu-img bench; no driver needed
 //	go run ./hack/bench gate       what the check for standby costs on the fast path; no driver needed
-//	go run ./hack/bench vm         devices in one boot of Linux 7.2: kernel loop, kublk, qemu-nbd, holdfast
+//	go run ./hack/bench vm         devices in one boot of the newest kernel: loop, kublk, qemu-nbd, holdfast
 //
 // native and vm take -quick. Tables go to standard output, and with the raw results to
 // build/bench/native and build/bench/vm.

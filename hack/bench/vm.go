@@ -11,9 +11,6 @@ import (
 	"time"
 )
 
-// bootSeries is the kernel that the devices are compared on.
-const bootSeries = "7.2"
-
 // vm builds what the guest needs, boots it and lets guestMain do the rest.
 func vm(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("vm", flag.ContinueOnError)
@@ -25,6 +22,7 @@ func vm(ctx context.Context, args []string) error {
 	servers := f.String("servers", strings.Join(tableServers, ","), "comma-separated `names` of the servers to measure")
 	clock := f.String("clock", "instructions", "what an emulated guest's time is: instructions, or wall")
 	profile := f.Bool("profile", false, "keep CPU profiles of holdfast, which cost some speed")
+	kernel := f.String("kernel", "newest", "kernel's `name`, as for hack/vm")
 	timeout := f.Duration("timeout", 30*time.Minute, "give up after this `time`")
 	if err := f.Parse(args); err != nil {
 		return flag.ErrHelp
@@ -48,7 +46,7 @@ func vm(ctx context.Context, args []string) error {
 	if err := goTool(ctx, "build", "-o", self, "holdfast/hack/bench"); err != nil {
 		return err
 	}
-	guest := []string{"run", "holdfast/hack/vm", fmt.Sprintf("-icount=%t", *clock == "instructions"), "-kernel", bootSeries, "-mem", "4G", "-timeout", timeout.String(), "-out", dir, "-files", dir, "-files", kublk, "--",
+	guest := []string{"run", "holdfast/hack/vm", fmt.Sprintf("-icount=%t", *clock == "instructions"), "-kernel", *kernel, "-mem", "4G", "-timeout", timeout.String(), "-out", dir, "-files", dir, "-files", kublk, "--",
 		self, "guest", "-clock", *clock, "-kublk", kublk, "-rounds", fmt.Sprint(*rounds), "-run", runTime.String(), "-only", *only, "-servers", *servers, fmt.Sprintf("-quick=%t", *quick)}
 	if *profile {
 		guest = append(guest, "-profile", "/results/cpu")
