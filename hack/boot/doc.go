@@ -1,7 +1,7 @@
 // Package boot tests the units, rules and modules' settings of systemd/ with Debian's systemd: in a
 // VM that boots it, goes down with file systems mounted on our devices, and boots again.
 //
-//	go run ./hack/vm -systemd -disk 2G -disk 2G -kernel 7.2 -test ./hack/boot
+//	go run ./hack/vm -systemd -disk 2G -disk 2G -test ./hack/boot
 //
 // (make boot). With -env HOLDFAST_BOOT_CONTROL=1 the daemon is ordered as one would at first, after
 // local file systems, and there must be trouble at shutdown.

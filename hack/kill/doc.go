@@ -35,7 +35,7 @@
 //
 //	make vm      some kills, on each kernel: places chosen by chance, and the controls
 //	make soak    HOLDFAST_KILLS=240, every place in turn, and everything else
-//	go run ./hack/vm -kernel 7.2 -env HOLDFAST_KILLS=200 -test ./hack/kill -- -test.run TestKillLoop
+//	go run ./hack/vm -env HOLDFAST_KILLS=200 -test ./hack/kill -- -test.run TestKillLoop
 //
 // The tests are skipped outside of the VM, but for those of the model.
 package kill

@@ -25,7 +25,7 @@
 //
 // # Running
 //
-//	make vm      the story once, and the control, on Linux 7.2
+//	make vm      the story once, and the control, on the newest kernel
 //	make soak    HOLDFAST_ROUNDS=10, and the variants
 //
 // The tests change what there is one of in a machine (glusterd, iscsid, the
