@@ -63,6 +63,7 @@ const (
 	EventParked        = "parked"          // a request waits for space
 	EventUnparked      = "unparked"        // none does any more
 	EventIOError       = "io-error"        // a request failed
+	EventTruncated     = "truncated"       // the top's file became shorter
 	EventStandby       = "standby"         // requests are held from now
 	EventRecovered     = "recovered"       // the hold ended, and they are served
 	EventCleared       = "standby-cleared" // the hold ended, and they failed
@@ -216,6 +217,7 @@ func (d *Device) start(ctx context.Context, stack *ploop.Stack, o *Options) erro
 		d.restore(o.Recover)
 	}
 	go d.keep()
+	go d.watchEnd()
 	return d.dev.Start(ctx) // which stops or leaves the device when it fails
 }
 

@@ -3,6 +3,7 @@ package device
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,8 @@ type generation struct {
 	mu    sync.Mutex
 	calls int  // of goroutines, under way
 	over  bool // what is under way is late
+
+	asking atomic.Bool // see askEnd
 }
 
 // enter begins a call on the current stack; nil: it is being replaced.

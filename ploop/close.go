@@ -9,8 +9,8 @@ import (
 
 // Close makes everything durable, cuts the unused end off the file, writes the
 // format extension back, clears in_use and releases the files. No other call
-// may be under way. After an error in_use is still set and the image is safe
-// to be taken over or checked.
+// may be under way. After an error, such as ErrTruncated, in_use is still set
+// and the image is safe to be taken over or checked.
 func (s *Stack) Close() error {
 	s.closeMu.Lock()
 	defer s.closeMu.Unlock()
@@ -34,6 +34,9 @@ func (s *Stack) endWriting() error {
 		return err
 	}
 	defer s.endStructure()
+	if err := s.intact(); err != nil {
+		return err
+	}
 	if err := s.sync(); err != nil {
 		return err
 	}
@@ -50,14 +53,8 @@ func (s *Stack) endWriting() error {
 	if err := s.index.restoreAll(s); err != nil {
 		return err
 	}
-	s.space.next = max(s.usedEnd(), s.keep)
-	end := int64(d.hdr.sectorAt(s.space.next)) * SectorSize
-	if size, err := d.file.Size(); err != nil {
-		return d.ioError("size", -1, err)
-	} else if size != end {
-		if err := d.file.Truncate(end); err != nil {
-			return d.ioError("truncate", end, err)
-		}
+	if err := s.cutUnused(); err != nil {
+		return err
 	}
 	extOff, inUse, err := s.writeExtension()
 	if err != nil {
@@ -152,8 +149,12 @@ func (s *Stack) append(b []byte) (uint64, error) {
 	sector := d.hdr.sectorAt(s.space.next)
 	s.space.next++
 	off := int64(sector) * SectorSize
+	if err := s.intact(); err != nil {
+		return 0, err
+	}
 	if err := d.file.Allocate(off, int64(len(b))); err != nil {
 		return 0, d.ioError("allocate", off, err)
 	}
+	s.expect(off + int64(len(b)))
 	return sector, d.write(b, off)
 }

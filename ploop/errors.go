@@ -3,6 +3,7 @@ package ploop
 import (
 	"errors"
 	"fmt"
+	"io"
 )
 
 // What can be wrong with an image, as a class. Every error of this package
@@ -24,6 +25,10 @@ var (
 	ErrDiverged   = errors.New("image is not the one that it is to replace, continued")
 	ErrNoLock     = errors.New("the file system of the image has no locks")
 	ErrLockLost   = errors.New("the lock of the image in use could not be taken back")
+
+	// ErrTruncated is a file that became shorter under a live stack. It is an
+	// io.ErrUnexpectedEOF, as is a read of what is gone.
+	ErrTruncated = fmt.Errorf("image was cut off: %w", io.ErrUnexpectedEOF)
 )
 
 // FormatError says what is wrong with a file, where, what was found there and

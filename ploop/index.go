@@ -220,7 +220,14 @@ func (x *index) writeRun(s *Stack, sectors []int64, bySector map[int64][]*indexO
 	b := AlignedBuffer(len(sectors) * SectorSize)
 	x.fill(s, b, sectors[0], changes)
 	gen := x.syncFailed.Load()
-	if err := s.beginStructure(); err != nil {
+	err := s.beginStructure()
+	if err == nil {
+		// A write behind the end would make a file longer that was cut off.
+		if err = s.intact(); err != nil {
+			s.endStructure()
+		}
+	}
+	if err != nil {
 		for _, at := range sectors {
 			for _, op := range bySector[at] {
 				op.attempted, op.err = false, err
@@ -233,7 +240,7 @@ func (x *index) writeRun(s *Stack, sectors []int64, bySector map[int64][]*indexO
 		_ = s.top.write(b[:half*SectorSize], sectors[0])
 		failpoint.Die("index-half")
 	}
-	_, err := s.top.file.WriteAt(b, sectors[0])
+	_, err = s.top.file.WriteAt(b, sectors[0])
 	failpoint.Hit("index-written")
 	if err != nil {
 		err = s.top.ioError("write index", sectors[0], err)

@@ -126,6 +126,9 @@ func (x *index) restore(s *Stack, at int64) error {
 		return err
 	}
 	defer s.endStructure()
+	if err := s.intact(); err != nil {
+		return err
+	}
 	gen := x.syncFailed.Load()
 	b := AlignedBuffer(SectorSize)
 	x.fill(s, b, at, nil)

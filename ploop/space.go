@@ -20,6 +20,13 @@ type space struct {
 	end atomic.Uint64
 
 	frozen bool // what is free below next isn't known
+
+	// size is where the file ends at least, in bytes, unless somebody cuts it
+	// off, and reach where it may end by this stack's own doing: by a growth
+	// that failed half way. Both only rise.
+	size, reach atomic.Int64
+	foreign     atomic.Bool // what lies behind was logged
+	cut         atomic.Bool // the file was seen to be shorter
 }
 
 // load takes the positions in use and finds the gaps between them.
@@ -64,6 +71,9 @@ const growStep = 128 << 20
 // allocate takes a free cluster of the top's file. clean says that it reads as
 // zeroes.
 func (s *Stack) allocate() (pos uint64, clean bool, err error) {
+	if err := s.intact(); err != nil {
+		return 0, false, err
+	}
 	p := &s.space
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -84,6 +94,9 @@ func (s *Stack) allocate() (pos uint64, clean bool, err error) {
 // down to one cluster when it is nearly full.
 func (s *Stack) grow() error {
 	p, h := &s.space, &s.top.hdr
+	if err := s.skipForeign(); err != nil {
+		return err
+	}
 	from := int64(h.sectorAt(p.have)) * SectorSize
 	// No more than the disk can still want.
 	want := s.clusters - min(uint64(s.allocated.Load()), s.clusters-1)
@@ -104,11 +117,13 @@ func (s *Stack) grow() error {
 		return err
 	}
 	defer s.endStructure()
+	raise(&p.reach, from+int64(n+1)*s.cluster) // with the guard
 	for ; ; n /= 2 {
 		err := s.top.file.Allocate(from, int64(n)*s.cluster)
 		if err == nil {
 			p.have += n
-			return nil
+			s.expect(from + int64(n)*s.cluster)
+			return s.guard()
 		}
 		if n == 1 || !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) && !errors.Is(err, unix.EFBIG) {
 			return s.top.ioError("allocate", from, err)

@@ -159,6 +159,7 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 	if err := s.load(); err != nil {
 		return nil, err
 	}
+	s.expect(s.top.size)
 	s.start()
 	if !o.ReadOnly && !s.top.ref.Raw && (o.Distrust || o.TakeOver && s.top.hdr.InUse == inUseDirty && s.top.cached()) {
 		s.index.distrust(s)
@@ -314,8 +315,8 @@ func (s *Stack) beginWriting() error {
 	d.hdr.InUse, d.hdr.ExtOff = inUseDirty, 0
 	d.hdr.Flags &^= flagEmpty
 	err := s.writeHeader()
-	if end := int64(d.hdr.sectorAt(s.space.next)) * SectorSize; err == nil && d.size != end {
-		err = d.ioError("truncate", end, d.file.Truncate(end))
+	if err == nil {
+		err = s.cutTail()
 	}
 	if err != nil {
 		// Nothing else was written: don't leave a mark that no one accounts for.

@@ -164,15 +164,19 @@ func (s *Stack) reopen(level int, ref ImageRef, c Succession) (*delta, error) {
 // distinct refuses a file that is in the stack twice. It asks no storage.
 func (n *Stack) distinct(c Succession) error {
 	for i, d := range n.deltas {
-		f, ok := d.file.(*osFile)
 		for k, other := range n.deltas {
-			g, ok2 := other.file.(*osFile)
-			if ok && ok2 && k != i && c.Reopen[i] && f.dev == g.dev && f.ino == g.ino {
+			if k != i && c.Reopen[i] && sameFile(d, other) {
 				return &FormatError{File: d.ref.Path, Offset: -1, What: "stack", Class: ErrGeometry, Found: fmt.Sprintf("the same file as image %d", k), Want: "each file once"}
 			}
 		}
 	}
 	return nil
+}
+
+func sameFile(a, b *delta) bool {
+	f, ok := a.file.(*osFile)
+	g, ok2 := b.file.(*osFile)
+	return ok && ok2 && f.dev == g.dev && f.ino == g.ino
 }
 
 // inherit checks the images opened anew and builds the stack's state from
@@ -186,6 +190,9 @@ func (n *Stack) inherit(s *Stack, c Succession) (err error) {
 			if err := d.canGrow(); err != nil {
 				return err
 			}
+		}
+		if was := s.deltas[level]; level == n.Top() && !c.Force && s.space.cut.Load() && sameFile(was, d) {
+			return d.truncated(d.size, s.space.size.Load())
 		}
 		if c.Force {
 			err = n.takeInUse(d)
@@ -228,6 +235,7 @@ func (n *Stack) inherit(s *Stack, c Succession) (err error) {
 	if err != nil {
 		return err
 	}
+	n.inheritEnd(s, c)
 	if n.readOnly || n.top.ref.Raw {
 		return nil
 	}
@@ -296,6 +304,19 @@ func (n *Stack) inheritExtension(s *Stack, c Succession) {
 		}
 		n.bitmaps[i] = &set
 	}
+}
+
+// inheritEnd knows where the top's file ends. What of s is still under way may
+// yet make it longer.
+func (n *Stack) inheritEnd(s *Stack, c Succession) {
+	p := &n.space
+	if c.Reopen[n.Top()] {
+		n.expect(n.top.size)
+	} else {
+		n.expect(s.space.size.Load())
+		p.cut.Store(s.space.cut.Load())
+	}
+	raise(&p.reach, s.space.reach.Load())
 }
 
 // inheritSpace finds out where new clusters may be put. What s doesn't hold for

@@ -240,6 +240,9 @@ func (s *Stack) Flush() error {
 			return err
 		}
 	}
+	if err := s.intact(); err != nil {
+		return err
+	}
 	if err := s.sync(); err != nil {
 		return err
 	}

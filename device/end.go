@@ -1,0 +1,50 @@
+package device
+
+import (
+	"errors"
+	"time"
+
+	"holdfast/ploop"
+)
+
+// endInterval is the time between two questions whether the top's file still ends where it
+// should. Allocations and the end of the device ask by themselves; this is for a disk that is
+// only read, or written in place.
+const endInterval = 10 * time.Second
+
+// watchEnd asks until the device is closed.
+func (d *Device) watchEnd() {
+	t := time.NewTicker(endInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			d.askEnd(d.gen.Load())
+		case <-d.closing:
+			return
+		}
+	}
+}
+
+// askEnd asks once, unless an earlier question to the same files is still out: those may be
+// dead, and hang whoever asks. It isn't counted as a call, since nobody has to wait for it.
+func (d *Device) askEnd(g *generation) {
+	if g.asking.Swap(true) {
+		return
+	}
+	go func() {
+		err := g.stack.Intact()
+		if !errors.Is(err, ploop.ErrTruncated) {
+			g.asking.Store(false) // what else it may be, the next request meets
+			return
+		}
+		// Asking stays set: it is told once.
+		g.mu.Lock()
+		d.judge(g, err)
+		over := g.over
+		g.mu.Unlock()
+		if !over {
+			d.tell(EventTruncated, "%v", err)
+		}
+	}()
+}
