@@ -41,6 +41,7 @@ type osFile struct {
 	plainFile
 	write  bool
 	guard  bool        // for reading, and nobody may write meanwhile (locks.go)
+	deny   bool        // for reading, and nobody may begin to write
 	direct bool        // opened with O_DIRECT
 	locked atomic.Bool // the file system carries the lock
 	block  bool        // a block device: can't grow or shrink

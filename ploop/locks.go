@@ -28,8 +28,8 @@ import (
 //
 //	who                        has                  asks for
 //	writer of ours             all, for writing     -
-//	reader of ours             0–100                101 103 200; any write lock
-//	the same, that guards      0–100 201 203        101 103 200; any write lock
+//	reader of ours             0–100 201 203        101 103 200; any write lock
+//	the same, of a golden base 0–100                101 103 200; any write lock
 //	reader before this table   all                  -
 //	QEMU, raw, reading         100                  200
 //	QEMU, raw, writing         100 101              200 201
@@ -38,12 +38,13 @@ import (
 //	OpenVZ's tool              200–204              200–204
 //	virtlockd                  0                    -
 //
-// A reader that doesn't guard, a level of a live stack, lets OpenVZ's tool work on
-// other bundles over the same base, and goes on beside it. The price is that a QEMU
-// that comes later isn't kept from writing the base: both ask for the same bytes.
-// Readers that need an image to stay as it is for a while (check, convert, map) guard,
-// and so does a stack for the images of its top's own bundle, which the tool must leave
-// alone.
+// A golden base is an image that a bundle in its own folder names, read by a stack whose
+// top lies elsewhere. OpenVZ's tool works on such a bundle, and on others over the same
+// base, beside us. The price is that a QEMU that comes later isn't kept from writing to it:
+// both ask for the same bytes. Everything else that we read others may not begin to
+// write. The tool is let in where it is first, since what it has locked is a bundle and not
+// this image, but for readers that guard: those that need an image to stay as it is for a
+// while (check, convert, map), and a stack for the images of its top's own bundle.
 const (
 	qemuUses     = 100
 	qemuDenies   = 200
@@ -69,15 +70,15 @@ func (f *osFile) lock() (bool, error) {
 	if ok, err := f.setLock(unix.F_RDLCK, 0, qemuUses+1); !ok {
 		return false, err
 	}
-	if f.guard {
-		return true, f.takeGuard()
+	if f.guard || f.deny {
+		return true, f.denyWriters()
 	}
 	return true, f.askOthers()
 }
 
-// takeGuard keeps others from beginning to write, beyond what every reader does.
-func (f *osFile) takeGuard() error {
-	f.guard = true
+// denyWriters keeps others from beginning to write.
+func (f *osFile) denyWriters() error {
+	f.deny = true
 	for _, i := range []int64{qemuWrite, qemuResize} {
 		if ok, err := f.setLock(unix.F_RDLCK, qemuDenies+i, 1); !ok {
 			return err
@@ -193,29 +194,34 @@ func (f *osFile) Lock() error {
 	return err
 }
 
-// guardBundle keeps OpenVZ's tool away from the images below d's top, if the bundle
-// whose descriptor lies beside the top names it: it locks the base for the bundle.
-func guardBundle(deltas []*delta) error {
-	if len(deltas) < 2 {
-		return nil
-	}
+// protect keeps others from beginning to write to the images that are only read.
+func protect(deltas []*delta) error {
 	top := deltas[len(deltas)-1].ref.Path
-	f, err := openPlain(filepath.Join(filepath.Dir(top), DescriptorName), unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	bundle := inBundle(top)
+	for _, d := range deltas {
+		f, ok := d.file.(*osFile)
+		if !ok || f.write || !f.Locked() {
+			continue
+		}
+		f.guard = f.guard || bundle
+		if !f.guard && inBundle(d.ref.Path) {
+			continue // a golden base
+		}
+		if err := f.denyWriters(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inBundle says that a bundle of OpenVZ's tool, whose descriptor lies beside the image, names it.
+func inBundle(image string) bool {
+	f, err := openPlain(filepath.Join(filepath.Dir(image), DescriptorName), unix.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil // no bundle of the tool's
+		return false
 	}
 	defer f.Close()
 	b := make([]byte, maxDescriptor)
 	n, err := f.ReadAt(b, 0)
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) || !bytes.Contains(b[:n], []byte(filepath.Base(top))) {
-		return nil
-	}
-	for _, d := range deltas[:len(deltas)-1] {
-		if f, ok := d.file.(*osFile); ok && f.Locked() && !f.guard {
-			if err := f.takeGuard(); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return (err == nil || errors.Is(err, io.ErrUnexpectedEOF)) && bytes.Contains(b[:n], []byte(filepath.Base(image)))
 }

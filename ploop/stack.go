@@ -146,7 +146,7 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 			return nil, err
 		}
 	}
-	if err := guardBundle(s.deltas); err != nil {
+	if err := protect(s.deltas); err != nil {
 		return nil, err
 	}
 	s.top = s.deltas[len(s.deltas)-1]

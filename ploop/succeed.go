@@ -91,7 +91,7 @@ func (s *Stack) Succeed(c Succession) (_ *Stack, err error) {
 		}
 		n.deltas = append(n.deltas, d)
 	}
-	if err := guardBundle(n.deltas); err != nil {
+	if err := protect(n.deltas); err != nil {
 		return nil, err
 	}
 	n.top = n.deltas[len(n.deltas)-1]
