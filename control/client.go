@@ -62,12 +62,29 @@ func (c *Client) Snapshot(ctx context.Context) (*Snapshot, error) {
 	return call[Snapshot](ctx, c, http.MethodGet, "/v1/devices", nil)
 }
 
+// Brief asks for everything but the users of devices: for those the daemon looks at every
+// process.
+func (c *Client) Brief(ctx context.Context) (*Snapshot, error) {
+	return call[Snapshot](ctx, c, http.MethodGet, "/v1/devices"+withoutUsers, nil)
+}
+
+const withoutUsers = "?users=false"
+
 // Device asks for one device.
 func (c *Client) Device(ctx context.Context, name string) (*Device, error) {
+	return c.device(ctx, name, "")
+}
+
+// BriefDevice asks for one device without its users.
+func (c *Client) BriefDevice(ctx context.Context, name string) (*Device, error) {
+	return c.device(ctx, name, withoutUsers)
+}
+
+func (c *Client) device(ctx context.Context, name, query string) (*Device, error) {
 	if name == "" {
 		return nil, fail(CodeInvalid, "a device has a name")
 	}
-	return call[Device](ctx, c, http.MethodGet, devicePath(name), nil)
+	return call[Device](ctx, c, http.MethodGet, devicePath(name)+query, nil)
 }
 
 // Create makes a device. Image paths must be absolute: the daemon has another
@@ -221,7 +238,7 @@ func (c *Client) unreachable(ctx context.Context, err error) *Error {
 	case ctx.Err() != nil:
 		return fail(CodeUnreachable, "no answer from the daemon on %q: %w", c.socket, context.Cause(ctx))
 	case errors.Is(err, fs.ErrPermission):
-		return fail(CodeUnreachable, "not permitted to talk to the daemon on %q: it takes root", c.socket)
+		return fail(CodeUnreachable, "not permitted to talk to the daemon on %q: it takes root (%w)", c.socket, fs.ErrPermission)
 	case errors.As(err, &op) && op.Op == "dial" && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ENOTDIR):
 		return fail(CodeUnreachable, "the daemon on %q does not take the connection, and may hang: %w", c.socket, op.Err)
 	case errors.As(err, &op) && op.Op == "dial":

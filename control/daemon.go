@@ -2,14 +2,11 @@ package control
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
-	"sort"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -104,6 +101,8 @@ type Daemon struct {
 	heirPID      int           // whose
 	closed       atomic.Bool
 	watching     sync.WaitGroup // the watch on targets
+	changed      bell           // rings when a device's state may be another
+	scans        userScans
 
 	// creating ends when the daemon is told to stop: creations are taken back.
 	creating     context.Context
@@ -265,8 +264,11 @@ func lostAdvice(name string) string {
 	return fmt.Sprintf("'holdfast create %s' with the same images serves it again, 'holdfast remove %s' closes the images cleanly and forgets it", name, name)
 }
 
-// closeWait bounds the wait of Close for what the daemon does in the background.
-const closeWait = 10 * time.Second
+// Close waits so long for what the daemon does in the background, and for its last answers.
+const (
+	closeWait  = 10 * time.Second
+	answerWait = 500 * time.Millisecond
+)
 
 // Close ends the server and gives the directories back. It doesn't touch
 // devices: Shutdown does.
@@ -292,6 +294,10 @@ func (d *Daemon) Close() {
 		d.metricsServer.Close()
 	}
 	if d.server != nil {
+		// Those who wait for a state are answered.
+		ctx, cancel := context.WithTimeout(context.Background(), answerWait)
+		_ = d.server.Shutdown(ctx)
+		cancel()
 		d.server.Close()
 	} else if d.listener != nil {
 		d.listener.Close()
@@ -349,6 +355,7 @@ func (d *Daemon) set(s *slot, change func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	change()
+	d.changed.ring()
 }
 
 // maxEvents is how many events of a device are kept for show.
@@ -378,7 +385,7 @@ func (d *Daemon) event(s *slot) func(device.Event) {
 		if e.Kind == device.EventIOError && !d.worthTelling(s) {
 			return
 		}
-		d.events.add(e)
+		d.addEvent(e)
 		d.mu.Lock()
 		if len(s.events) == maxEvents {
 			s.events = append(s.events[:0], s.events[1:]...)
@@ -397,108 +404,4 @@ func (d *Daemon) event(s *slot) func(device.Event) {
 			d.runHook(s, spec, dev, e)
 		}
 	}
-}
-
-// Info says who this daemon is.
-func (d *Daemon) Info() DaemonInfo {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return DaemonInfo{Version: d.cfg.Version, API: APIVersion, PID: os.Getpid(), Started: d.started.UTC(),
-		RunDir: d.cfg.RunDir, StateDir: d.cfg.StateDir, Stopping: d.stopping}
-}
-
-// Snapshot is everything the daemon knows now.
-func (d *Daemon) Snapshot() Snapshot {
-	snap := Snapshot{Daemon: d.Info(), Key: d.Key(), Devices: d.devices(""), Problems: []Problem{}}
-	missing := ""
-	if err := d.kernel.ready(); err != nil {
-		missing = err.Error()
-	}
-	d.mu.Lock()
-	if missing == "" {
-		missing = d.driverProblem
-	}
-	problems := slices.Clone(d.problems)
-	d.mu.Unlock()
-	snap.Driver = DriverInfo{Available: missing == "", Missing: missing}
-	// A problem is solved by deleting its file.
-	for _, p := range problems {
-		if _, err := os.Lstat(p.File); !errors.Is(err, os.ErrNotExist) {
-			snap.Problems = append(snap.Problems, p)
-		}
-	}
-	if p, bad := d.records.problem(); bad {
-		snap.Problems = append(snap.Problems, p)
-	}
-	return snap
-}
-
-// Device is the part of a snapshot that concerns one device.
-func (d *Daemon) Device(name string) (*Device, error) {
-	devs := d.devices(name)
-	if len(devs) == 0 {
-		return nil, fail(CodeNotFound, "there is no device %q", name)
-	}
-	return &devs[0], nil
-}
-
-// devices is the state of one device, or of all for "".
-func (d *Daemon) devices(only string) []Device {
-	type entry struct {
-		Device
-		dev   live
-		phase string
-	}
-	var entries []entry
-	d.mu.Lock()
-	for _, s := range d.slots {
-		if s.rec == nil || only != "" && s.name != only {
-			continue
-		}
-		e := entry{dev: s.dev, phase: s.phase}
-		e.Created, e.Persist, e.Problem = s.rec.Created, s.rec.Spec.Persist, s.problem
-		e.Events = append([]device.Event{}, s.events...)
-		if e.Status = offlineStatus(s.rec); s.phase == StateRecovering {
-			e.Status = d.waitingStatus(s)
-		}
-		entries = append(entries, e)
-	}
-	d.mu.Unlock()
-
-	// The devices are asked outside the lock: a Status that had to wait must
-	// not stop the daemon.
-	disks := map[int]string{}
-	out := make([]Device, 0, len(entries))
-	for _, e := range entries {
-		switch {
-		case e.dev != nil:
-			e.Status = e.dev.Status()
-			if e.Problem != "" {
-				e.Advice = fmt.Sprintf("see to its storage, then 'holdfast remove %s' again", e.Name)
-			} else {
-				advise(&e.Device)
-			}
-			disks[e.ID] = e.Path
-		case e.phase == "":
-			e.State, e.Advice = StateLost, lostAdvice(e.Name)
-		case e.phase == StateWaiting:
-			e.Advice = fmt.Sprintf("it is tried again and again, and when something is mounted; 'holdfast create %s' with the same images tries now, 'holdfast remove %s' forgets it", e.Name, e.Name)
-		case e.phase == StateRecovering:
-			disks[e.ID] = e.Path
-			e.Advice = fmt.Sprintf("it is tried again and again; 'holdfast recover %s' tries now, 'holdfast replace %s FILE' takes another file", e.Name, e.Name)
-		}
-		if e.phase != "" && e.phase != StateRecovering {
-			e.State = e.phase
-		}
-		out = append(out, e.Device)
-	}
-	users, err := d.kernel.users(disks)
-	if err != nil {
-		d.log.Warn().Err(err).Msg("users of the devices are not known")
-	}
-	for i := range out {
-		out[i].Users = append([]device.User{}, users[out[i].ID]...)
-	}
-	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
-	return out
 }

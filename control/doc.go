@@ -43,9 +43,10 @@
 // the daemon's rights. Version 1:
 //
 //	GET    /v1                     who answers: Daemon
-//	GET    /v1/devices             everything: Snapshot
+//	GET    /v1/devices             everything: Snapshot; ?users=false: but for who uses devices
 //	POST   /v1/devices             create from a device.Spec (image paths absolute): Device
-//	GET    /v1/devices/NAME        one device: Device
+//	GET    /v1/devices/NAME        one device: Device; ?users=false as above
+//	GET    /v1/devices/NAME/wait   Device, once it is in a state; ?state=S&state=S
 //	DELETE /v1/devices/NAME        remove; ?force=true: also if it is in use
 //	POST   /v1/devices/NAME/replace          a ReplaceRequest: Device
 //	POST   /v1/devices/NAME/recover          a Force: Device
@@ -58,6 +59,8 @@
 //	PUT    /v1/attr/PATH                     an AttrValue
 //	GET    /v1/events                        device.Events, one a line; ?follow=true, ?device=NAME
 //	GET    /metrics                          for Prometheus
+//
+// NAME is a device's, or the kernel's name of its disk (ublkb0).
 //
 // An error has a status of 400 or more and a body {"error": text, "code": code};
 // the codes are this package's Code constants. Fields are added, never renamed

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -89,7 +90,13 @@ func (l *eventLog) leave(r *eventReader) {
 func (d *Daemon) tell(name, kind, format string, args ...any) {
 	e := newEvent(name, kind, fmt.Sprintf(format, args...))
 	d.log.Info().Str("event", kind).Str("device", name).Msg(e.Message)
+	d.addEvent(e)
+}
+
+// addEvent adds an event, which may mean that a device's state is another.
+func (d *Daemon) addEvent(e device.Event) {
 	d.events.add(e)
+	d.changed.ring()
 }
 
 // serveEvents answers with one event a line: those that are kept, and with follow=true
@@ -104,9 +111,18 @@ func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	name := q.Get("device")
+	name, err := d.resolve(q.Get("device"))
+	if err != nil {
+		replyError(w, err)
+		return
+	}
 	kept, reader := d.events.follow()
 	defer d.events.leave(reader)
+	// One that was removed has events yet.
+	if name != "" && d.stateOf(name) == StateRemoved && !slices.ContainsFunc(kept, func(e device.Event) bool { return e.Device == name }) {
+		replyError(w, fail(CodeNotFound, "there is no device %q, and no event of one", name))
+		return
+	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	enc := json.NewEncoder(w)
 	flush := http.NewResponseController(w)

@@ -48,6 +48,10 @@ type fakeKernel struct {
 	leftErr   error // of left, which then knows nothing
 
 	replaceErr error
+
+	asked    int           // devices, for their status
+	scans    int           // for users
+	scanHold chan struct{} // they wait for it
 }
 
 func newFake(t *testing.T) *fakeKernel {
@@ -191,6 +195,12 @@ func (f *fakeFailing) Stop(context.Context) error { return nil }
 
 func (k *fakeKernel) users(disks map[int]string) (map[int][]device.User, error) {
 	k.mu.Lock()
+	k.scans++
+	if hold := k.scanHold; hold != nil {
+		k.mu.Unlock()
+		<-hold
+		k.mu.Lock()
+	}
 	defer k.mu.Unlock()
 	out := map[int][]device.User{}
 	for name, d := range k.live {
@@ -220,6 +230,7 @@ func (d *fakeDevice) Path() string { return fmt.Sprintf("/dev/ublkb%d", d.id) }
 func (d *fakeDevice) Status() device.Status {
 	d.k.mu.Lock()
 	defer d.k.mu.Unlock()
+	d.k.asked++
 	st := device.Status{Name: d.spec.Name, ID: d.id, Path: d.Path(), Size: 1 << 30, State: "live", ReadOnly: d.spec.ReadOnly}
 	m := d.machine.Status()
 	st.Standby = device.StandbyStatus{Value: m.Value(), Enabled: m.Enabled, Flag: m.Flag, Consumers: m.Consumers, Cause: m.Cause, Tags: 128, Recovery: device.RecoveryManual}

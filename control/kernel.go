@@ -306,36 +306,3 @@ func is(err error, any []error) bool {
 	}
 	return false
 }
-
-// transient tells the processes that look at every new block device by
-// themselves and let go of it within moments.
-func transient(users []device.User) bool {
-	for _, u := range users {
-		if u.Kind != "process" {
-			return false
-		}
-		switch u.Name {
-		case "(udev-worker)", "systemd-udevd", "udevd", "blkid":
-		default:
-			return false
-		}
-	}
-	return true
-}
-
-// usersOf waits up to settle for transient users to go, and says who is left.
-func (d *Daemon) usersOf(ctx context.Context, dev live) ([]device.User, error) {
-	deadline := time.Now().Add(d.settle)
-	for {
-		all, err := d.kernel.users(map[int]string{dev.ID(): dev.Path()})
-		users := all[dev.ID()]
-		if err != nil || len(users) == 0 || !transient(users) || time.Now().After(deadline) {
-			return users, err
-		}
-		select {
-		case <-time.After(50 * time.Millisecond):
-		case <-ctx.Done():
-			return users, fmt.Errorf("gave up waiting: %w", ctx.Err())
-		}
-	}
-}

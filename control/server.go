@@ -83,27 +83,31 @@ func (d *Daemon) handler() http.Handler {
 		reply(w, http.StatusOK, d.Info())
 	})
 	mux.HandleFunc("GET /v1/devices", func(w http.ResponseWriter, r *http.Request) {
-		reply(w, http.StatusOK, d.Snapshot())
-	})
-	mux.HandleFunc("GET /v1/devices/{name}", func(w http.ResponseWriter, r *http.Request) {
-		dev, err := d.Device(r.PathValue("name"))
-		if err != nil {
-			replyError(w, err)
+		if brief(r) {
+			reply(w, http.StatusOK, d.Brief())
 			return
 		}
-		reply(w, http.StatusOK, dev)
+		reply(w, http.StatusOK, d.Snapshot())
 	})
+	mux.HandleFunc("GET /v1/devices/{name}", d.named(func(w http.ResponseWriter, r *http.Request, name string) {
+		if brief(r) {
+			answer(w)(d.BriefDevice(name))
+			return
+		}
+		answer(w)(d.Device(name))
+	}))
 	mux.HandleFunc("POST /v1/devices", d.serveCreate)
-	mux.HandleFunc("DELETE /v1/devices/{name}", d.serveRemove)
-	mux.HandleFunc("POST /v1/devices/{name}/replace", d.serveReplace)
-	mux.HandleFunc("POST /v1/devices/{name}/recover", d.serveRecover)
-	mux.HandleFunc("PUT /v1/devices/{name}/standby", d.serveStandby)
-	mux.HandleFunc("PUT /v1/devices/{name}/leases/{consumer}", func(w http.ResponseWriter, r *http.Request) {
-		answer(w)(d.Attach(r.Context(), r.PathValue("name"), r.PathValue("consumer")))
-	})
-	mux.HandleFunc("DELETE /v1/devices/{name}/leases/{consumer}", func(w http.ResponseWriter, r *http.Request) {
-		answer(w)(d.Detach(r.Context(), r.PathValue("name"), r.PathValue("consumer")))
-	})
+	mux.HandleFunc("DELETE /v1/devices/{name}", d.named(d.serveRemove))
+	mux.HandleFunc("GET /v1/devices/{name}/wait", d.named(d.serveWait))
+	mux.HandleFunc("POST /v1/devices/{name}/replace", d.named(d.serveReplace))
+	mux.HandleFunc("POST /v1/devices/{name}/recover", d.named(d.serveRecover))
+	mux.HandleFunc("PUT /v1/devices/{name}/standby", d.named(d.serveStandby))
+	mux.HandleFunc("PUT /v1/devices/{name}/leases/{consumer}", d.named(func(w http.ResponseWriter, r *http.Request, name string) {
+		answer(w)(d.Attach(r.Context(), name, r.PathValue("consumer")))
+	}))
+	mux.HandleFunc("DELETE /v1/devices/{name}/leases/{consumer}", d.named(func(w http.ResponseWriter, r *http.Request, name string) {
+		answer(w)(d.Detach(r.Context(), name, r.PathValue("consumer")))
+	}))
 	mux.HandleFunc("POST /v1/upgrade", d.serveUpgrade)
 	mux.HandleFunc("PUT /v1/standby-check", d.serveKey)
 	mux.HandleFunc("GET /v1/attr/{path...}", d.serveAttr)
@@ -116,6 +120,9 @@ func (d *Daemon) handler() http.Handler {
 	})
 	return mux
 }
+
+// brief says that a question is not about the users of devices.
+func brief(r *http.Request) bool { return r.URL.Query().Get("users") == "false" }
 
 func (d *Daemon) serveCreate(w http.ResponseWriter, r *http.Request) {
 	var spec device.Spec
@@ -134,7 +141,7 @@ func (d *Daemon) serveCreate(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusCreated, dev)
 }
 
-func (d *Daemon) serveRemove(w http.ResponseWriter, r *http.Request) {
+func (d *Daemon) serveRemove(w http.ResponseWriter, r *http.Request, name string) {
 	force := false
 	if v := r.URL.Query().Get("force"); v != "" {
 		var err error
@@ -143,7 +150,7 @@ func (d *Daemon) serveRemove(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	if err := d.Remove(r.Context(), r.PathValue("name"), force); err != nil {
+	if err := d.Remove(r.Context(), name, force); err != nil {
 		replyError(w, err)
 		return
 	}
@@ -181,15 +188,15 @@ type Switch struct {
 	On bool `json:"on"`
 }
 
-func (d *Daemon) serveStandby(w http.ResponseWriter, r *http.Request) {
+func (d *Daemon) serveStandby(w http.ResponseWriter, r *http.Request, name string) {
 	if in, ok := body[Switch](w, r, "a switch"); ok {
-		answer(w)(d.SetStandby(r.PathValue("name"), in.On))
+		answer(w)(d.SetStandby(name, in.On))
 	}
 }
 
-func (d *Daemon) serveReplace(w http.ResponseWriter, r *http.Request) {
+func (d *Daemon) serveReplace(w http.ResponseWriter, r *http.Request, name string) {
 	if in, ok := body[ReplaceRequest](w, r, "a replacement"); ok {
-		answer(w)(d.Replace(r.Context(), r.PathValue("name"), *in))
+		answer(w)(d.Replace(r.Context(), name, *in))
 	}
 }
 
@@ -198,9 +205,9 @@ type Force struct {
 	Force bool `json:"force,omitempty"`
 }
 
-func (d *Daemon) serveRecover(w http.ResponseWriter, r *http.Request) {
+func (d *Daemon) serveRecover(w http.ResponseWriter, r *http.Request, name string) {
 	if in, ok := body[Force](w, r, "a recovery"); ok {
-		answer(w)(d.Recover(r.Context(), r.PathValue("name"), in.Force))
+		answer(w)(d.Recover(r.Context(), name, in.Force))
 	}
 }
 

@@ -341,5 +341,5 @@ func (d *Daemon) replace(ctx context.Context, s *slot, r ReplaceRequest) error {
 // note tells of an inconsistency of the key. The machine's lock is held: nothing here blocks.
 func (d *Daemon) note(i standby.Inconsistency) {
 	d.log.Warn().Str("event", device.EventInconsistency).Str("kind", string(i)).Msg(i.String())
-	d.events.add(newEvent("", device.EventInconsistency, string(i)+": "+i.String()))
+	d.addEvent(newEvent("", device.EventInconsistency, string(i)+": "+i.String()))
 }

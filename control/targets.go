@@ -108,6 +108,7 @@ func (d *Daemon) watchTargets(ctx context.Context) {
 
 // devicesChanged brings the leases in line after a device came or went.
 func (d *Daemon) devicesChanged() {
+	d.changed.ring()
 	d.targets.mu.Lock()
 	defer d.targets.mu.Unlock()
 	d.applyTargets()

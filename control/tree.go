@@ -103,14 +103,32 @@ func (d *Daemon) disks() map[string]string {
 	defer d.mu.Unlock()
 	m := map[string]string{}
 	for name, s := range d.slots {
-		switch {
-		case s.dev != nil:
-			m[name] = filepath.Base(s.dev.Path())
-		case s.rec != nil && s.phase == StateRecovering:
-			m[name] = fmt.Sprintf("ublkb%d", s.rec.ID)
+		if disk := s.disk(); disk != "" {
+			m[name] = disk
 		}
 	}
 	return m
+}
+
+// diskOf is one of disks; "": there is none.
+func (d *Daemon) diskOf(name string) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if s := d.slots[name]; s != nil {
+		return s.disk()
+	}
+	return ""
+}
+
+// disk is the kernel's name of the slot's disk, "" while there is none. Daemon.mu is held.
+func (s *slot) disk() string {
+	switch {
+	case s.dev != nil:
+		return filepath.Base(s.dev.Path())
+	case s.rec != nil && s.phase == StateRecovering:
+		return fmt.Sprintf("ublkb%d", s.rec.ID)
+	}
+	return ""
 }
 
 func (d *Daemon) blockEntries() []sysfs.Entry {
@@ -122,14 +140,11 @@ func (d *Daemon) blockEntries() []sysfs.Entry {
 }
 
 func (d *Daemon) blockEntry(name string) sysfs.Entry {
-	disks := d.disks()
-	if disks[name] != "" {
+	if d.diskOf(name) != "" {
 		return d.deviceDir(name)
 	}
-	for n, disk := range disks {
-		if disk == name {
-			return &sysfs.Link{Name: name, Target: n}
-		}
+	if n, err := d.resolve(name); err == nil && d.diskOf(n) == name {
+		return &sysfs.Link{Name: name, Target: n}
 	}
 	return nil
 }
@@ -207,7 +222,7 @@ func (d *Daemon) status(name string) (*device.Status, error) {
 // kernelAttr is what the kernel's own tree says of the device's disk.
 func (d *Daemon) kernelAttr(name, attr string) (string, error) {
 	var text string
-	disk := d.disks()[name]
+	disk := d.diskOf(name)
 	if disk == "" {
 		return "", attrError(fail(CodeNotFound, "there is no device %q", name))
 	}

@@ -1,0 +1,136 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sort"
+
+	"holdfast/device"
+)
+
+// Info says who this daemon is.
+func (d *Daemon) Info() DaemonInfo {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return DaemonInfo{Version: d.cfg.Version, API: APIVersion, PID: os.Getpid(), Started: d.started.UTC(),
+		RunDir: d.cfg.RunDir, StateDir: d.cfg.StateDir, Stopping: d.stopping}
+}
+
+// Snapshot is everything the daemon knows now.
+func (d *Daemon) Snapshot() Snapshot { return d.snapshot(d.devices("")) }
+
+// Brief is a snapshot without users of devices, which are not looked for.
+func (d *Daemon) Brief() Snapshot { return d.snapshot(d.briefDevices("")) }
+
+func (d *Daemon) snapshot(devices []Device) Snapshot {
+	snap := Snapshot{Daemon: d.Info(), Key: d.Key(), Devices: devices, Problems: []Problem{}}
+	missing := ""
+	if err := d.kernel.ready(); err != nil {
+		missing = err.Error()
+	}
+	d.mu.Lock()
+	if missing == "" {
+		missing = d.driverProblem
+	}
+	problems := slices.Clone(d.problems)
+	d.mu.Unlock()
+	snap.Driver = DriverInfo{Available: missing == "", Missing: missing}
+	// A problem is solved by deleting its file.
+	for _, p := range problems {
+		if _, err := os.Lstat(p.File); !errors.Is(err, os.ErrNotExist) {
+			snap.Problems = append(snap.Problems, p)
+		}
+	}
+	if p, bad := d.records.problem(); bad {
+		snap.Problems = append(snap.Problems, p)
+	}
+	return snap
+}
+
+// Device is the part of a snapshot that concerns one device.
+func (d *Daemon) Device(name string) (*Device, error) { return theOnly(d.devices(name), name) }
+
+// BriefDevice is Device without users.
+func (d *Daemon) BriefDevice(name string) (*Device, error) {
+	return theOnly(d.briefDevices(name), name)
+}
+
+func theOnly(devs []Device, name string) (*Device, error) {
+	if len(devs) == 0 {
+		return nil, fail(CodeNotFound, "there is no device %q", name)
+	}
+	return &devs[0], nil
+}
+
+// devices is the state of one device, or of all for "", with one search for their users.
+func (d *Daemon) devices(only string) []Device {
+	out := d.briefDevices(only)
+	disks := map[int]string{}
+	for _, dev := range out {
+		if dev.Path != "" {
+			disks[dev.ID] = dev.Path
+		}
+	}
+	users, err := d.findUsers(disks)
+	if err != nil {
+		d.log.Warn().Err(err).Msg("there may be users of the devices that are not known")
+	}
+	for i := range out {
+		out[i].Users = append(out[i].Users, users[out[i].ID]...)
+	}
+	return out
+}
+
+// briefDevices is devices without their users.
+func (d *Daemon) briefDevices(only string) []Device {
+	type entry struct {
+		Device
+		dev   live
+		phase string
+	}
+	var entries []entry
+	d.mu.Lock()
+	for _, s := range d.slots {
+		if s.rec == nil || only != "" && s.name != only {
+			continue
+		}
+		e := entry{dev: s.dev, phase: s.phase}
+		e.Created, e.Persist, e.Problem = s.rec.Created, s.rec.Spec.Persist, s.problem
+		e.Events = append([]device.Event{}, s.events...)
+		if e.Status = offlineStatus(s.rec); s.phase == StateRecovering {
+			e.Status = d.waitingStatus(s)
+		}
+		entries = append(entries, e)
+	}
+	d.mu.Unlock()
+
+	// The devices are asked outside the lock: a Status that had to wait must
+	// not stop the daemon.
+	out := make([]Device, 0, len(entries))
+	for _, e := range entries {
+		switch {
+		case e.dev != nil:
+			e.Status = e.dev.Status()
+			if e.Problem != "" {
+				e.Advice = fmt.Sprintf("see to its storage, then 'holdfast remove %s' again", e.Name)
+			} else {
+				advise(&e.Device)
+			}
+		case e.phase == "":
+			e.State, e.Advice = StateLost, lostAdvice(e.Name)
+		case e.phase == StateWaiting:
+			e.Advice = fmt.Sprintf("it is tried again and again, and when something is mounted; 'holdfast create %s' with the same images tries now, 'holdfast remove %s' forgets it", e.Name, e.Name)
+		case e.phase == StateRecovering:
+			e.Advice = fmt.Sprintf("it is tried again and again; 'holdfast recover %s' tries now, 'holdfast replace %s FILE' takes another file", e.Name, e.Name)
+		}
+		if e.phase != "" && e.phase != StateRecovering {
+			e.State = e.phase
+		}
+		e.Users = []device.User{}
+		out = append(out, e.Device)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out
+}

@@ -1,0 +1,60 @@
+package control
+
+import (
+	"fmt"
+	"testing"
+
+	"holdfast/device"
+)
+
+// TestManyDevices: a list of a hundred devices is one search for their users, and one question
+// to each; a hundred removals at once are two searches, not a hundred.
+func TestManyDevices(t *testing.T) {
+	f := newFixture(t)
+	const n = 100
+	for i := range n {
+		f.create(fmt.Sprintf("v%d", i), fmt.Sprintf("i%d", i))
+	}
+	counts := func(what string, scans, asked int) {
+		t.Helper()
+		f.k.mu.Lock()
+		defer f.k.mu.Unlock()
+		if f.k.scans != scans || f.k.asked != asked {
+			t.Errorf("%s: %d searches for users, want %d; %d questions to devices, want %d", what, f.k.scans, scans, f.k.asked, asked)
+		}
+		f.k.scans, f.k.asked = 0, 0
+	}
+	f.k.set(func() { f.k.scans, f.k.asked = 0, 0 })
+	if snap, err := f.c.Snapshot(ctx); err != nil || len(snap.Devices) != n {
+		t.Fatalf("%v", err)
+	}
+	counts("list", 1, n)
+	if snap, err := f.c.Brief(ctx); err != nil || len(snap.Devices) != n || snap.Devices[0].Users == nil {
+		t.Fatalf("%v", err)
+	}
+	counts("list without users", 0, n)
+
+	// All at once, while a search is under way.
+	hold := make(chan struct{})
+	f.k.set(func() { f.k.scanHold = hold })
+	for i := range n {
+		f.k.setUsers(fmt.Sprintf("v%d", i), device.User{Kind: "mount", Name: "/mnt"})
+	}
+	done := make(chan error, n)
+	remove := func(i int) { done <- f.c.Remove(ctx, fmt.Sprintf("v%d", i), false) }
+	go remove(0)
+	waitFor(t, "the first search", func() bool { f.k.mu.Lock(); defer f.k.mu.Unlock(); return f.k.scans == 1 })
+	for i := 1; i < n; i++ {
+		go remove(i)
+	}
+	waitFor(t, "those who wait for the second", func() bool {
+		f.d.scans.mu.Lock()
+		defer f.d.scans.mu.Unlock()
+		return f.d.scans.next != nil && len(f.d.scans.next.disks) == n-1
+	})
+	close(hold)
+	for range n {
+		wantCode(t, <-done, CodeBusy)
+	}
+	counts("removals", 2, 0)
+}
