@@ -120,6 +120,9 @@ func (l *line) flag(word string, rest []string) (used bool, err error) {
 	if value == "" {
 		return false, usagef("flag %s needs a value that is not empty", canonical)
 	}
+	if err := checkValue(def, value); err != nil {
+		return false, usagef("%s: flag %s: %v", l.name(), canonical, err)
+	}
 	if l.command == nil {
 		l.runDir = []string{canonical + "=" + value}
 	} else {
@@ -168,13 +171,13 @@ func (l *line) finish() ([]string, error) {
 // commandName is the command for messages, which begin with the program's name.
 func commandName(c *cli.Context) string { return strings.TrimPrefix(c.Command.HelpName, "holdfast ") }
 
-// arguments checks the number of arguments: names are the required ones, the
-// last may be repeated if it ends in "…".
+// arguments checks the number of arguments: names are theirs. One in brackets may be
+// left out, and the last may be repeated if it ends in "…".
 func arguments(c *cli.Context, names ...string) ([]string, error) {
 	args := c.Args().Slice()
 	many := len(names) > 0 && strings.HasSuffix(names[len(names)-1], "…")
 	switch {
-	case len(args) < len(names):
+	case len(args) < len(names) && !strings.HasPrefix(names[len(args)], "["):
 		return nil, usagef("%s: %s is missing", commandName(c), strings.TrimSuffix(names[len(args)], "…"))
 	case len(args) > len(names) && !many:
 		return nil, usagef("%s: %q is one argument too many", commandName(c), args[len(names)])
@@ -185,6 +188,15 @@ func arguments(c *cli.Context, names ...string) ([]string, error) {
 		}
 	}
 	return args, nil
+}
+
+// deviceArguments is arguments for a command whose first one is the name of a device.
+func deviceArguments(c *cli.Context, names ...string) ([]string, error) {
+	args, err := arguments(c, names...)
+	if err == nil {
+		args[0], err = deviceName(args[0])
+	}
+	return args, err
 }
 
 // usageError is a command line that makes no sense.

@@ -165,7 +165,7 @@ func TestUsageErrors(t *testing.T) {
 		{"create", "NAME is missing", 2},
 		{"create v", "--image is missing", 2},
 		{"create v --image raw@", "raw@", 2},
-		{"create v --image f --queues two", `invalid value "two" for flag --queues`, 2},
+		{"create v --image f --queues two", `create: flag --queues: "two" is not a whole number`, 2},
 		{"create v --image f --queues 0", "--queues 0", 2},
 		{"create v --image f --depth -5", "--depth -5", 2},
 		{"create ../v --image f", "../v", 2},

@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"holdfast/control"
+	"holdfast/device"
 )
 
 // The scripts hand the words so far to "holdfast __complete", which prints
@@ -128,34 +129,83 @@ func complete(app *cli.App, words []string) (files bool, candidates []string) {
 	}
 	switch {
 	case pending == "device":
-		return false, matching(deviceNames(runDir), last)
+		return namedDevice(runDir, last)
+	case pending == "output":
+		return false, matching(outputWords(last), last)
 	case pending != "":
-		values := flagValues(pending)
-		return values == nil, matching(values, last)
+		return takesFile[pending], matching(flagValues[pending], last)
 	case !l.literal && strings.HasPrefix(last, "-"):
 		return false, matching(l.flagNames(), last)
 	case !l.leaf():
 		return false, matching(l.commandNames(), last)
 	}
-	switch l.path[0] {
-	case "show", "remove", "why", "attach", "detach", "standby", "replace":
+	return l.argument(runDir, last)
+}
+
+// argument says what the command's next argument may be.
+func (l *line) argument(runDir, last string) (files bool, candidates []string) {
+	switch command := l.path[0]; command {
+	case "show", "remove", "recover", "why", "attach", "detach", "standby", "replace", "wait":
 		switch {
 		case len(l.args) == 0:
-			return false, matching(deviceNames(runDir), last)
-		case len(l.args) == 1 && l.path[0] == "standby":
+			return namedDevice(runDir, last)
+		case command == "wait":
+			return false, matching(afterComma(control.States, last), last)
+		case len(l.args) > 1:
+			return false, nil
+		case command == "standby":
 			return false, matching([]string{"on", "off", "status"}, last)
 		}
-		return len(l.args) == 1 && l.path[0] == "replace", nil
+		return command == "replace", nil
 	case "standby-check":
+		if len(l.args) > 0 {
+			return false, nil
+		}
 		return false, matching([]string{"on", "off", "status"}, last)
-	case "create":
-		return false, nil // a new name
 	case "completion":
+		if len(l.args) > 0 {
+			return false, nil
+		}
 		return false, matching([]string{"bash", "zsh"}, last)
 	case "image":
 		return true, nil
 	}
-	return false, nil
+	return false, nil // a new name, or nothing
+}
+
+// namedDevice is how a device may be called: by its name, or by a path.
+func namedDevice(runDir, last string) (files bool, candidates []string) {
+	if strings.Contains(last, "/") {
+		return true, nil
+	}
+	return false, matching(deviceNames(runDir), last)
+}
+
+// afterComma are words, behind those that a list with commas has already.
+func afterComma(words []string, last string) []string {
+	i := strings.LastIndexByte(last, ',')
+	if i < 0 {
+		return words
+	}
+	var out []string
+	for _, w := range words {
+		out = append(out, last[:i+1]+w)
+	}
+	return out
+}
+
+func outputWords(last string) []string {
+	if rest, more := strings.CutPrefix(last, "+"); more {
+		var out []string
+		for _, w := range afterComma(columnNames(), rest) {
+			out = append(out, "+"+w)
+		}
+		return out
+	}
+	if !strings.Contains(last, ",") {
+		return append(columnNames(), "all", "help")
+	}
+	return afterComma(columnNames(), last)
 }
 
 // joinEquals undoes bash's splitting of --flag=value into three words: it
@@ -197,27 +247,23 @@ func (l *line) commandNames() []string {
 	return names
 }
 
-// flagValues are the words that a flag takes; nil: files.
-func flagValues(flag string) []string {
-	switch flag {
-	case "data-path":
-		return []string{"auto", "copy", "zero-copy"}
-	case "recovery":
-		return []string{"manual", "reopen"}
-	case "targets":
-		return []string{"lio", "scst", "tgt", "none"}
-	case "from", "to":
-		return []string{"raw", "ploop"}
-	case "format":
-		return []string{"1", "2"}
-	case "log-format":
-		return []string{"json", "console"}
-	case "log-level":
-		return []string{"debug", "info", "warn", "error"}
-	case "size", "cluster-size", "queues", "depth", "level", "drain", "consumer", "standby-timeout", "standby-errors", "metrics-listen":
-		return []string{}
-	}
-	return nil
+// flagValues are the words that a flag takes.
+var flagValues = map[string][]string{
+	"data-path":      {"auto", "copy", "zero-copy"},
+	"recovery":       {device.RecoveryManual, device.RecoveryReopen},
+	"recover-policy": {device.RecoverWait, device.RecoverFail},
+	"targets":        {"lio", "scst", "tgt", "none"},
+	"from":           {"raw", "ploop"},
+	"to":             {"raw", "ploop"},
+	"format":         {"1", "2"},
+	"log-format":     {"json", "console"},
+	"log-level":      {"debug", "info", "warn", "error"},
+}
+
+// takesFile are the flags that take the name of a file or directory.
+var takesFile = map[string]bool{
+	"image": true, "backing": true, "on-standby": true, "on-recovered": true, "binary": true,
+	"run-dir": true, "state-dir": true, "configfs": true, "scst-root": true,
 }
 
 // deviceNames asks the daemon, shortly: somebody's cursor is waiting.
@@ -230,7 +276,7 @@ func deviceNames(runDir string) []string {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	snap, err := control.NewClient(runDir).Snapshot(ctx)
+	snap, err := control.NewClient(runDir).Brief(ctx)
 	if err != nil {
 		return nil
 	}

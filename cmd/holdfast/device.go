@@ -38,7 +38,7 @@ func createCommand() *cli.Command {
 			&cli.StringFlag{Name: "on-recovered", Usage: "run the program `FILE` when it has recovered"},
 			&cli.BoolFlag{Name: "persist", Usage: "create the device again after a reboot, until it is removed"},
 			&cli.StringFlag{Name: "data-path", Usage: "`PATH` of the data: auto (the best the kernel has), copy or zero-copy", Value: "auto"},
-			runDirFlag(),
+			jsonFlag(), runDirFlag(),
 		},
 		Action: func(c *cli.Context) error {
 			args, err := arguments(c, "NAME")
@@ -66,6 +66,9 @@ func createCommand() *cli.Command {
 			dev, err := client(c).Create(c.Context, spec)
 			if err != nil {
 				return err
+			}
+			if c.Bool("json") {
+				return printJSON(c.App.Writer, dev)
 			}
 			_, err = fmt.Fprintln(c.App.Writer, dev.Path)
 			return err
@@ -134,100 +137,12 @@ func imageRefs(args []string) ([]ploop.ImageRef, error) {
 	return refs, nil
 }
 
-func listCommand() *cli.Command {
-	return &cli.Command{
-		Name: "list", Aliases: []string{"ls"}, Usage: "list the devices",
-		Flags: []cli.Flag{jsonFlag(), runDirFlag()},
-		Action: func(c *cli.Context) error {
-			if _, err := arguments(c); err != nil {
-				return err
-			}
-			ctx, cancel := context.WithTimeout(c.Context, queryLimit)
-			defer cancel()
-			snap, err := client(c).Snapshot(ctx)
-			if err != nil {
-				return err
-			}
-			if c.Bool("json") {
-				return printJSON(c.App.Writer, snap)
-			}
-			if err := printList(c, snap); err != nil {
-				return err
-			}
-			warn := func(format string, args ...any) {
-				fmt.Fprintf(c.App.ErrWriter, "holdfast: warning: %s\n", oneLine(fmt.Sprintf(format, args...)))
-			}
-			if !snap.Driver.Available {
-				warn("no device can be created: %s", snap.Driver.Missing)
-			}
-			for _, d := range snap.Devices {
-				if d.Problem != "" {
-					warn("device %s: %s; %s", quote(d.Name), d.Problem, d.Advice)
-				}
-			}
-			for _, p := range snap.Problems {
-				warn("%s: %s; %s", quote(p.File), p.Reason, p.Advice)
-			}
-			if snap.Daemon.Stopping {
-				warn("the daemon is stopping, and waits for the devices to be released")
-			}
-			return nil
-		},
-	}
-}
-
-func printList(c *cli.Context, snap *control.Snapshot) error {
-	cols := []column{{title: "NAME"}, {title: "DEVICE"}, {title: "SIZE", right: true}, {title: "RO", right: true},
-		{title: "STATE"}, {title: "IMAGES", right: true}, {title: "TOP"}, {title: "USERS"}}
-	var rows [][]string
-	for _, d := range snap.Devices {
-		row := []string{quote(d.Name), "", "", "0", stateOf(&d), fmt.Sprint(len(d.Images)), "", ""}
-		if d.Path != "" {
-			row[1], row[2] = quote(d.Path), formatSize(d.Size)
-		}
-		if d.ReadOnly {
-			row[3] = "1"
-		}
-		if n := len(d.Images); n > 0 {
-			row[6] = quote(d.Images[n-1].Path)
-		}
-		row[7] = shortUsers(d.Users)
-		rows = append(rows, row)
-	}
-	return table(c.App.Writer, cols, rows)
-}
-
-// stateOf is the state, with how full of held requests a device is: at all of its tags it
-// takes no more.
-func stateOf(d *control.Device) string {
-	if d.Standby.Held == 0 && d.State != device.StateStandby {
-		return d.State
-	}
-	return fmt.Sprintf("%s:%d/%d", d.State, d.Standby.Held, d.Standby.Tags)
-}
-
-// shortUsers names mount points as lsblk does, and the kind of other users.
-func shortUsers(users []device.User) string {
-	var words []string
-	for _, u := range users {
-		switch u.Kind {
-		case "mount", "holder", "loop", "target":
-			words = append(words, quote(u.Name))
-		case "swap":
-			words = append(words, "[SWAP]")
-		default:
-			words = append(words, fmt.Sprintf("%s:%d", quote(u.Name), u.PID))
-		}
-	}
-	return strings.Join(words, ",")
-}
-
 func showCommand() *cli.Command {
 	return &cli.Command{
 		Name: "show", Usage: "show all about a device", ArgsUsage: "NAME",
 		Flags: []cli.Flag{jsonFlag(), runDirFlag()},
 		Action: func(c *cli.Context) error {
-			args, err := arguments(c, "NAME")
+			args, err := deviceArguments(c, "NAME")
 			if err != nil {
 				return err
 			}
@@ -254,7 +169,7 @@ func removeCommand() *cli.Command {
 			runDirFlag(),
 		},
 		Action: func(c *cli.Context) error {
-			args, err := arguments(c, "NAME")
+			args, err := deviceArguments(c, "NAME")
 			if err != nil {
 				return err
 			}

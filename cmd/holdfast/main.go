@@ -26,6 +26,7 @@ const (
 	exitBusy        = 4 // in use: the device, or the daemon's directories
 	exitUnreachable = 5 // no daemon answers
 	exitDriver      = 6 // the kernel cannot serve devices now
+	exitTimeUp      = 7 // what was waited for has not come
 )
 
 func main() {
@@ -72,6 +73,10 @@ func exitCode(err error) int {
 	var usage *usageError
 	if errors.As(err, &usage) {
 		return exitUsage
+	}
+	var late *timeUp
+	if errors.As(err, &late) {
+		return exitTimeUp
 	}
 	switch control.CodeOf(err) {
 	case control.CodeInvalid:
@@ -134,7 +139,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		ExitErrHandler:            func(*cli.Context, error) {},
 		Commands: []*cli.Command{
 			daemonCommand(), createCommand(), listCommand(), showCommand(), removeCommand(), replaceCommand(), recoverCommand(), upgradeCommand(),
-			standbyCommand(), standbyCheckCommand(), attachCommand(), detachCommand(), whyCommand(), eventsCommand(), attrCommand(),
+			standbyCommand(), standbyCheckCommand(), attachCommand(), detachCommand(), waitCommand(), whyCommand(), eventsCommand(), attrCommand(),
 			imageCommand(), completionCommand(), completeCommand(), udevCommand(), versionCommand(), helpCommand(),
 		},
 	}

@@ -56,10 +56,12 @@ type column struct {
 
 // table prints aligned columns as lsblk does: two spaces apart would be one too
 // many, so one; empty cells as "-", so that words can be counted.
-func table(w io.Writer, cols []column, rows [][]string) error {
+func table(w io.Writer, cols []column, rows [][]string, titles bool) error {
 	width := make([]int, len(cols))
 	for i, c := range cols {
-		width[i] = len(c.title)
+		if titles {
+			width[i] = len(c.title)
+		}
 		for _, r := range rows {
 			if r[i] == "" {
 				r[i] = "-"
@@ -86,7 +88,9 @@ func table(w io.Writer, cols []column, rows [][]string) error {
 		}
 		b.WriteByte('\n')
 	}
-	line(func(i int) string { return cols[i].title })
+	if titles {
+		line(func(i int) string { return cols[i].title })
+	}
 	for _, r := range rows {
 		line(func(i int) string { return r[i] })
 	}

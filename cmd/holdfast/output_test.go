@@ -74,9 +74,14 @@ func TestOneLine(t *testing.T) {
 
 func TestTable(t *testing.T) {
 	var b bytes.Buffer
-	err := table(&b, []column{{title: "NAME"}, {title: "SIZE", right: true}, {title: "LAST"}}, [][]string{{"é", "1G", ""}, {"longer", "512M", "x"}})
+	err := table(&b, []column{{title: "NAME"}, {title: "SIZE", right: true}, {title: "LAST"}}, [][]string{{"é", "1G", ""}, {"longer", "512M", "x"}}, true)
 	want := "NAME   SIZE LAST\né        1G -\nlonger 512M x\n"
 	if err != nil || b.String() != want {
+		t.Errorf("got\n%swant\n%s", &b, want)
+	}
+	b.Reset()
+	err = table(&b, []column{{title: "LONG TITLE"}, {title: "N", right: true}}, [][]string{{"a", "1"}, {"bc", "10"}}, false)
+	if want = "a   1\nbc 10\n"; err != nil || b.String() != want {
 		t.Errorf("got\n%swant\n%s", &b, want)
 	}
 }

@@ -18,19 +18,23 @@ func recoverCommand() *cli.Command {
 		Description: "The daemon does so by itself, again and again; this tells what is in the way.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "go on where the image's file system has no locks to tell that the dead daemon's last write has landed"},
-			runDirFlag(),
+			jsonFlag(), runDirFlag(),
 		},
 		Action: func(c *cli.Context) error {
-			args, err := arguments(c, "NAME")
+			args, err := deviceArguments(c, "NAME")
 			if err != nil {
 				return err
 			}
 			ctx, cancel := context.WithTimeout(c.Context, recoverLimit)
 			defer cancel()
 			dev, err := client(c).Recover(ctx, args[0], c.Bool("force"))
-			if err == nil {
-				_, err = fmt.Fprintf(c.App.Writer, "%s is served again\n", dev.Path)
+			if err != nil {
+				return err
 			}
+			if c.Bool("json") {
+				return printJSON(c.App.Writer, dev)
+			}
+			_, err = fmt.Fprintf(c.App.Writer, "%s is served again\n", dev.Path)
 			return err
 		},
 	}
@@ -57,7 +61,7 @@ func upgradeCommand() *cli.Command {
 			"the time is printed. If it can't, the old daemon goes on. SIGUSR2 does the same.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "binary", Usage: "`FILE` to run", DefaultText: "the one that the daemon was started from"},
-			runDirFlag(),
+			jsonFlag(), runDirFlag(),
 		},
 		Action: func(c *cli.Context) error {
 			if _, err := arguments(c); err != nil {
@@ -76,11 +80,15 @@ func upgradeCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(c.App.Writer, "process %d serves %d devices; their I/O paused for %.1f ms at most\n", res.PID, res.Devices-res.Waiting, res.PauseMS)
-			if res.Waiting > 0 {
-				return fmt.Errorf("%d devices wait to be recovered: 'holdfast list' says why", res.Waiting)
+			if c.Bool("json") {
+				err = printJSON(c.App.Writer, res)
+			} else {
+				_, err = fmt.Fprintf(c.App.Writer, "process %d serves %s; their I/O paused for %.1f ms at most\n", res.PID, count(res.Devices-res.Waiting, "device"), res.PauseMS)
 			}
-			return nil
+			if res.Waiting > 0 {
+				return fmt.Errorf("%s to be recovered: 'holdfast list' says why", plural(res.Waiting, "device waits", "devices wait"))
+			}
+			return err
 		},
 	}
 }

@@ -39,7 +39,7 @@ func consumerFlag() cli.Flag {
 
 func leaseAction(do func(*control.Client, context.Context, string, string) (*control.Device, error)) cli.ActionFunc {
 	return func(c *cli.Context) error {
-		args, err := arguments(c, "NAME")
+		args, err := deviceArguments(c, "NAME")
 		if err != nil {
 			return err
 		}
@@ -53,37 +53,55 @@ func leaseAction(do func(*control.Client, context.Context, string, string) (*con
 
 func standbyCommand() *cli.Command {
 	return &cli.Command{
-		Name: "standby", Usage: "show or set a device's standby", ArgsUsage: "NAME on|off|status",
-		Description: "status prints what the attribute reads: \"not supported\", \"on\" or \"off\". off gives up: what is\n" +
-			"held fails with EIO. To go on without a loss, see 'holdfast replace'.",
-		Flags: []cli.Flag{runDirFlag()},
+		Name: "standby", Usage: "show or set a device's standby", ArgsUsage: "NAME [on|off|status]",
+		Description: "status, or nothing, prints what the attribute reads: \"not supported\", \"on\" or \"off\". off gives up:\n" +
+			"what is held fails with EIO. To go on without a loss, see 'holdfast replace'.",
+		Flags: []cli.Flag{jsonFlag(), runDirFlag()},
 		Action: func(c *cli.Context) error {
-			args, err := arguments(c, "NAME", "on|off|status")
+			args, err := deviceArguments(c, "NAME", "[on|off|status]")
 			if err != nil {
 				return err
 			}
-			var dev *control.Device
-			switch args[1] {
-			case "status":
-				ctx, cancel := context.WithTimeout(c.Context, queryLimit)
-				defer cancel()
-				if dev, err = client(c).Device(ctx, args[0]); err == nil {
-					_, err = fmt.Fprintln(c.App.Writer, dev.Standby.Value)
-				}
+			on, set, err := onOff(c, args[1:])
+			if err != nil {
 				return err
-			case "on", "off":
-				before, err := client(c).Device(c.Context, args[0])
-				if err != nil {
-					return err
-				}
-				if dev, err = client(c).SetStandby(c.Context, args[0], args[1] == "on"); err != nil {
-					return err
-				}
-				return told(c, before, dev)
 			}
-			return usagef("%s: %q is none of on, off, status", commandName(c), args[1])
+			ctx, cancel := context.WithTimeout(c.Context, queryLimit)
+			defer cancel()
+			dev, err := client(c).BriefDevice(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			was := dev
+			if set {
+				if dev, err = client(c).SetStandby(c.Context, args[0], on); err != nil {
+					return err
+				}
+			}
+			switch {
+			case c.Bool("json"):
+				return printJSON(c.App.Writer, dev.Standby)
+			case set:
+				return told(c, was, dev)
+			}
+			_, err = fmt.Fprintln(c.App.Writer, dev.Standby.Value)
+			return err
 		},
 	}
+}
+
+// onOff reads a switch's argument; without one, or with status, nothing is to be set.
+func onOff(c *cli.Context, args []string) (on, set bool, err error) {
+	if len(args) == 0 {
+		return false, false, nil
+	}
+	switch args[0] {
+	case "on", "off":
+		return args[0] == "on", true, nil
+	case "status":
+		return false, false, nil
+	}
+	return false, false, usagef("%s: %q is none of on, off, status", commandName(c), args[0])
 }
 
 // told says what a switch did.
@@ -101,30 +119,30 @@ func told(c *cli.Context, before, after *control.Device) error {
 
 func standbyCheckCommand() *cli.Command {
 	return &cli.Command{
-		Name: "standby-check", Usage: "show or set the process-wide standby check", ArgsUsage: "on|off|status",
-		Description: "Nothing is held while it is off. A target that the daemon watches holds it on while it is there.",
-		Flags:       []cli.Flag{runDirFlag()},
+		Name: "standby-check", Usage: "show or set the process-wide standby check", ArgsUsage: "[on|off|status]",
+		Description: "Nothing is held while it is off. A target that the daemon watches holds it on while it is there.\n" +
+			"status, or nothing, shows it.",
+		Flags: []cli.Flag{jsonFlag(), runDirFlag()},
 		Action: func(c *cli.Context) error {
-			args, err := arguments(c, "on|off|status")
+			args, err := arguments(c, "[on|off|status]")
+			if err != nil {
+				return err
+			}
+			on, set, err := onOff(c, args)
 			if err != nil {
 				return err
 			}
 			var key *control.KeyInfo
-			switch args[0] {
-			case "status":
-				ctx, cancel := context.WithTimeout(c.Context, queryLimit)
-				defer cancel()
-				snap, err := client(c).Snapshot(ctx)
-				if err != nil {
-					return err
-				}
-				key = &snap.Key
-			case "on", "off":
-				if key, err = client(c).SetKey(c.Context, args[0] == "on"); err != nil {
-					return err
-				}
-			default:
-				return usagef("%s: %q is none of on, off, status", commandName(c), args[0])
+			if set {
+				key, err = client(c).SetKey(c.Context, on)
+			} else {
+				key, err = standbyCheck(c)
+			}
+			if err != nil {
+				return err
+			}
+			if c.Bool("json") {
+				return printJSON(c.App.Writer, key)
 			}
 			text := "off"
 			if key.On {
@@ -134,6 +152,16 @@ func standbyCheckCommand() *cli.Command {
 			return err
 		},
 	}
+}
+
+func standbyCheck(c *cli.Context) (*control.KeyInfo, error) {
+	ctx, cancel := context.WithTimeout(c.Context, queryLimit)
+	defer cancel()
+	snap, err := client(c).Brief(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &snap.Key, nil
 }
 
 func replaceCommand() *cli.Command {
@@ -146,10 +174,10 @@ func replaceCommand() *cli.Command {
 			&cli.BoolFlag{Name: "top", Usage: "the image that is written to (default)"},
 			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "take FILE as it is, and for granted that nothing can be written to the old storage any more"},
 			&cli.DurationFlag{Name: "drain", Usage: "wait for `TIME` for requests under way in the old file", Value: device.DefaultDrain},
-			runDirFlag(),
+			jsonFlag(), runDirFlag(),
 		},
 		Action: func(c *cli.Context) error {
-			args, err := arguments(c, "NAME", "FILE")
+			args, err := deviceArguments(c, "NAME", "FILE")
 			if err != nil {
 				return err
 			}
@@ -175,6 +203,9 @@ func replaceCommand() *cli.Command {
 			dev, err := client(c).Replace(c.Context, args[0], r)
 			if err != nil {
 				return err
+			}
+			if c.Bool("json") {
+				return printJSON(c.App.Writer, dev)
 			}
 			level := len(dev.Images) - 1
 			if r.Level != nil {

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -55,6 +56,7 @@ type standbyDaemon struct {
 	// refuse is the code of the answer to whatever is to be changed; "": it is done.
 	refuse control.Code
 	asked  []string
+	users  string // what the last question for devices said of their users
 }
 
 func newStandbyDaemon(t *testing.T) *standbyDaemon {
@@ -84,15 +86,24 @@ func (f *standbyDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	after := f.held
 	after.State, after.Standby.Value, after.Standby.Flag, after.Standby.Held = device.StateLive, "off", false, 0
 	if r.Method == http.MethodPost && r.URL.Path == "/v1/devices" || r.Method == http.MethodPut && strings.HasPrefix(r.URL.Path, "/v1/attr/") {
-		io.WriteString(w, "{}")
+		io.WriteString(w, `{"name":"v"}`)
 		return
 	}
 	var answer any
 	switch path := strings.TrimPrefix(r.URL.Path, "/v1"); {
 	case path == "/devices":
+		f.users = r.URL.Query().Get("users")
 		answer = control.Snapshot{Driver: control.DriverInfo{Available: true}, Key: f.key, Devices: []control.Device{f.held}}
-	case path == "/devices/vol/standby" && string(body) == `{"on":true}`, path == "/devices/vol":
+	case path == "/devices/vol/standby" && string(body) == `{"on":true}`, path == "/devices/vol", path == "/devices/ublkb0":
 		answer = f.held
+	case path == "/devices/vol/wait":
+		if q := r.URL.Query()["state"]; slices.Contains(q, control.StateLost) {
+			after.State = control.StateLost
+		} else {
+			<-r.Context().Done()
+			return
+		}
+		answer = after
 	case strings.HasPrefix(path, "/devices/vol/"):
 		answer = after
 	case path == "/standby-check":
@@ -132,6 +143,13 @@ func TestStandbyCommands(t *testing.T) {
 	}
 	for _, tt := range []struct{ line, asked, out string }{
 		{"standby vol status", "", "on\n"},
+		{"standby vol", "", "on\n"},
+		{"standby /dev/ublkb0", "", "on\n"},
+		{"standby-check", "", "on, held by hand, lio\n"},
+		{"wait vol standby", "", "standby\n"},
+		{"wait vol live,standby lost --timeout 0s", "", "standby\n"},
+		{"wait vol lost --timeout 1h", "", "lost\n"},
+		{"wait nix removed", "", "removed\n"},
 		{"standby vol on", `PUT /v1/devices/vol/standby {"on":true}`, "vol: standby is on; 3 requests held\n"},
 		{"standby vol off", `PUT /v1/devices/vol/standby {"on":false}`, "vol: standby is off; 3 requests were held, which failed or are failing\n"},
 		{"standby-check status", "", "on, held by hand, lio\n"},
@@ -208,10 +226,9 @@ func TestStandbyRefusals(t *testing.T) {
 		line, want string
 	}{
 		{"standby", "NAME is missing"},
-		{"standby vol", "on|off|status is missing"},
 		{"standby vol 1", `"1" is none of on, off, status`},
 		{"standby vol on off", "one argument too many"},
-		{"standby-check", "on|off|status is missing"},
+		{"standby-check on off", "one argument too many"},
 		{"standby-check yes", `"yes" is none of on, off, status`},
 		{"attach vol", "--consumer is missing"},
 		{"attach --consumer me", "NAME is missing"},
@@ -221,10 +238,27 @@ func TestStandbyRefusals(t *testing.T) {
 		{"replace vol", "FILE is missing"},
 		{"replace vol a b", "one argument too many"},
 		{"replace vol f --level -1", "--level -1"},
-		{"replace vol f --level top", `invalid value "top" for flag --level`},
+		{"replace vol f --level top", `flag --level: "top" is not a whole number`},
 		{"replace vol f --level 1 --top", "not both"},
 		{"replace vol f --drain -1s", "--drain -1s"},
-		{"replace vol f --drain 5", `invalid value "5" for flag --drain`},
+		{"replace vol f --drain 5", `replace: flag --drain: "5" is a time without a unit: write 5s, 5m or 5h`},
+		{"replace vol f --drain=1.5", `write 1.5s, 1.5m or 1.5h`},
+		{"replace vol f --drain 1d", `"1d" is not a time: its units are ms, s, m and h`},
+		{"replace vol f --drain soon", `"soon" is not a time`},
+		{"wait vol live --timeout 30", "write 30s, 30m or 30h"},
+		{"wait vol live --timeout -1s", "--timeout -1s"},
+		{"daemon --stop-timeout 90", "write 90s"},
+		{"create v --image f --recover-timeout 90", "write 90s"},
+		{"wait", "NAME is missing"},
+		{"wait vol", "STATE is missing"},
+		{"wait vol alive", `"alive" is not a state: there are live, `},
+		{"wait vol live,", `"" is not a state`},
+		{"list -o name,frob", `there is no column "frob"; 'holdfast list -o help' lists them`},
+		{"list -o name,", `there is no column ""`},
+		{"list -o +", `there is no column ""`},
+		{"list --json -o name", "--output is about the table"},
+		{"list --json --noheadings", "--noheadings is about the table"},
+		{"show /dev/null", `"/dev/null" is not a block device`},
 		{"replace vol raw@", "raw@"},
 		{"attr", "which of get, set, list?"},
 		{"attr get", "PATH is missing"},
@@ -234,7 +268,7 @@ func TestStandbyRefusals(t *testing.T) {
 		{"events vol", "one argument too many"},
 		{"why", "NAME is missing"},
 		{"create v --image f --standby-timeout 0s", "--standby-timeout 0s"},
-		{"create v --image f --standby-timeout 30", `invalid value "30" for flag --standby-timeout`},
+		{"create v --image f --standby-timeout 30", `"30" is a time without a unit`},
 		{"create v --image f --standby-errors EIO,ewhat", "ewhat"},
 		{"create v --image f --standby-errors EIO,", "standby error"},
 		{"create v --image f --standby-errors ENOSPC", "ENOSPC"},
@@ -268,13 +302,13 @@ func TestStandbyRefusals(t *testing.T) {
 		}
 	}
 	f.refuse = ""
-	for _, line := range []string{"standby nix status", "standby nix off", "why nix", "attr get nix"} {
+	for _, line := range []string{"standby nix status", "standby nix off", "why nix", "attr get nix", "wait nix live", "show /dev/ublkb7", "show /dev/nix"} {
 		var out, errs bytes.Buffer
-		if code := run(words(line), &out, &errs); code != exitFailure || !strings.Contains(errs.String(), "there is no") {
+		if code := run(words(line), &out, &errs); code != exitFailure || !strings.Contains(errs.String(), "there is no") && !strings.Contains(errs.String(), "neither a device's name nor") {
 			t.Errorf("%s: exit %d, %q", line, code, &errs)
 		}
 	}
-	for _, line := range []string{"standby v on", "standby v status", "standby-check status", "attach v --consumer c", "detach v --consumer c", "replace v f", "why v", "events", "events --follow", "attr get a", "attr set a 1", "attr list"} {
+	for _, line := range []string{"standby v on", "standby v status", "standby-check status", "attach v --consumer c", "detach v --consumer c", "replace v f", "why v", "events", "events --follow", "wait v live", "wait v removed", "wait v live --timeout 1h", "standby v", "standby-check", "list -o name", "attr get a", "attr set a 1", "attr list"} {
 		var out, errs bytes.Buffer
 		if code := run(words("--run-dir /nowhere "+line), &out, &errs); code != exitUnreachable || strings.Count(errs.String(), "\n") != 1 {
 			t.Errorf("%s without a daemon: exit %d, %q", line, code, &errs)

@@ -18,7 +18,7 @@ func attrCommand() *cli.Command {
 		Name: "attr", Usage: "the attribute tree, where it is not mounted",
 		Subcommands: []*cli.Command{
 			{
-				Name: "get", Usage: "print an attribute", ArgsUsage: "PATH", Flags: []cli.Flag{runDirFlag()},
+				Name: "get", Usage: "print an attribute", ArgsUsage: "PATH", Flags: []cli.Flag{jsonFlag(), runDirFlag()},
 				Action: func(c *cli.Context) error {
 					args, err := arguments(c, "PATH")
 					if err != nil {
@@ -30,6 +30,9 @@ func attrCommand() *cli.Command {
 					}
 					if info.Dir {
 						return usagef("%s: %s is a directory; 'holdfast attr list' shows it", commandName(c), quote(args[0]))
+					}
+					if c.Bool("json") {
+						return printJSON(c.App.Writer, map[string]string{"path": strings.Trim(args[0], "/"), "value": info.Value})
 					}
 					_, err = fmt.Fprintln(c.App.Writer, info.Value)
 					return err
@@ -47,50 +50,70 @@ func attrCommand() *cli.Command {
 			},
 			{
 				Name: "list", Usage: "list attributes", ArgsUsage: "[PATH]",
-				Flags: []cli.Flag{&cli.BoolFlag{Name: "recursive", Aliases: []string{"r"}, Usage: "with all below"}, runDirFlag()},
+				Flags: []cli.Flag{&cli.BoolFlag{Name: "recursive", Aliases: []string{"r"}, Usage: "with all below"}, jsonFlag(), runDirFlag()},
 				Action: func(c *cli.Context) error {
-					path := "/"
-					if c.Args().Len() > 0 {
-						args, err := arguments(c, "PATH")
-						if err != nil {
-							return err
-						}
-						path = args[0]
+					args, err := arguments(c, "[PATH]")
+					if err != nil {
+						return err
 					}
-					return listAttrs(c, strings.Trim(path, "/"), c.Bool("recursive"))
+					path := strings.Trim(strings.Join(args, ""), "/")
+					list, err := listAttrs(c, path, c.Bool("recursive"))
+					if err != nil {
+						return err
+					}
+					if c.Bool("json") {
+						return printJSON(c.App.Writer, list)
+					}
+					return printAttrs(c, list)
 				},
 			},
 		},
 	}
 }
 
-// listAttrs prints a directory's entries by their paths; directories end in a slash, links
-// say where they lead.
-func listAttrs(c *cli.Context, path string, recursive bool) error {
+// listedAttr is an attribute or a directory of the tree, by its whole path.
+type listedAttr struct {
+	Path   string `json:"path"`
+	Dir    bool   `json:"dir"`
+	Target string `json:"target,omitempty"` // of a link
+}
+
+// listAttrs is what is in a directory, or the attribute itself.
+func listAttrs(c *cli.Context, path string, recursive bool) ([]listedAttr, error) {
 	info, err := client(c).Attr(c.Context, path)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !info.Dir {
-		_, err := fmt.Fprintln(c.App.Writer, quote(path))
-		return err
+		return []listedAttr{{Path: path}}, nil
 	}
+	list := []listedAttr{}
 	for _, e := range info.Entries {
-		below := strings.TrimPrefix(path+"/"+e.Name, "/")
-		text := quote(below)
+		at := listedAttr{strings.TrimPrefix(path+"/"+e.Name, "/"), e.Dir, e.Target}
+		list = append(list, at)
+		if recursive && e.Dir && e.Target == "" {
+			below, err := listAttrs(c, at.Path, true)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, below...)
+		}
+	}
+	return list, nil
+}
+
+// printAttrs prints them by their paths; directories end in a slash, links say where they lead.
+func printAttrs(c *cli.Context, list []listedAttr) error {
+	for _, at := range list {
+		text := quote(at.Path)
 		switch {
-		case e.Target != "":
-			text += " -> " + quote(e.Target)
-		case e.Dir:
+		case at.Target != "":
+			text += " -> " + quote(at.Target)
+		case at.Dir:
 			text += "/"
 		}
 		if _, err := fmt.Fprintln(c.App.Writer, text); err != nil {
 			return err
-		}
-		if recursive && e.Dir {
-			if err := listAttrs(c, below, true); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
@@ -109,9 +132,16 @@ func eventsCommand() *cli.Command {
 			if _, err := arguments(c); err != nil {
 				return err
 			}
+			q := control.EventsQuery{Follow: c.Bool("follow")}
+			if c.IsSet("device") {
+				var err error
+				if q.Device, err = deviceName(c.String("device")); err != nil {
+					return err
+				}
+			}
 			enc := json.NewEncoder(c.App.Writer)
 			enc.SetEscapeHTML(false)
-			return client(c).Events(c.Context, control.EventsQuery{Follow: c.Bool("follow"), Device: c.String("device")}, func(e device.Event) error {
+			return client(c).Events(c.Context, q, func(e device.Event) error {
 				if c.Bool("json") {
 					return enc.Encode(e)
 				}
@@ -129,23 +159,27 @@ func eventsCommand() *cli.Command {
 func whyCommand() *cli.Command {
 	return &cli.Command{
 		Name: "why", Usage: "explain a device's state in sentences", ArgsUsage: "NAME",
-		Flags: []cli.Flag{runDirFlag()},
+		Flags: []cli.Flag{jsonFlag(), runDirFlag()},
 		Action: func(c *cli.Context) error {
-			args, err := arguments(c, "NAME")
+			args, err := deviceArguments(c, "NAME")
 			if err != nil {
 				return err
 			}
 			ctx, cancel := context.WithTimeout(c.Context, queryLimit)
 			defer cancel()
-			snap, err := client(c).Snapshot(ctx)
-			if err != nil {
-				return err
-			}
 			dev, err := client(c).Device(ctx, args[0])
 			if err != nil {
 				return err
 			}
-			for _, s := range control.Why(dev, &snap.Key) {
+			snap, err := client(c).Brief(ctx)
+			if err != nil {
+				return err
+			}
+			text := control.Why(dev, &snap.Key)
+			if c.Bool("json") {
+				return printJSON(c.App.Writer, map[string]any{"name": dev.Name, "state": dev.State, "sentences": text})
+			}
+			for _, s := range text {
 				if _, err := fmt.Fprintln(c.App.Writer, oneLine(s)); err != nil {
 					return err
 				}

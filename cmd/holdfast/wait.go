@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"holdfast/control"
+)
+
+func waitCommand() *cli.Command {
+	return &cli.Command{
+		Name: "wait", Usage: "wait until a device is in a state, and print it", ArgsUsage: "NAME STATE…",
+		Description: "States: " + strings.Join(control.States, ", ") + ";\n" +
+			"several, in several words or with commas, for any of them. Exit code 7: time is up.\n" +
+			"It goes on over a restart of the daemon.",
+		Flags: []cli.Flag{
+			&cli.DurationFlag{Name: "timeout", Usage: "for `TIME` at most; 0s: check once", DefaultText: "for ever"},
+			jsonFlag(), runDirFlag(),
+		},
+		Action: func(c *cli.Context) error {
+			args, err := deviceArguments(c, "NAME", "STATE…")
+			if err != nil {
+				return err
+			}
+			states := strings.Split(strings.Join(args[1:], ","), ",")
+			for _, s := range states {
+				if !slices.Contains(control.States, s) {
+					return usagef("%s: %q is not a state: there are %s", commandName(c), s, strings.Join(control.States, ", "))
+				}
+			}
+			if limit := c.Duration("timeout"); limit < 0 {
+				return usagef("%s: --timeout %v: want 0 or more", commandName(c), limit)
+			}
+			dev, err := waitFor(c, args[0], states)
+			if err != nil {
+				return err
+			}
+			if c.Bool("json") {
+				return printJSON(c.App.Writer, dev)
+			}
+			_, err = fmt.Fprintln(c.App.Writer, dev.State)
+			return err
+		},
+	}
+}
+
+// timeUp is the end of a wait that was in vain.
+type timeUp struct{ msg string }
+
+func (e *timeUp) Error() string { return e.msg }
+
+func waitFor(c *cli.Context, name string, states []string) (*control.Device, error) {
+	begin, limit := time.Now(), c.Duration("timeout")
+	dev, err := currentState(c, name)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.Contains(states, dev.State) {
+		if dev.State == control.StateRemoved {
+			return nil, fmt.Errorf("there is no device %q", name)
+		}
+		// By its name from now on: the disk's may be another device's when this one is gone.
+		name = dev.Name
+		ctx, cancel := c.Context, context.CancelFunc(func() {})
+		if c.IsSet("timeout") {
+			ctx, cancel = context.WithDeadline(ctx, begin.Add(limit))
+		}
+		dev, err = client(c).Wait(ctx, name, states)
+		cancel()
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) && err != nil {
+			return nil, inVain(c, name, limit)
+		}
+	}
+	return dev, err
+}
+
+// currentState is the device as it is now, or in the state removed.
+func currentState(c *cli.Context, name string) (*control.Device, error) {
+	ctx, cancel := context.WithTimeout(c.Context, queryLimit)
+	defer cancel()
+	dev, err := client(c).BriefDevice(ctx, name)
+	if control.CodeOf(err) == control.CodeNotFound {
+		dev, err = new(control.Device), nil
+		dev.Name, dev.ID, dev.State = name, -1, control.StateRemoved
+	}
+	return dev, err
+}
+
+// lastQuery bounds the question for what there is instead.
+const lastQuery = 2 * time.Second
+
+func inVain(c *cli.Context, name string, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(c.Context, lastQuery)
+	defer cancel()
+	what := "not to be asked, as no daemon answers"
+	if dev, err := client(c).BriefDevice(ctx, name); err == nil {
+		what = dev.State
+		if dev.Problem != "" {
+			what += ": " + dev.Problem
+		}
+	}
+	return &timeUp{fmt.Sprintf("after %v device %q is %s", limit, name, what)}
+}
