@@ -159,7 +159,7 @@ func (d *Device) setThrough() {
 	through := false
 	if st.Supported && !s.ReadOnly() {
 		images := s.Status().Images
-		through = !images[len(images)-1].Direct
+		through = images[len(images)-1].Cached
 	}
 	if through == d.through.Swap(through) {
 		return

@@ -42,7 +42,32 @@ func openDelta(ref ImageRef, open opener, write, direct bool) (*delta, error) {
 		f.Close()
 		return nil, err
 	}
+	if err := d.fitUnits(write); err != nil {
+		f.Close()
+		return nil, err
+	}
 	return d, nil
+}
+
+// fitUnits leaves direct I/O to images whose clusters lie in whole units of it, and whose
+// end, if that may be written, does: nearly nothing would be direct in the others.
+func (d *delta) fitUnits(write bool) error {
+	f, ok := d.file.(*osFile)
+	if !ok || f.dio.unit == SectorSize {
+		return nil
+	}
+	u := f.dio.unit
+	if !d.ref.Raw && (d.hdr.ClusterSize()%u != 0 || int64(d.hdr.DataStart())*SectorSize%u != 0) || write && d.size%u != 0 {
+		return f.buffered()
+	}
+	return nil
+}
+
+// wroteFirst is told of the first write to the image, at its beginning.
+func (d *delta) wroteFirst() {
+	if f, ok := d.file.(*osFile); ok {
+		f.wroteFirst()
+	}
 }
 
 type opener func(path string, write, direct bool) (file, error)

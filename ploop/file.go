@@ -3,8 +3,8 @@ package ploop
 import (
 	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,28 +42,36 @@ type osFile struct {
 	write  bool
 	guard  bool        // for reading, and nobody may write meanwhile (locks.go)
 	deny   bool        // for reading, and nobody may begin to write
-	direct bool        // opened with O_DIRECT
+	flags  int         // of the open file, without O_DIRECT
 	locked atomic.Bool // the file system carries the lock
 	block  bool        // a block device: can't grow or shrink
+	dio    dio
+	units  sync.Mutex // a unit is read, changed and written (transfer.go)
 
 	dev, ino uint64 // which file it is
 }
 
-// openFile opens and locks an image (locks.go); guard is for reading.
-//
-// Direct I/O is used where the file system takes it in units of a sector,
-// which a probing read finds out, since no query tells it for all of them.
+// openFile opens and locks an image (locks.go); guard is for reading. direct asks for
+// direct I/O where it is of use (direct.go).
 func openFile(path string, write, guard, direct bool) (*osFile, error) {
 	// O_NONBLOCK: a FIFO by that name must not hang us; it does nothing to files.
 	flags := unix.O_RDONLY | unix.O_NONBLOCK
 	if write {
 		flags = unix.O_RDWR | unix.O_NONBLOCK
 	}
-	plain, err := openPlain(path, flags, 0)
+	// From the beginning: CIFS and 9p decide at open(2) how they transfer.
+	extra := 0
+	if direct {
+		extra = unix.O_DIRECT
+	}
+	plain, err := openPlain(path, flags|extra, 0)
+	if direct && (err == unix.EINVAL || unsupported(err)) {
+		plain, err = openPlain(path, flags, 0)
+	}
 	if err != nil {
 		return nil, &IOError{Op: "open", File: path, Offset: -1, Err: err}
 	}
-	f := &osFile{plainFile: plain, write: write, guard: guard && !write}
+	f := &osFile{plainFile: plain, write: write, guard: guard && !write, dio: noDirect}
 	if err := f.prepare(path, direct); err != nil {
 		f.Close()
 		return nil, err
@@ -97,86 +105,11 @@ func (f *osFile) prepare(path string, direct bool) error {
 	if err != nil {
 		return &IOError{Op: "fcntl", File: path, Offset: -1, Err: err}
 	}
-	fl &^= unix.O_NONBLOCK
-	if _, err := unix.FcntlInt(uintptr(f.fd), unix.F_SETFL, fl); err != nil {
-		return &IOError{Op: "fcntl", File: path, Offset: -1, Err: err}
-	}
+	f.flags = fl &^ (unix.O_NONBLOCK | unix.O_DIRECT)
 	if direct {
-		return f.tryDirect(path, fl)
+		return f.tryDirect()
 	}
-	return nil
-}
-
-// tryDirect turns O_DIRECT on and off again if a read of one sector into
-// memory aligned to one sector doesn't work. A file too short to tell is
-// served through the page cache. Storage that fails says nothing about it.
-func (f *osFile) tryDirect(path string, fl int) error {
-	if _, err := unix.FcntlInt(uintptr(f.fd), unix.F_SETFL, fl|unix.O_DIRECT); err != nil {
-		return nil
-	}
-	buf := AlignedBuffer(2 * SectorSize)
-	n, err := unix.Pread(f.fd, buf[SectorSize:], SectorSize)
-	if err == nil && n == SectorSize {
-		f.direct = true
-		return nil
-	}
-	if err != nil && err != unix.EINVAL && !unsupported(err) {
-		return &IOError{Op: "read", File: path, Offset: SectorSize, Err: err}
-	}
-	if _, err := unix.FcntlInt(uintptr(f.fd), unix.F_SETFL, fl); err != nil {
-		return &IOError{Op: "fcntl", File: path, Offset: -1, Err: err}
-	}
-	return nil
-}
-
-// bufferAlign satisfies direct I/O on every device that takes single sectors.
-const bufferAlign = 4096
-
-// AlignedBuffer returns n bytes at an address that direct I/O takes.
-func AlignedBuffer(n int) []byte {
-	b := make([]byte, n+bufferAlign)
-	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (bufferAlign - 1)
-	return b[skip : skip+n : skip+n]
-}
-
-func aligned(p []byte) bool {
-	return uintptr(unsafe.Pointer(unsafe.SliceData(p)))%SectorSize == 0
-}
-
-func (f *osFile) ReadAt(p []byte, off int64) (int, error) {
-	if f.direct && !aligned(p) {
-		b := AlignedBuffer(len(p))
-		n, err := f.ReadAt(b, off)
-		copy(p, b[:n])
-		return n, err
-	}
-	for done := 0; done < len(p); {
-		n, err := unix.Pread(f.fd, p[done:], off+int64(done))
-		switch {
-		case err == unix.EINTR:
-		case err != nil:
-			return done, err
-		case n == 0:
-			return done, io.ErrUnexpectedEOF
-		default:
-			done += n
-			if f.direct && done%SectorSize != 0 && done < len(p) {
-				// Only the end of the file cuts a sector, and direct I/O
-				// can't be asked for what follows it.
-				return done, io.ErrUnexpectedEOF
-			}
-		}
-	}
-	return len(p), nil
-}
-
-func (f *osFile) WriteAt(p []byte, off int64) (int, error) {
-	if f.direct && !aligned(p) {
-		b := AlignedBuffer(len(p))
-		copy(b, p)
-		p = b
-	}
-	return f.plainFile.WriteAt(p, off)
+	return f.setDirect(false)
 }
 
 func (f *osFile) Allocate(off, n int64) error {

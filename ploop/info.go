@@ -157,7 +157,7 @@ func openUnlocked(path string, _, _ bool) (file, error) {
 	if err != nil {
 		return nil, &IOError{Op: "open", File: path, Offset: -1, Err: err}
 	}
-	f := &osFile{plainFile: plain}
+	f := &osFile{plainFile: plain, dio: noDirect}
 	if err := f.checkKind(path); err != nil {
 		f.Close()
 		return nil, err

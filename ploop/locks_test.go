@@ -356,7 +356,7 @@ func TestLockTakenAgain(t *testing.T) {
 
 // TestClaimedBlockDevice: a mount locks nothing, but has the device for itself.
 func TestClaimedBlockDevice(t *testing.T) {
-	dev := loopDevice(t, 16<<20)
+	dev := blockDevice(t, 16<<20, 512)
 	ref := []ImageRef{{Path: dev, Raw: true}}
 	s, err := Open(ref, Options{})
 	if err != nil {

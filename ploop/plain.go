@@ -34,18 +34,23 @@ func (f *plainFile) Name() string { return f.name }
 // ReadAt fills p or says why not; past the end that is io.ErrUnexpectedEOF.
 func (f *plainFile) ReadAt(p []byte, off int64) (int, error) {
 	for done := 0; done < len(p); {
-		n, err := unix.Pread(f.fd, p[done:], off+int64(done))
-		switch {
-		case err == unix.EINTR:
-		case err != nil:
+		n, err := f.readOnce(p[done:], off+int64(done))
+		if done += n; err != nil {
 			return done, err
-		case n == 0:
+		}
+		if n == 0 {
 			return done, io.ErrUnexpectedEOF
-		default:
-			done += n
 		}
 	}
 	return len(p), nil
+}
+
+func (f *plainFile) readOnce(p []byte, off int64) (n int, err error) {
+	err = retry(func() error {
+		n, err = unix.Pread(f.fd, p, off)
+		return err
+	})
+	return max(n, 0), err
 }
 
 func (f *plainFile) WriteAt(p []byte, off int64) (int, error) {

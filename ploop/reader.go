@@ -45,6 +45,9 @@ type Place struct {
 // outcome; until then no one reuses that place. write asks for a place that may
 // be written.
 func (r *Reader) Locate(off int64, n int, write bool) Place {
+	if (off|int64(n))&r.s.misfit != 0 {
+		return Place{} // less than direct I/O takes (transfer.go)
+	}
 	at := r.locate(off, n, write)
 	if at.Where == Direct && at.Level == 0 && at.Offset+int64(n) > r.s.baseEnd {
 		// A raw base may end within a cluster; the rest reads as zeroes.

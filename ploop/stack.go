@@ -54,6 +54,7 @@ type Stack struct {
 	cluster  int64  // in bytes
 	clusters uint64 // of the disk
 	baseEnd  int64  // the size of a raw base, which may end within a cluster
+	misfit   int64  // bits that offsets and lengths of direct transfers don't have
 
 	opts  Options
 	table *table
@@ -167,11 +168,11 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 	return s, nil
 }
 
-// cached says whether the image is read through the page cache, where what a failed sync has
-// lost may still be seen.
+// cached says whether the image is, or may be, read through the page cache, where what a failed
+// sync has lost may still be seen.
 func (d *delta) cached() bool {
 	f, ok := d.file.(*osFile)
-	return ok && !f.direct
+	return ok && !f.dio.bypasses
 }
 
 // start readies what all stacks begin with.
@@ -243,6 +244,12 @@ func (s *Stack) fit() error {
 	s.size = int64(t.Sectors) * SectorSize
 	s.cluster = t.ClusterSize()
 	s.clusters = t.Clusters()
+	s.misfit = 0
+	for _, d := range s.deltas {
+		if f, ok := d.file.(*osFile); ok {
+			s.misfit |= f.dio.unit - 1
+		}
+	}
 	s.baseEnd = math.MaxInt64
 	if base := s.deltas[0]; base.ref.Raw {
 		s.baseEnd = base.size
@@ -316,6 +323,7 @@ func (s *Stack) beginWriting() error {
 	d.hdr.Flags &^= flagEmpty
 	err := s.writeHeader()
 	if err == nil {
+		d.wroteFirst()
 		err = s.cutTail()
 	}
 	if err != nil {

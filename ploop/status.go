@@ -19,6 +19,7 @@ type ImageStatus struct {
 	Format  string `json:"format"` // raw, ploop1 or ploop2
 	Level   int    `json:"level"`
 	Direct  bool   `json:"direct"`            // O_DIRECT
+	Cached  bool   `json:"cached"`            // what is written may be in the page cache only, until a flush
 	Locked  bool   `json:"locked"`            // the file system carries locks
 	Bitmaps int    `json:"bitmaps,omitempty"` // dirty bitmaps carried
 }
@@ -32,7 +33,7 @@ func (s *Stack) Status() Status {
 	for _, d := range s.deltas {
 		im := ImageStatus{Path: d.ref.Path, Format: d.format(), Level: d.level}
 		if f, ok := d.file.(*osFile); ok {
-			im.Direct, im.Locked = f.direct, f.Locked()
+			im.Direct, im.Cached, im.Locked = f.dio.on, !f.dio.bypasses, f.Locked()
 		}
 		if d.ext != nil {
 			im.Bitmaps = len(d.ext.bitmaps)

@@ -1,6 +1,7 @@
 package ploop
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,8 +30,8 @@ func mustRun(t testing.TB, name string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// loopDevice makes a block device of so many bytes.
-func loopDevice(t testing.TB, size int64, args ...string) string {
+// blockDevice makes a block device of so many bytes, with logical blocks of block.
+func blockDevice(t testing.TB, size int64, block int) string {
 	t.Helper()
 	needRoot(t)
 	if _, err := os.Stat("/dev/loop-control"); err != nil {
@@ -43,7 +44,7 @@ func loopDevice(t testing.TB, size int64, args ...string) string {
 	if err := os.Truncate(back, size); err != nil {
 		t.Fatal(err)
 	}
-	dev := mustRun(t, "losetup", append(args, "--find", "--show", back)...)
+	dev := mustRun(t, "losetup", "--find", "--show", "--sector-size", fmt.Sprint(block), back)
 	t.Cleanup(func() { exec.Command("losetup", "-d", dev).Run() })
 	return dev
 }

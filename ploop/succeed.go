@@ -370,7 +370,11 @@ func (n *Stack) mark() error {
 	n.life.first = b
 	d.hdr.InUse, d.hdr.ExtOff = inUseDirty, 0
 	d.hdr.Flags &^= flagEmpty
-	return n.writeHeader()
+	if err := n.writeHeader(); err != nil {
+		return err
+	}
+	d.wroteFirst()
+	return nil
 }
 
 // unmark writes back what mark wrote over.

@@ -130,12 +130,25 @@ func (s *Stack) writePiece(i uint64, in int64, p []byte) error {
 		s.markDirty(int64(i)*s.cluster+in, int64(len(p)))
 	}
 	if e.mapped() && e.level() == s.Top() {
-		return s.top.write(p, e.sector()*SectorSize+in)
+		return s.alone(i, in, int64(len(p)), func() error { return s.top.write(p, e.sector()*SectorSize+in) })
 	}
 	if !e.mapped() && allZero(p) {
 		return nil
 	}
 	return s.newCluster(i, e, in, p, int64(len(p)))
+}
+
+// alone changes n bytes at in of a cluster in its place, whose lock the caller holds. If these
+// are not whole units of direct I/O, the change writes back what is beside them, and no fast
+// transfer may write that meanwhile.
+func (s *Stack) alone(i uint64, in, n int64, change func() error) error {
+	if (in|n)&s.misfit == 0 {
+		return change()
+	}
+	s.table.setBusy(i)
+	defer s.table.unsetBusy(i)
+	s.grace.wait()
+	return change()
 }
 
 // newCluster gives cluster i, whose lock the caller holds, a place in the top:

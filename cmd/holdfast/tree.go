@@ -39,9 +39,12 @@ func deviceTree(d *control.Device) *node {
 			text += "  " + im.Format
 		}
 		if served {
-			if im.Direct {
+			switch {
+			case im.Direct && im.Cached:
+				text += "  direct (perhaps through the page cache all the same)"
+			case im.Direct:
 				text += "  direct"
-			} else {
+			default:
 				text += "  buffered"
 			}
 			if !im.Locked {
