@@ -8,7 +8,6 @@ import (
 	"iter"
 	"math"
 	"math/bits"
-	"sync"
 	"sync/atomic"
 )
 
@@ -24,7 +23,7 @@ type delta struct {
 	// unlocked says that the lock was given back to a successor, to be taken
 	// again if that one doesn't come to live.
 	unlocked  atomic.Bool
-	unlocking sync.Mutex // an operation on the lock is under way
+	unlocking chan struct{} // holds one while an operation on the lock is under way
 
 	ext    *extension // what the format extension held; nil: none, or not valid
 	extErr error      // why it couldn't be taken
@@ -36,7 +35,7 @@ func openDelta(ref ImageRef, open opener, write, direct bool) (*delta, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &delta{ref: ref, file: f}
+	d := &delta{ref: ref, file: f, unlocking: make(chan struct{}, 1)}
 	d.users.Store(1)
 	if err := d.readHead(); err != nil {
 		f.Close()

@@ -141,19 +141,26 @@ func (s *Stack) Retire() {
 }
 
 // lockTime bounds an operation on a lock, which may hang in dead storage.
-const lockTime = 5 * time.Second
+var lockTime = 5 * time.Second
 
-// bounded runs an operation on the delta's lock and waits for it so long. One
-// that hangs keeps the next from beginning.
+// bounded runs an operation on the delta's lock and waits for it so long. One that hangs keeps
+// the next from beginning, so that they don't become many, however often it is tried.
 func (d *delta) bounded(op string, do func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		d.unlocking.Lock()
-		defer d.unlocking.Unlock()
-		done <- do()
-	}()
 	t := time.NewTimer(lockTime)
 	defer t.Stop()
+	late := func() error {
+		return d.ioError(op, -1, fmt.Errorf("no answer within %v: %w", lockTime, unix.ETIMEDOUT))
+	}
+	select {
+	case d.unlocking <- struct{}{}:
+	case <-t.C:
+		return late()
+	}
+	done := make(chan error, 1)
+	go func() {
+		defer func() { <-d.unlocking }()
+		done <- do()
+	}()
 	select {
 	case err := <-done:
 		var format *FormatError
@@ -162,7 +169,7 @@ func (d *delta) bounded(op string, do func() error) error {
 		}
 		return d.ioError(op, -1, err)
 	case <-t.C:
-		return d.ioError(op, -1, fmt.Errorf("no answer within %v: %w", lockTime, unix.ETIMEDOUT))
+		return late()
 	}
 }
 
