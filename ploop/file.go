@@ -167,7 +167,7 @@ func writeZeroes(f file, off, n int64) error {
 	return nil
 }
 
-// copyChunk bounds the memory of one COW or zeroing, whatever the cluster.
+// copyChunk bounds the memory of one write of many adjacent sectors, whatever the cluster.
 const copyChunk = 1 << 20
 
 // ImageRef names one file of a stack and how to read it.

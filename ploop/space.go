@@ -27,6 +27,8 @@ type space struct {
 	size, reach atomic.Int64
 	foreign     atomic.Bool // what lies behind was logged
 	cut         atomic.Bool // the file was seen to be shorter
+
+	step uint64 // by how many positions to grow; 0: as many as may be. See grow
 }
 
 // load takes the positions in use and finds the gaps between them.
@@ -101,6 +103,9 @@ func (s *Stack) grow() error {
 	// No more than the disk can still want.
 	want := s.clusters - min(uint64(s.allocated.Load()), s.clusters-1)
 	n := min(max(growStep/uint64(s.cluster), 1), want)
+	if p.step > 0 {
+		n = min(n, p.step)
+	}
 	for n > 1 {
 		if _, ok := h.entryOf(h.sectorAt(p.have + n - 1)); ok {
 			break
@@ -121,11 +126,16 @@ func (s *Stack) grow() error {
 	for ; ; n /= 2 {
 		err := s.top.file.Allocate(from, int64(n)*s.cluster)
 		if err == nil {
-			p.have += n
+			p.have, p.step = p.have+n, 2*n
 			s.expect(from + int64(n)*s.cluster)
 			return s.guard()
 		}
-		if n == 1 || !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) && !errors.Is(err, unix.EFBIG) {
+		full := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG)
+		if full {
+			// Whoever tries again asks a full file system once, and not for every step.
+			p.step = max(n/2, 1)
+		}
+		if n == 1 || !full {
 			return s.top.ioError("allocate", from, err)
 		}
 	}

@@ -11,8 +11,14 @@ import (
 	"holdfast/internal/failpoint"
 )
 
-// copyBuffers are for COW and the like, off the requests' own memory.
-var copyBuffers = sync.Pool{New: func() any { b := AlignedBuffer(copyChunk); return &b }}
+// copyPiece is how much of a cluster is copied up at once, in bytes, and bounds what a call of
+// WriteAt or WriteZeroes takes of memory, whatever the cluster. One copy-up alone of 1 MiB took
+// 5 ms on a disk in one piece, 7 ms in pieces of 256 KiB, and 17 ms in those of 64 KiB; many
+// at the same time find the disk's bandwidth.
+const copyPiece = 256 << 10
+
+// copyBuffers are for copying up, off the requests' own memory.
+var copyBuffers = sync.Pool{New: func() any { b := AlignedBuffer(copyPiece); return &b }}
 
 // pieces cuts a range of the disk at cluster borders.
 func (s *Stack) pieces(off, n int64, do func(i uint64, in, n int64) error) error {
@@ -191,7 +197,7 @@ func (s *Stack) fillCluster(off int64, clean bool, e entry, in int64, p []byte, 
 	bp := copyBuffers.Get().(*[]byte)
 	defer copyBuffers.Put(bp)
 	for at := int64(0); at < s.cluster; {
-		b := (*bp)[:min(copyChunk, s.cluster-at)]
+		b := (*bp)[:min(copyPiece, s.cluster-at)]
 		if at < in || at+int64(len(b)) > in+n { // not wholly replaced
 			if err := s.deltas[e.level()].read(b, e.sector()*SectorSize+at); err != nil {
 				return err
