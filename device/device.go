@@ -92,10 +92,6 @@ type Device struct {
 	machine *standby.Device
 	gate    *standby.Gate // machine's
 
-	// buffers of the slow path, maxIO bytes each; as many live as requests.
-	buffers sync.Pool
-	maxIO   int
-
 	journal                  journal
 	reopenState              reopenState
 	changing                 chan struct{} // see lock
@@ -106,8 +102,7 @@ type Device struct {
 	failures                 atomic.Uint64 // times that held ones had to fail
 
 	parked   atomic.Int64
-	space    chan struct{} // closed and replaced when space came back
-	spaceMu  sync.Mutex
+	parking  parking
 	closing  chan struct{} // closed by Close: fail what is parked or held
 	stopping bool          // the way back is closed
 	closed   bool
@@ -132,7 +127,6 @@ func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
 	d := &Device{
 		spec: spec, control: o.Control, event: o.Event, tag: o.Tag,
 		log:      o.Log.With().Str("device", spec.Name).Logger(),
-		space:    make(chan struct{}),
 		closing:  make(chan struct{}),
 		changing: make(chan struct{}, 1),
 		journal:  journal{noted: make(chan struct{}, 1)},
@@ -155,6 +149,7 @@ func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
 	failpoint.Hit("recover-locked")
 	if err := d.start(ctx, stack, &o); err != nil {
 		close(d.closing)
+		d.endParking()
 		if d.machine != nil {
 			d.machine.Close()
 		}
@@ -185,8 +180,6 @@ func (d *Device) start(ctx context.Context, stack *ploop.Stack, o *Options) erro
 		}
 		cfg.Queues, cfg.Depth, cfg.MaxIO = info.Queues, info.Depth, info.MaxIO
 	}
-	d.maxIO = cfg.MaxIO
-	d.buffers.New = func() any { b := ploop.AlignedBuffer(d.maxIO); return &b }
 	// As many as may be; the driver may give fewer.
 	d.queues = make([]queue, cfg.Queues)
 	g := newGeneration(stack, cfg.Queues)
@@ -195,7 +188,7 @@ func (d *Device) start(ctx context.Context, stack *ploop.Stack, o *Options) erro
 		q := &d.queues[i]
 		q.adopt(g, i)
 		q.born = time.Now()
-		q.began = make([]int64, cfg.Depth)
+		q.began, q.jobs = make([]int64, cfg.Depth), make([]job, cfg.Depth)
 		q.held, q.spare = make([]*ublk.Request, 0, cfg.Depth), make([]*ublk.Request, 0, cfg.Depth)
 	}
 	set, err := triggers(d.spec.StandbyErrors)
@@ -307,6 +300,7 @@ func (d *Device) Close(ctx context.Context, force bool) error {
 		}
 		d.stopping = true
 		close(d.closing)
+		d.endParking()
 		d.endHolds()
 	}
 	stopErr := d.dev.Stop(ctx)

@@ -6,9 +6,10 @@
 // Each queue is one thread. For a request it asks its ploop.Reader where the
 // data lies; if the answer is a place in a file, the transfer between the
 // request's pages and that file goes onto the queue's own ring, and its end
-// completes the request (fast.go). Everything else is given to a goroutine of
-// its own, which may block (slow.go), and which completes the request through
-// the queue's wake-up.
+// completes the request (fast.go). Everything else is given to a worker, a goroutine
+// that may block (slow.go), and which completes the request through
+// the queue's wake-up. A device has a bounded number of workers, and thereby of threads
+// and buffers, however many requests hang; further ones wait in lists (pool.go).
 //
 // # Holding
 //
@@ -29,8 +30,8 @@
 //
 // The queue's thread waits for nothing. A slow request may wait for the end of
 // fast transfers (a discard's grace period), never the other way round. A
-// request that finds no space left is parked: it keeps its tag, holds no lock,
-// and is tried again. Close fails what is parked, so that it never waits for
+// request that finds no space left is parked: it keeps its tag, holds no lock and no
+// worker, and is tried again (park.go). Close fails what is parked, so that it never waits for
 // storage to be added. Nothing waits in the machine of package standby, whose lock covers
 // all devices: what a change of it means is done by the queues and by a goroutine of
 // the device's own (standby.go). One change of a device's files, or its Close, is under

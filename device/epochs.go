@@ -31,6 +31,8 @@ import (
 type generation struct {
 	stack   *ploop.Stack
 	readers []*ploop.Reader // by queue
+	pool    pool            // of the slow way
+	through atomic.Int64    // see setThrough
 
 	mu    sync.Mutex
 	calls int  // of goroutines, under way
@@ -39,16 +41,14 @@ type generation struct {
 	asking atomic.Bool // see askEnd
 }
 
-// enter begins a call on the current stack; nil: it is being replaced.
-func (d *Device) enter() *generation {
-	g := d.gen.Load()
+// enter begins a call on the stack; false: it is being replaced.
+func (g *generation) enter() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.over {
-		return nil
+	if !g.over {
+		g.calls++
 	}
-	g.calls++
-	return g
+	return !g.over
 }
 
 // isOver says that what is under way was declared late.
@@ -87,12 +87,6 @@ func (d *Device) judge(g *generation, err error) standby.Verdict {
 		return standby.Fail
 	}
 	return v
-}
-
-// again has a request begin anew on its queue's thread.
-func again(r *ublk.Request) {
-	r.User = stateAgain
-	r.Requeue()
 }
 
 // lateTransfers are those of a queue's past epochs.
@@ -174,6 +168,9 @@ func (d *Device) declareLate() error {
 	g.over = true
 	d.lateCalls.Add(int64(g.calls))
 	g.mu.Unlock()
+	// What hangs keeps its worker, and what waits for one has another generation's.
+	d.allAgain(g.pool.empty(true))
+	d.allAgain(d.parking.empty())
 	return d.dev.OnQueues(func(uq *ublk.Queue) { d.nextEpoch(&d.queues[uq.Index()]) })
 }
 

@@ -25,6 +25,7 @@ type queue struct {
 	spare   []*ublk.Request
 	late    lateTransfers
 	born    time.Time
+	jobs    []job   // by tag: the slow way's
 	began   []int64 // by tag: when a sampled request came, in ns since born
 	stats   stats
 }
@@ -118,22 +119,31 @@ func (d *Device) Begin(r *ublk.Request) {
 		q.sync(r)
 		return
 	}
-	q.stats.slow.Add(1)
-	go d.serve(r, q)
+	d.slowly(r, q, classOf(op))
+}
+
+func classOf(op ublk.Op) class {
+	switch op {
+	case ublk.OpRead:
+		return reading
+	case ublk.OpFlush:
+		return flushing
+	}
+	return changing
 }
 
 // ended counts a request. Whoever completes it owns its tag's time as well.
-func (q *queue) ended(r *ublk.Request) {
+func (q *queue) ended(tag int, op ublk.Op) {
 	q.stats.ended.Add(1)
-	if t := q.began[r.Tag()]; t != 0 {
-		q.began[r.Tag()] = 0
-		q.stats.latency[r.Op()].add(time.Since(q.born) - time.Duration(t))
+	if t := q.began[tag]; t != 0 {
+		q.began[tag] = 0
+		q.stats.latency[op].add(time.Since(q.born) - time.Duration(t))
 	}
 }
 
 // complete ends a request on the queue's thread.
 func (q *queue) complete(r *ublk.Request, errno unix.Errno) {
-	q.ended(r)
+	q.ended(r.Tag(), r.Op())
 	failpoint.Hit("commit")
 	r.CompleteHere(errno)
 }
@@ -164,21 +174,31 @@ func (d *Device) Transferred(r *ublk.Request, errno unix.Errno) {
 	case errno == 0 && !complete:
 		// An earlier sync failed and may have lost what this one says nothing
 		// of; the stack's own flush mends that first.
-		q.stats.slow.Add(1)
-		go d.flush(r, q)
+		d.slowly(r, q, flushing)
 	case errno == 0 && state == stateThenSync:
 		q.sync(r)
 	case errno == 0:
 		q.complete(r, 0)
+	case state != stateSync && (errno == unix.EINVAL || errno == unix.EAGAIN || noSpace(errno)):
+		// The file system wants an alignment that this request lacks, or
+		// can't do it without waiting, or has no space.
+		d.slowly(r, q, classOf(r.Op()))
 	default:
-		// Rare, and worth a look and a line: not on this thread.
-		q.stats.slow.Add(1)
-		level := q.stack.Top()
-		if state != stateSync {
-			level = int(rest >> 32)
-		}
-		go d.failed(r, q, q.gen, level, state, errno)
+		d.failed(r, q, failedTransfer{g: q.gen, level: q.stack.Top(), sync: state == stateSync, errno: errno}, int(rest>>32))
 	}
+}
+
+// failed has a worker decide about a request whose transfer failed: that is rare, and worth a
+// look and a line. level is that of a READ's or WRITE's file.
+func (d *Device) failed(r *ublk.Request, q *queue, f failedTransfer, level int) {
+	q.stats.slow.Add(1)
+	if !f.sync {
+		f.level = level
+	}
+	r.User = stateAgain
+	j := d.job(r, q, judging)
+	j.failed = f
+	d.submit(j)
 }
 
 // hold keeps a request that meets a closed gate, or fails it; false says that the

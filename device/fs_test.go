@@ -180,8 +180,8 @@ func TestTruncated(t *testing.T) {
 // TestNoSpace fills the file system under an image: writes wait, are reported,
 // and go on when space comes back; a removal by force fails them instead.
 func TestNoSpace(t *testing.T) {
-	defer func(was time.Duration) { parkTime = was }(parkTime)
-	parkTime = 2 * time.Second
+	defer func(was time.Duration) { longestPause = was }(longestPause)
+	longestPause = 2 * time.Second
 	ctl := openControl(t)
 	dir := t.TempDir()
 	run(t, "mount", "-t", "tmpfs", "-o", "size=24m", "none", dir)

@@ -14,8 +14,11 @@ import (
 func TestRefusedLeaveForgetsNothing(t *testing.T) {
 	d := &Device{dev: new(ublk.Device), changing: make(chan struct{}, 1)}
 	d.machine = standby.NewDevice(standby.NewKey(time.Now, nil), standby.Options{})
-	d.gen.Store(new(generation))
-	call := d.enter()
+	call := new(generation)
+	d.gen.Store(call)
+	if !call.enter() {
+		t.Fatal("a call can't begin")
+	}
 	for range 2 {
 		if err := d.Leave(t.Context(), 10*time.Millisecond); err == nil {
 			t.Fatal("left with a call under way")

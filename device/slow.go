@@ -14,60 +14,65 @@ import (
 	"holdfast/ublk"
 )
 
-// serve is the slow way of a request: plain calls that may block.
-func (d *Device) serve(r *ublk.Request, q *queue) { d.run(r, q, d.attempt) }
-
-// flush ends a FLUSH, or a write that asked for one, by the stack's own.
-func (d *Device) flush(r *ublk.Request, q *queue) {
-	d.run(r, q, func(s *ploop.Stack, r *ublk.Request) error { return s.Flush() })
+// slowly gives a request to the slow way. It runs on the queue's thread.
+func (d *Device) slowly(r *ublk.Request, q *queue, c class) {
+	q.stats.slow.Add(1)
+	r.User = stateAgain // when it comes back to the queue's thread
+	d.submit(d.job(r, q, c))
 }
 
-// run does a request by try, and decides what comes of it: it is completed, or parked
-// and tried again, or begins anew, which may mean that it is held.
-func (d *Device) run(r *ublk.Request, q *queue, try func(*ploop.Stack, *ublk.Request) error) {
-	parked := false
-	defer func() {
-		if parked {
-			d.unpark()
-		}
-	}()
-	for {
-		g := d.enter()
-		if g == nil {
-			again(r)
-			return
-		}
-		err := try(g.stack, r)
-		v := d.leave(g, err)
-		if v == standby.Pass && noSpace(err) {
-			if !parked {
-				parked = true
-				d.park(err)
-			}
-			if d.waitForSpace() {
-				continue
-			}
-			err = fmt.Errorf("device is being removed: %w", unix.EIO)
-		}
-		d.settle(r, q, v, err)
-		return
+// job readies a tag's job.
+func (d *Device) job(r request, q *queue, c class) *job {
+	j := &q.jobs[r.Tag()]
+	*j = job{r: r, q: q, class: c}
+	if c == reading || c == changing {
+		size := uint64(q.stack.ClusterSize())
+		j.first, j.last = uint64(r.Offset())/size, uint64(r.Offset()+int64(max(r.Len(), 1))-1)/size
+	}
+	return j
+}
+
+// submit gives a job to a worker, or has it wait for one.
+func (d *Device) submit(j *job) {
+	g := d.gen.Load()
+	switch g.pool.add(j, d.gate.Closed) {
+	case started:
+		go d.work(g, j)
+	case refused:
+		d.again(j)
 	}
 }
 
-// failed decides about a request whose transfer on the ring failed. What may
-// be cured by waiting or by other means is tried again the slow way.
-func (d *Device) failed(r *ublk.Request, q *queue, g *generation, level int, state uint64, errno unix.Errno) {
-	if state != stateSync && (errno == unix.EINVAL || errno == unix.EAGAIN || noSpace(errno)) {
-		// The file system wants an alignment that this request lacks, or
-		// can't do it without waiting, or has no space.
-		d.serve(r, q)
-		return
+// work is a worker: plain calls that may block, as long as there are jobs.
+func (d *Device) work(g *generation, j *job) {
+	for c := j.class; j != nil; j = g.pool.next(c) {
+		v, err := d.try(g, j)
+		behind := g.pool.done(j)
+		d.settle(j, v, err)
+		d.allAgain(behind)
 	}
-	err := fmt.Errorf("%s of %s, in %q: %w", subject(r.Op(), r.Offset(), state == stateSync), d.Path(), g.stack.Status().Images[level].Path, errno)
-	g.mu.Lock()
-	v := d.judge(g, err)
-	g.mu.Unlock()
-	d.settle(r, q, v, err)
+}
+
+// try does a job once, and says what comes of its request.
+func (d *Device) try(g *generation, j *job) (standby.Verdict, error) {
+	if j.class == judging {
+		return d.judgeTransfer(j)
+	}
+	// What would be held if it began now isn't tried; perhaps it has waited for long.
+	if d.gate.Closed() || !g.enter() {
+		return standby.Hold, nil
+	}
+	err := d.attempt(g.stack, j)
+	return d.leave(g, err), err
+}
+
+// judgeTransfer decides about a request whose transfer on the ring failed.
+func (d *Device) judgeTransfer(j *job) (standby.Verdict, error) {
+	f := &j.failed
+	err := fmt.Errorf("%s of %s, in %q: %w", subject(j.r.Op(), j.r.Offset(), f.sync), d.Path(), f.g.stack.Status().Images[f.level].Path, f.errno)
+	f.g.mu.Lock()
+	defer f.g.mu.Unlock()
+	return d.judge(f.g, err), err
 }
 
 // subject says for a message what was being done. A FLUSH is about the whole device.
@@ -82,49 +87,78 @@ func subject(op ublk.Op, offset int64, sync bool) string {
 	return fmt.Sprintf("%s at offset %d", s, offset)
 }
 
-// settle does with a request what was decided.
-func (d *Device) settle(r *ublk.Request, q *queue, v standby.Verdict, err error) {
-	switch v {
-	case standby.Hold:
-		again(r)
-	case standby.Fail:
-		d.finish(r, q, fmt.Errorf("%w (after %w)", errNoMoreHolding, err))
+// settle does with a request what was decided: it is completed, parked, or begins anew, which
+// may mean that it is held. The job is not the caller's any more.
+func (d *Device) settle(j *job, v standby.Verdict, err error) {
+	switch {
+	case v == standby.Hold:
+		d.again(j)
+	case v == standby.Fail:
+		d.finish(j, fmt.Errorf("%w (after %w)", errNoMoreHolding, err))
+	case noSpace(err) && j.class != judging:
+		d.park(j, err)
 	default:
-		d.finish(r, q, err)
+		d.finish(j, err)
 	}
+}
+
+// again has a job's request begin anew.
+func (d *Device) again(j *job) {
+	d.unpark(j, false)
+	j.again()
+}
+
+func (d *Device) allAgain(l jobs) {
+	for j := l.pop(); j != nil; j = l.pop() {
+		d.again(j)
+	}
+}
+
+// clearWaiting has everything begin anew that waits for a worker or for space: the gate is
+// closed, and it is to be held there.
+func (d *Device) clearWaiting() {
+	d.allAgain(d.gen.Load().pool.empty(false))
+	d.allAgain(d.parking.empty())
 }
 
 // errNoMoreHolding ends requests of a device whose standby has timed out, or that is
 // being removed.
 var errNoMoreHolding = fmt.Errorf("device holds no requests any more: %w", unix.EIO)
 
-// attempt does the whole request once.
-func (d *Device) attempt(s *ploop.Stack, r *ublk.Request) error {
-	switch r.Op() {
-	case ublk.OpRead:
-		b := d.buffers.Get().(*[]byte)
-		defer d.buffers.Put(b)
-		p := (*b)[:r.Len()]
+// attempt does all that a job asks for once.
+func (d *Device) attempt(s *ploop.Stack, j *job) error {
+	r := j.r
+	switch op := r.Op(); {
+	case op == ublk.OpFlush || j.class == flushing:
+		return s.Flush()
+	case op == ublk.OpRead:
+		if p := r.Buffer(); p != nil {
+			_, err := s.ReadAt(p, r.Offset())
+			return err
+		}
+		p, done := buffer(r.Len())
+		defer done()
 		if _, err := s.ReadAt(p, r.Offset()); err != nil {
 			return err
 		}
 		return payloadError(r.WritePayload(p, 0))
-	case ublk.OpWrite:
-		b := d.buffers.Get().(*[]byte)
-		defer d.buffers.Put(b)
-		p := (*b)[:r.Len()]
-		if err := r.ReadPayload(p, 0); err != nil {
-			return payloadError(err)
+	case op == ublk.OpWrite:
+		p := r.Buffer()
+		if p == nil {
+			b, done := buffer(r.Len())
+			defer done()
+			if err := r.ReadPayload(b, 0); err != nil {
+				return payloadError(err)
+			}
+			p = b
 		}
 		if _, err := s.WriteAt(p, r.Offset()); err != nil {
 			return err
 		}
 		return d.flushIf(r.FUA(), s)
-	case ublk.OpFlush:
-		return s.Flush()
-	case ublk.OpDiscard:
+	case op == ublk.OpDiscard:
 		return s.Discard(r.Offset(), int64(r.Len()))
-	case ublk.OpWriteZeroes:
+	case op == ublk.OpWriteZeroes:
 		if err := s.WriteZeroes(r.Offset(), int64(r.Len()), r.NoUnmap()); err != nil {
 			return err
 		}
@@ -149,11 +183,13 @@ func payloadError(err error) error {
 	return fmt.Errorf("the request's pages: %v", err)
 }
 
-func (d *Device) finish(r *ublk.Request, q *queue, err error) {
-	q.ended(r)
+// finish completes a job's request.
+func (d *Device) finish(j *job, err error) {
+	r, q := j.r, j.q
+	d.unpark(j, err == nil)
+	q.ended(r.Tag(), r.Op())
 	failpoint.Hit("commit")
 	if err == nil {
-		d.spaceFound()
 		r.Complete(0)
 		return
 	}

@@ -61,6 +61,9 @@ func (d *Device) keep() {
 			again.stop()
 			return
 		case <-d.journal.noted:
+			if d.gate.Closed() {
+				d.clearWaiting()
+			}
 			for _, c := range d.journal.take() {
 				d.note(c)
 			}
@@ -155,7 +158,8 @@ func (d *Device) note(c standby.Change) {
 // is supported: then an error meets the write itself, which is held.
 func (d *Device) setThrough() {
 	st := d.machine.Status()
-	s := d.gen.Load().stack
+	g := d.gen.Load()
+	s := g.stack
 	through := false
 	if st.Supported && !s.ReadOnly() {
 		images := s.Status().Images
@@ -168,11 +172,15 @@ func (d *Device) setThrough() {
 		return
 	}
 	d.log.Warn().Msg("the top image is served through the page cache, and with standby each write waits until it is durable: storage with direct I/O is faster")
-	// What came before has to be durable too.
+	// What came before has to be durable too. One that hangs is not joined by others.
+	if g.through.Add(1) > 1 {
+		return
+	}
 	go func() {
-		if g := d.enter(); g != nil {
-			err := g.stack.Flush()
-			d.leave(g, err)
+		for n := int64(0); !g.through.CompareAndSwap(n, 0); {
+			if n = g.through.Load(); g.enter() {
+				d.leave(g, g.stack.Flush())
+			}
 		}
 	}()
 }

@@ -43,6 +43,9 @@ func (s *Stack) Status() Status {
 	return st
 }
 
+// Allocated is how many clusters the top holds.
+func (s *Stack) Allocated() int64 { return s.allocated.Load() }
+
 func (d *delta) format() string {
 	if d.ref.Raw {
 		return "raw"
