@@ -224,10 +224,12 @@ func TestUncleanCloseIsLost(t *testing.T) {
 func TestSlowCloseIsTriedAgain(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
-	f.k.closeErr["v"] = fmt.Errorf("stop: %w", context.DeadlineExceeded)
+	f.k.closeErr["v"] = fmt.Errorf("another change of its files is under way: %w", context.DeadlineExceeded)
 	e := wantCode(t, f.c.Remove(ctx, "v", false), CodeInternal)
 	dev, err := f.c.Device(ctx, "v")
-	if err != nil || !strings.Contains(e.Message, "try again") || dev.Path == "" || dev.Problem == "" || dev.Advice == "" {
+	// What it waits for is the device's to say.
+	if err != nil || !strings.Contains(e.Message, "try again") || dev.Path == "" || dev.Advice == "" ||
+		!strings.Contains(e.Message, "change of its files") || !strings.Contains(dev.Problem, "change of its files") || strings.Contains(e.Message+dev.Problem, "requests") {
 		t.Errorf("%q, %+v, %v", e.Message, dev, err)
 	}
 	// A shutdown goes on trying.

@@ -257,6 +257,7 @@ func (d *Daemon) waitingStatus(slot *slot) device.Status {
 	}
 	s := &st.Standby
 	s.Consumers = append(slices.Clone(rec.Leases), rec.TargetLeases...)
+	slices.Sort(s.Consumers)
 	s.Enabled, s.Flag = len(s.Consumers) > 0, rec.Standby != nil
 	switch {
 	case !s.Enabled || !d.key.On():

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -96,5 +97,20 @@ func TestEventsOfNobody(t *testing.T) {
 		err := f.c.Events(short, EventsQuery{Device: "u", Follow: follow}, func(device.Event) error { return nil })
 		cancel()
 		wantCode(t, err, CodeNotFound)
+	}
+}
+
+// TestOrder: what is listed has an order, and not another one each time.
+func TestOrder(t *testing.T) {
+	f := newFixture(t)
+	for _, name := range []string{"b", "c", "a"} {
+		f.d.problems = append(f.d.problems, Problem{File: f.image(name).Path})
+	}
+	snap, err := f.c.Snapshot(ctx)
+	if err != nil || len(snap.Problems) != 3 {
+		t.Fatalf("%+v, %v", snap, err)
+	}
+	if !slices.IsSortedFunc(snap.Problems, func(a, b Problem) int { return strings.Compare(a.File, b.File) }) {
+		t.Errorf("%+v", snap.Problems)
 	}
 }

@@ -127,8 +127,9 @@ func (d *Daemon) closeFailed(ctx context.Context, s *slot, err error) error {
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		d.log.Warn().Err(err).Str("device", s.name).Msg("device has not ended yet")
-		d.set(s, func() { s.problem = "its removal has begun, and waits for requests in its storage" })
-		return fail(CodeInternal, "device %q: requests are still under way in its storage, try again: %w", s.name, err)
+		// What it waits for (requests, a change of its files, their closing) is in the error.
+		d.set(s, func() { s.problem = "its removal has not ended: " + err.Error() })
+		return fail(CodeInternal, "device %q is not removed yet, try again: %w", s.name, err)
 	}
 	d.log.Error().Err(err).Str("device", s.name).Msg("device was not closed cleanly")
 	d.set(s, func() { s.dev, s.problem = nil, "it was not closed cleanly: "+err.Error() })

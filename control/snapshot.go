@@ -43,6 +43,7 @@ func (d *Daemon) snapshot(devices []Device) Snapshot {
 			snap.Problems = append(snap.Problems, p)
 		}
 	}
+	sort.Slice(snap.Problems, func(i, j int) bool { return snap.Problems[i].File < snap.Problems[j].File })
 	if p, bad := d.records.problem(); bad {
 		snap.Problems = append(snap.Problems, p)
 	}
