@@ -159,6 +159,7 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 		cfg: cfg, log: cfg.Log, kernel: k, boot: bootID(), started: time.Now(),
 		records: records{dir: filepath.Join(cfg.StateDir, "devices"), copy: filepath.Join(cfg.RunDir, copyName), boot: bootID(), failed: new(atomic.Pointer[string])},
 		settle:  3 * time.Second, poll: time.Second,
+		scans: userScans{limit: scanLimit},
 		slots: map[string]*slot{}, closing: make(chan struct{}), restored: make(chan struct{}), orphans: map[int]bool{}, handedOver: make(chan struct{}), taken: make(chan struct{}, 1),
 	}
 	d.key = standby.NewKey(time.Now, d.note)

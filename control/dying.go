@@ -48,7 +48,7 @@ func dying(pid int) bool {
 
 // dyingText is what there is to say of it.
 func dyingText(pid int) string {
-	return fmt.Sprintf("process %d was killed and can't end: it waits for storage that doesn't answer (/proc/%[1]d/task/*/stack); bring that back, or give its mount up (FUSE: /sys/fs/fuse/connections/*/abort)", pid)
+	return fmt.Sprintf("process %d was killed and has not ended yet: if that lasts, it waits for storage that doesn't answer (/proc/%[1]d/task/*/stack); bring that back, or give its mount up (FUSE: /sys/fs/fuse/connections/*/abort)", pid)
 }
 
 // alive refuses a connection on which nobody will ever answer.

@@ -13,6 +13,7 @@ import (
 // userScans shares the search for users of devices: each is a walk over all processes, and a
 // hundred devices that are asked about at once need no hundred walks.
 type userScans struct {
+	limit   time.Duration // how long who asks waits
 	mu      sync.Mutex
 	next    *userScan // has not begun, so who asks now can have its result
 	running bool
@@ -25,8 +26,11 @@ type userScan struct {
 	err   error
 }
 
+// scanLimit is within the time that a client waits for an answer to a question.
+const scanLimit = 20 * time.Second
+
 // findUsers says who holds disks, and perhaps others. The result is shared: it is not to be
-// changed.
+// changed. A search that hangs with what it reads is an error, and keeps nobody.
 func (d *Daemon) findUsers(disks map[int]string) (map[int][]device.User, error) {
 	if len(disks) == 0 {
 		return nil, nil
@@ -43,8 +47,14 @@ func (d *Daemon) findUsers(disks map[int]string) (map[int][]device.User, error) 
 		go d.scanUsers()
 	}
 	s.mu.Unlock()
-	<-scan.done
-	return scan.users, scan.err
+	t := time.NewTimer(s.limit)
+	defer t.Stop()
+	select {
+	case <-scan.done:
+		return scan.users, scan.err
+	case <-t.C:
+		return nil, fmt.Errorf("the search for users has not ended within %v", s.limit)
+	}
 }
 
 // scanUsers makes scans as long as somebody waits for one.

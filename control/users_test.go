@@ -3,6 +3,7 @@ package control
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"holdfast/device"
 )
@@ -57,4 +58,31 @@ func TestManyDevices(t *testing.T) {
 		wantCode(t, <-done, CodeBusy)
 	}
 	counts("removals", 2, 0)
+}
+
+// TestUsersHang: a search for users that hangs leaves a list without them, and a removal to the
+// kernel's own judgement.
+func TestUsersHang(t *testing.T) {
+	f := newFixture(t)
+	f.d.scans.limit = 10 * time.Millisecond
+	f.create("v", "i")
+	f.create("w", "j")
+	hold := make(chan struct{})
+	defer close(hold)
+	f.k.set(func() { f.k.scanHold, f.k.scans = hold, 0 })
+	for range 3 {
+		if snap, err := f.c.Snapshot(ctx); err != nil || len(snap.Devices) != 2 || snap.Devices[0].Users == nil {
+			t.Errorf("%+v, %v", snap, err)
+		}
+	}
+	f.k.setUsers("v", mounted)
+	wantCode(t, f.c.Remove(ctx, "v", false), CodeBusy)
+	if err := f.c.Remove(ctx, "w", false); err != nil {
+		t.Error(err)
+	}
+	f.k.mu.Lock()
+	defer f.k.mu.Unlock()
+	if f.k.scans != 1 {
+		t.Errorf("%d searches hang", f.k.scans)
+	}
 }

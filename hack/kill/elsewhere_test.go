@@ -23,10 +23,10 @@ func TestElsewhere(t *testing.T) {
 			e := elsewhere(t, in == "close")
 			e.start()
 			e.dies(time.Minute)
-			if log := e.logTail(); !strings.Contains(log, "was killed and can't end") {
+			if log := e.logTail(); !strings.Contains(log, "was killed and has not ended yet") {
 				t.Errorf("the next server says: %s", log)
 			}
-			if _, err := e.run("list"); err == nil || !strings.Contains(err.Error(), "was killed and can't end") {
+			if _, err := e.run("list"); err == nil || !strings.Contains(err.Error(), "was killed and has not ended yet") {
 				t.Errorf("list: %v", err)
 			}
 			e.finish()
