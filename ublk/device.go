@@ -15,11 +15,12 @@ import (
 
 // Device is a block device that this process serves.
 type Device struct {
-	ctl    *Control
-	cfg    Config
-	info   Info
-	queues []*Queue
-	zeroes []byte // MaxIO zero bytes, to be copied from
+	ctl     *Control
+	cfg     Config
+	info    Info
+	queues  []*Queue
+	handler Handler
+	zeroes  []byte // MaxIO zero bytes, to be copied from
 
 	running atomic.Int32 // queue threads
 	ended   chan struct{}
@@ -81,6 +82,7 @@ func (d *Device) open(ctx context.Context, h Handler) error {
 	if !d.cfg.ReadOnly {
 		allowed |= 1<<OpWrite | 1<<OpDiscard | 1<<OpWriteZeroes
 	}
+	d.handler = h
 	var queues []*Queue
 	cpus := make([]*CPUSet, d.info.Queues)
 	for i := range cpus {
@@ -93,14 +95,29 @@ func (d *Device) open(ctx context.Context, h Handler) error {
 			dev: d, index: i, fd: fd, handler: h, maxIO: d.info.MaxIO, allowed: allowed,
 			zeroCopy: d.cfg.DataPath == ZeroCopy, requests: make([]Request, d.info.Depth),
 		})
+		if d.recovering {
+			queues[i].handler = new(early)
+		}
 	}
 	d.queues = queues // from here on Stop waits for their threads
-	ready := make(chan error, len(d.queues))
+	ready, fetch := make(chan error, len(d.queues)), make(chan bool, len(d.queues))
 	d.running.Store(int32(len(d.queues)))
 	for i, q := range d.queues {
-		q.thread = newThread(func() { q.run(cpus[i], ready) })
+		q.thread = newThread(func() { q.run(cpus[i], ready, fetch) })
 	}
 	// Every queue answers: a set-up has nothing in it to wait for.
+	for range d.queues {
+		err = errors.Join(err, <-ready)
+	}
+	// None fetches before all can. The less time there is between the first and the last the
+	// better: a server that dies with a part of its queues fetched leaves them in a state
+	// that drivers before 7.3 trip over (see sweep).
+	for range d.queues {
+		fetch <- err == nil
+	}
+	if err != nil {
+		return err
+	}
 	for range d.queues {
 		err = errors.Join(err, <-ready)
 	}
@@ -153,6 +170,7 @@ func (d *Device) Start(ctx context.Context) error {
 		// Given up halfway it might yet succeed, with requests for queues that leave.
 		if err = d.ctl.EndRecovery(context.WithoutCancel(ctx), d.info.ID); err == nil {
 			d.recovering = false
+			d.admit()
 		}
 	default:
 		err = d.ctl.Start(ctx, d.info.ID)
@@ -187,6 +205,7 @@ func (d *Device) Stop(ctx context.Context) error {
 	}
 	id := d.info.ID
 	if !d.stopped {
+		d.admit() // STOP_DEV waits for what came early, too
 		if err := d.ctl.Stop(ctx, id); err != nil && !errors.Is(err, ErrNoDevice) {
 			return err
 		}

@@ -84,20 +84,16 @@ func (q *Queue) Device() *Device { return q.dev }
 func (q *Queue) buffer(tag int) unsafe.Pointer { return unsafe.Add(q.buffers, tag*q.maxIO) }
 
 // run is the queue's thread, from its set-up to the last tag's return. It reports
-// whether the set-up succeeded; where only a part of it did, the tags that the
-// driver did take are waited for.
-func (q *Queue) run(cpus *CPUSet, ready chan<- error) {
+// whether the set-up succeeded, and, when those of all queues have, whether the FETCHes did;
+// where only a part of them did, the tags that the driver did take are waited for.
+func (q *Queue) run(cpus *CPUSet, ready chan<- error, fetch <-chan bool) {
 	defer q.dev.queueEnded()
-	err := q.setup(cpus)
-	if err == nil {
-		err = q.fetchAll()
+	ready <- q.wrap(q.setup(cpus))
+	if <-fetch {
+		ready <- q.wrap(q.fetchAll())
 	} else {
 		q.gone = len(q.requests) // nothing to wait for
 	}
-	if err != nil {
-		err = fmt.Errorf("ublk: device %d, queue %d: %w", q.dev.info.ID, q.index, err)
-	}
-	ready <- err
 	if q.ring != nil {
 		q.loop()
 	}
@@ -105,6 +101,13 @@ func (q *Queue) run(cpus *CPUSet, ready chan<- error) {
 	if !q.leaving {
 		q.release()
 	}
+}
+
+func (q *Queue) wrap(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("ublk: device %d, queue %d: %w", q.dev.info.ID, q.index, err)
 }
 
 func (q *Queue) setup(cpus *CPUSet) error {

@@ -27,7 +27,7 @@ var ErrOtherDisk = fmt.Errorf("%w from another disk", ErrNotRecoverable)
 // Recover takes over a device whose server is gone: it waits until the driver knows
 // that (which is after the last reference to the dead server's /dev/ublkcN, so
 // perhaps some time after its process), starts the recovery, and leaves a command for
-// every tag. Start then lets requests flow, those that the dead server had among
+// every tag. Start then lets requests come to the handler, those that the dead server had among
 // them; before it the caller gets hold of whatever the device is served from, and
 // makes sure that no write of the dead server can still reach it.
 //

@@ -185,3 +185,63 @@ func TestRecoveryCutOff(t *testing.T) {
 		t.Errorf("a device without recovery: %v", err)
 	}
 }
+
+// No request reaches the handler before Start, when whatever the device is served from has
+// been had; newer drivers have new ones wait for no END_USER_RECOVERY.
+func TestRecoverHoldsEarlyRequests(t *testing.T) {
+	c := control(t)
+	for _, end := range []string{"start", "leave", "stop"} {
+		t.Run(end, func(t *testing.T) {
+			cfg := Config{ID: -1, Size: 1 << 20, Queues: 2, Depth: 4, Recovery: RecoverReissue, NoPartScan: true}
+			ram := newRAM(t, 1<<20, false)
+			d := serve(t, c, cfg, ram)
+			f := openDirect(t, d, os.O_RDWR)
+			if err := d.Leave(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			started := new(atomic.Bool)
+			h := funcHandler{begin: func(r *Request) {
+				if !started.Load() {
+					t.Errorf("%v came before Start", r)
+				}
+				ram.Begin(r)
+			}, transferred: ram.Transferred}
+			next, err := c.Recover(t.Context(), d.ID(), cfg, h)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, done := aligned(t, 4096), make(chan error, 1)
+			go func() { _, err := f.ReadAt(b, 0); done <- err }()
+			for began := time.Now(); next.Stats().Reads == 0 && time.Since(began) < time.Second; {
+				time.Sleep(time.Millisecond)
+			}
+			t.Logf("%d requests came before Start", next.Stats().Reads)
+			switch end {
+			case "leave":
+				if err := next.Leave(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if next, err = c.Recover(t.Context(), d.ID(), cfg, h); err != nil {
+					t.Fatal(err)
+				}
+			case "stop":
+				started.Store(true)
+				if err := next.Stop(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				<-done // with or without an error
+				return
+			}
+			started.Store(true)
+			if err := next.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-done; err != nil {
+				t.Errorf("the request failed: %v", err)
+			}
+			if err := next.Stop(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
