@@ -1,62 +1,65 @@
 package ploop
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 )
 
 // CheckOptions say what a check may do.
 type CheckOptions struct {
-	// Repair mends what can be mended without a guess: it clears the in_use
-	// of an image that is otherwise sound, cuts off space at the end of the
-	// file that nothing refers to, clears BAT entries that point outside the
-	// file or the disk, and drops a format extension that is damaged.
+	// Repair mends what can be mended without a guess and without giving
+	// anything up that is in the file: it clears the in_use of an image that is
+	// otherwise sound, lengthens a file that ends within a cluster, clears BAT
+	// entries of clusters of which the file has nothing, cuts off space at the
+	// end of the file that nothing refers to, and drops a format extension that
+	// is damaged. Where entries are bad nothing is cut off: it may be theirs.
+	//
+	// What the file no longer has is lost, and the report says so even after
+	// the repair.
 	//
 	// Entries that are misaligned, lie in the header or claim a cluster that
 	// another one has are never repaired: whose data lies there, nobody can
 	// tell from the image, and a wrong guess destroys it for good. A file with
-	// one of those isn't written at all.
+	// one of those isn't written at all. Options.Damaged reads it.
 	Repair bool
+	// Allow has Repair also do what takes something away from somebody.
+	Allow Allowance
 }
 
-// Kinds of findings.
+// Allowance is what a repair does only if it is asked for by name.
+type Allowance struct {
+	// OlderData clears entries of lost clusters in an image that lies over
+	// another one, whose older data shows there from then on.
+	OlderData bool
+	// BeyondDisk clears entries of clusters behind the end of the disk,
+	// although the file has them. It may be the size that is wrong.
+	BeyondDisk bool
+	// DataOffset corrects a wrong data_off to where the data must begin by
+	// the size of the BAT, if all entries fit that.
+	DataOffset bool
+}
+
+// The names by which findings say what they need.
 const (
-	FindingHeader     = "header"          // the header contradicts itself or the file
-	FindingInUse      = "in-use"          // not closed cleanly
-	FindingBeyondDisk = "bat-beyond-disk" // an entry for a cluster that the disk doesn't have
-	FindingBelowData  = "bat-below-data"  // an entry that points into header or BAT
-	FindingMisaligned = "bat-misaligned"
-	FindingBeyondFile = "bat-beyond-file"
-	FindingDuplicate  = "bat-duplicate" // two entries for one place
-	FindingExtension  = "extension"     // the format extension is damaged
-	FindingLeak       = "leak"          // the end of the file isn't used
-	FindingGeometry   = "geometry"      // the images don't fit each other
+	AllowOlderData  = "older-data"
+	AllowBeyondDisk = "beyond-disk"
+	AllowDataOffset = "data-offset"
 )
 
-var entryFindings = map[batProblem]string{
-	entryBeyondDisk: FindingBeyondDisk,
-	entryBelowData:  FindingBelowData,
-	entryMisaligned: FindingMisaligned,
-	entryBeyondFile: FindingBeyondFile,
-	entryDuplicate:  FindingDuplicate,
+// Set allows one thing by its name.
+func (a *Allowance) Set(name string) error {
+	switch name {
+	case AllowOlderData:
+		a.OlderData = true
+	case AllowBeyondDisk:
+		a.BeyondDisk = true
+	case AllowDataOffset:
+		a.DataOffset = true
+	default:
+		return fmt.Errorf("%q is nothing that a repair can be allowed: there are %s, %s and %s", name, AllowOlderData, AllowBeyondDisk, AllowDataOffset)
+	}
+	return nil
 }
-
-// Finding is one thing that is wrong.
-type Finding struct {
-	Kind     string `json:"kind"`
-	File     string `json:"file"`
-	Offset   int64  `json:"offset"` // in bytes; -1: the file as a whole
-	Message  string `json:"message"`
-	Repaired bool   `json:"repaired"`
-}
-
-// maxClear bounds how many entries one repair clears.
-const maxClear = 1 << 20
-
-// maxFindings bounds the list of one image; the rest is only counted.
-const maxFindings = 1000
 
 // CheckReport is the verdict on a stack.
 type CheckReport struct {
@@ -81,15 +84,46 @@ type ImageCheck struct {
 	Corruptions uint64    `json:"corruptions"`
 	Repaired    uint64    `json:"repaired"` // of corruptions and leaks
 	Findings    []Finding `json:"findings,omitempty"`
+	// Lost are ranges of the disk that should be in the file and aren't. A
+	// repair doesn't bring them back. The list is bounded, LostBytes counts all.
+	Lost      []DiskRange `json:"lost,omitempty"`
+	LostBytes int64       `json:"lost_bytes,omitempty"`
+	// Guess says what of the header isn't taken as it stands, and why.
+	Guess string `json:"guess,omitempty"`
 
-	hdr        *Header
-	ext        *extension
-	dropExt    bool     // ext_off says something that can't be kept
-	clear      []uint64 // entries to be cleared
-	end        int64    // of what is used, in bytes
-	more       bool     // of them than one repair clears
-	hopeless   bool     // has what is never repaired
-	repairable bool
+	hdr   *Header
+	over  bool // over another image
+	allow Allowance
+	lost  ranges
+	left  uint64           // corruptions that aren't repaired
+	count [numFixes]uint64 // findings
+	done  [numFixes]bool   // of what is repaired
+	clear []uint64         // entries to be cleared
+	end   int64            // of what is used, in bytes
+	more  bool             // entries than one repair clears
+
+	badEntries uint64 // what is cut off could be theirs
+	dropExt    bool   // ext_off says something that can't be kept
+}
+
+// hopeless says that the image has what is never repaired.
+func (c *ImageCheck) hopeless() bool { return c.count[fixNever] > 0 }
+
+// repairable says that a repair has anything to do.
+func (c *ImageCheck) repairable() bool {
+	n := c.count[fixInUse] + c.count[fixHeader] + c.count[fixLength] + c.count[fixEntry] + c.count[fixExtension]
+	return !c.hopeless() && (n > 0 || c.count[fixLeak] > 0 && c.badEntries == 0)
+}
+
+// Opens says whether the image, after repair, can be opened without
+// [Options.Damaged]; one that is marked in use is another matter.
+func (c *ImageCheck) Opens() bool {
+	for _, by := range []fix{fixNever, fixHeld, fixHeader, fixLength, fixEntry} {
+		if c.count[by] > 0 && !c.done[by] {
+			return false
+		}
+	}
+	return true
 }
 
 // Exit codes of a check, the same as qemu-img's; 1 is "could not check".
@@ -99,21 +133,19 @@ const (
 	ExitLeaks   = 3
 )
 
-// ExitCode is the verdict in one number. What was repaired doesn't count.
+// ExitCode is the verdict in one number. What was repaired doesn't count,
+// unless part of the disk is lost.
 func (r *CheckReport) ExitCode() int {
 	code := ExitClean
 	if len(r.Stack) > 0 {
 		return ExitCorrupt
 	}
 	for _, c := range r.Images {
-		for _, f := range c.Findings {
-			switch {
-			case f.Repaired:
-			case f.Kind != FindingLeak:
-				return ExitCorrupt
-			default:
-				code = ExitLeaks
-			}
+		switch {
+		case c.left > 0 || c.LostBytes > 0:
+			return ExitCorrupt
+		case c.Leaks > 0 && c.Repaired < c.Corruptions+c.Leaks:
+			code = ExitLeaks
 		}
 	}
 	return code
@@ -139,11 +171,17 @@ func check(refs []ImageRef, o CheckOptions, open opener) (*CheckReport, error) {
 		return nil, fmt.Errorf("%w: a stack of %d images, at most %d are possible", ErrLimit, len(refs), MaxDeltas)
 	}
 	r := &CheckReport{}
-	for _, ref := range refs {
-		c, err := checkImage(ref, open, false)
-		if err == nil && o.Repair && c.repairable && !c.hopeless {
+	// What is given is taken for the whole stack, unless it is known better.
+	over := o.Repair && FindParentGap(refs) != nil
+	for level, ref := range refs {
+		look := func(repair bool) (*ImageCheck, error) {
+			c := &ImageCheck{File: ref.Path, over: over || level > 0, allow: o.Allow}
+			return c, c.check(ref, open, repair)
+		}
+		c, err := look(false)
+		if err == nil && o.Repair && c.repairable() {
 			// Again under the exclusive lock: what was seen may be old.
-			c, err = checkImage(ref, open, true)
+			c, err = look(true)
 		}
 		if err != nil {
 			return nil, err
@@ -176,61 +214,52 @@ func (r *CheckReport) checkStack(refs []ImageRef) {
 	}
 }
 
-// checkImage checks one file, and with repair mends it under the same lock.
-func checkImage(ref ImageRef, open opener, repair bool) (*ImageCheck, error) {
-	c := &ImageCheck{File: ref.Path}
-	d, err := openDelta(ref, open, repair, true)
+// check checks one file, and with repair mends it under the same lock.
+func (c *ImageCheck) check(ref ImageRef, open opener, repair bool) error {
+	d, err := openTolerant(ref, open, repair, true, damageTolerance{damaged: true})
 	var fe *FormatError
 	if errors.As(err, &fe) && errors.Is(err, ErrCorrupt) {
-		c.hopeless = true
-		c.found(FindingHeader, fe)
-		return c, nil
+		c.found(FindingHeader, fixNever, fe)
+		return nil
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer d.file.Close()
 	c.hdr, c.Format, c.Clusters = &d.hdr, d.format(), d.hdr.Clusters()
 	if ref.Raw {
-		return c, nil
+		return nil
 	}
 	if err := c.look(d); err != nil {
-		return nil, err
+		return err
 	}
-	if !repair || c.hopeless {
-		return c, nil
+	c.Lost, c.LostBytes = c.lost.list, c.lost.bytes
+	if repair && c.repairable() {
+		return c.repair(d)
 	}
-	return c, c.repair(d)
+	return nil
 }
 
-func (c *ImageCheck) found(kind string, e *FormatError) {
+func (c *ImageCheck) found(kind string, by fix, e *FormatError) *Finding {
+	c.count[by]++
 	if kind != FindingLeak {
 		c.Corruptions++
+		c.left++
 	}
+	f := &Finding{Kind: kind, File: e.File, Offset: e.Offset, Message: e.Error(), fix: by}
 	if len(c.Findings) < maxFindings {
-		c.Findings = append(c.Findings, Finding{Kind: kind, File: e.File, Offset: e.Offset, Message: e.Error()})
+		c.Findings = append(c.Findings, *f)
+		return &c.Findings[len(c.Findings)-1]
 	}
+	return f
 }
 
 // look makes the findings.
 func (c *ImageCheck) look(d *delta) error {
 	h := &d.hdr
-	if h.InUse == inUseDirty {
-		c.InUse, c.repairable = true, true
-		c.found(FindingInUse, &FormatError{File: c.File, Offset: 44, What: "in_use", Found: "the image was not closed cleanly", Want: "0", Class: ErrInUse})
-	}
+	c.lookHeader(d)
 	used, err := d.scanBAT(func(uint64, uint64) { c.Allocated++ }, func(i uint64, raw uint32, p batProblem) error {
-		c.found(entryFindings[p], d.badEntry(i, raw, p))
-		if p == entryBeyondDisk || p == entryBeyondFile {
-			c.repairable = true
-			if len(c.clear) < maxClear {
-				c.clear = append(c.clear, i)
-			} else {
-				c.more = true
-			}
-		} else {
-			c.hopeless = true
-		}
+		c.lookEntry(d, i, raw, p)
 		return nil
 	})
 	if err != nil {
@@ -248,140 +277,93 @@ func (c *ImageCheck) look(d *delta) error {
 	}
 	if c.LeakBytes = d.size - c.end; c.LeakBytes > 0 {
 		c.Leaks = uint64((c.LeakBytes-1)/h.ClusterSize()) + 1
-		c.repairable = true
-		c.found(FindingLeak, &FormatError{File: c.File, Offset: c.end, What: "end of the file", Class: ErrCorrupt,
-			Found: fmt.Sprintf("%d bytes that nothing refers to", c.LeakBytes), Want: "none"})
+		e := &FormatError{File: c.File, Offset: c.end, What: "end of the file", Class: ErrCorrupt,
+			Found: fmt.Sprintf("%d bytes that nothing refers to", c.LeakBytes), Want: "none"}
+		if c.badEntries > 0 {
+			e.Want += "; this repair leaves them, as they may be what the bad entries meant, but the next one or the next writer gives them up"
+		}
+		c.found(FindingLeak, fixLeak, e)
 	}
 	c.LeakBytes = max(c.LeakBytes, 0)
 	return nil
 }
 
-// lookExt judges the format extension, whose clusters count as used.
-func (c *ImageCheck) lookExt(d *delta, used positions) error {
-	h := &d.hdr
-	// Without a valid in_use nobody reads it; but if its space is cut off,
-	// the field that points there must go first.
-	c.dropExt = h.ExtOff != 0
-	if d.extErr != nil {
-		var fe *FormatError
-		if !errors.As(d.extErr, &fe) || !errors.Is(d.extErr, ErrCorrupt) {
-			return d.extErr
-		}
-		c.repairable = true
-		c.found(FindingExtension, fe)
-	}
-	if d.ext == nil {
-		return nil
-	}
-	places := slices.Clone(d.ext.places)
-	slices.Sort(places)
-	for i, at := range places {
-		// openDelta saw to it that each lies in the data and in the file. QEMU
-		// aligns them; that others do nobody promises.
-		first, last := h.positionOf(at), h.positionOf(at+uint64(h.ClusterSectors)-1)
-		twice := i > 0 && places[i-1]+uint64(h.ClusterSectors) > at
-		if twice || used.has(first) || last < d.fileClusters() && used.has(last) {
-			c.repairable = true
-			c.found(FindingExtension, d.badExt(int64(at)*SectorSize, ErrCorrupt, "cluster", "one that something else uses as well", "one of its own").(*FormatError))
-			return nil
+func (c *ImageCheck) lookHeader(d *delta) {
+	for _, f := range d.flaws {
+		if f.Offset == 44 {
+			c.InUse = true
+			c.found(FindingHeader, fixInUse, f)
 		}
 	}
-	c.dropExt, c.ext = false, d.ext
-	c.Free -= min(c.Free, c.extGaps(h, places))
-	for _, at := range places {
-		c.end = max(c.end, int64(at+uint64(h.ClusterSectors))*SectorSize)
+	if !c.InUse && d.hdr.InUse == inUseDirty {
+		c.InUse = true
+		c.found(FindingInUse, fixInUse, &FormatError{File: c.File, Offset: 44, What: "in_use", Found: "the image was not closed cleanly", Want: "0", Class: ErrInUse})
 	}
-	return nil
+	g := d.guess
+	if g == nil {
+		return
+	}
+	c.Guess = g.String()
+	by, needs := fixNever, ""
+	if g.proven {
+		needs = AllowDataOffset
+		if c.allow.DataOffset {
+			by = fixHeader
+		}
+	}
+	f := c.found(FindingHeader, by, g.flaw)
+	f.Needs = needs
+	f.Message = c.Guess
 }
 
-// extGaps counts what of the extension lies in gaps that were counted as free.
-func (c *ImageCheck) extGaps(h *Header, places []uint64) (n uint64) {
-	for _, at := range places {
-		if int64(at)*SectorSize < c.end {
-			n++
+// lookEntry judges a bad entry.
+func (c *ImageCheck) lookEntry(d *delta, i uint64, raw uint32, p batProblem) {
+	cluster := d.hdr.ClusterSize()
+	e, start := d.badEntry(i, raw, p), int64(i)*cluster
+	needed := min(cluster, int64(d.hdr.Sectors)*SectorSize-start)
+	switch p {
+	case entryCut:
+		have := d.present(makeEntry(0, d.hdr.sectorOf(raw)), needed)
+		c.lost.add(start+have, needed-have)
+		c.Allocated++
+		c.found(FindingBeyondFile, fixLength, e)
+	case entryBeyondFile:
+		c.badEntries++
+		c.lost.add(start, needed)
+		by := fixEntry
+		if c.over && !c.allow.OlderData {
+			by = fixHeld
+			e.Want += fmt.Sprintf("; without the entry, bytes %v of the disk would be older data of the image below", DiskRange{start, needed})
 		}
+		f := c.found(FindingBeyondFile, by, e)
+		if c.over {
+			f.Needs = AllowOlderData
+		}
+		c.toClear(i, by)
+	case entryBeyondDisk:
+		c.badEntries++
+		by, holds := fixEntry, d.holdsCluster(d.hdr.sectorOf(raw))
+		if holds && !c.allow.BeyondDisk {
+			by = fixHeld
+			e.Want += "; the file has that cluster, and the size of the disk may be what is wrong"
+		}
+		f := c.found(FindingBeyondDisk, by, e)
+		if holds {
+			f.Needs = AllowBeyondDisk
+		}
+		c.toClear(i, by)
+	default:
+		c.badEntries++
+		c.found(entryFindings[p], fixNever, e)
 	}
-	return n
 }
 
-// repair mends what look found. Each step is durable before the next: whatever
-// a power cut leaves, the image is no worse than before. The extension's field
-// and the entries go before the space that they may point to, and in_use is
-// cleared last of all.
-func (c *ImageCheck) repair(d *delta) error {
-	if f, ok := d.file.(*osFile); ok && f.block {
-		return nil // can't be cut; Open doesn't write to it either
+func (c *ImageCheck) toClear(i uint64, by fix) {
+	switch {
+	case by != fixEntry:
+	case len(c.clear) < maxClear:
+		c.clear = append(c.clear, i)
+	default:
+		c.more = true
 	}
-	if c.dropExt {
-		d.hdr.ExtOff = 0
-		if d.hdr.InUse == inUseClosed {
-			d.hdr.InUse = 0
-		}
-		if err := d.patch(0, d.hdr.encode()); err != nil {
-			return err
-		}
-		if err := d.ioError("sync", -1, d.file.Sync()); err != nil {
-			return err
-		}
-	}
-	if len(c.clear) > 0 {
-		if err := d.clearEntries(c.clear); err != nil {
-			return err
-		}
-	}
-	if c.more {
-		return nil // still corrupt: the findings stay, the next repair goes on
-	}
-	if c.LeakBytes > 0 {
-		if err := d.file.Truncate(c.end); err != nil {
-			return d.ioError("truncate", c.end, err)
-		}
-	}
-	if err := d.ioError("sync", -1, d.file.Sync()); err != nil {
-		return err
-	}
-	if d.hdr.InUse == inUseDirty {
-		d.hdr.InUse = 0
-		if err := d.patch(0, d.hdr.encode()); err != nil {
-			return err
-		}
-		if err := d.ioError("sync", -1, d.file.Sync()); err != nil {
-			return err
-		}
-	}
-	for i := range c.Findings {
-		c.Findings[i].Repaired = true
-	}
-	c.Repaired = c.Corruptions + c.Leaks
-	return nil
-}
-
-// clearEntries writes 0 over entries of the BAT, which are in rising order.
-func (d *delta) clearEntries(entries []uint64) error {
-	for len(entries) > 0 {
-		at := sectorOfEntry(entries[0])
-		b := AlignedBuffer(SectorSize)
-		if err := d.readSectors(b, at, min(SectorSize, d.size-at)); err != nil {
-			return d.ioError("read BAT", at, err)
-		}
-		for len(entries) > 0 && sectorOfEntry(entries[0]) == at {
-			binary.LittleEndian.PutUint32(b[headerSize+batEntrySize*int64(entries[0])-at:], 0)
-			entries = entries[1:]
-		}
-		if _, err := d.file.WriteAt(b, at); err != nil {
-			return d.ioError("write BAT", at, err)
-		}
-	}
-	return d.ioError("sync", -1, d.file.Sync())
-}
-
-// patch overwrites the beginning of a sector.
-func (d *delta) patch(at int64, p []byte) error {
-	b := AlignedBuffer(SectorSize)
-	if err := d.readSectors(b, at, min(SectorSize, d.size-at)); err != nil {
-		return d.ioError("read header", at, err)
-	}
-	copy(b, p)
-	_, err := d.file.WriteAt(b, at)
-	return d.ioError("write header", at, err)
 }

@@ -65,6 +65,7 @@ func (s *Stack) endWriting() error {
 		return err
 	}
 	d.hdr.ExtOff, d.hdr.InUse = extOff, inUse
+	d.hdr.setEmpty(s.allocated.Load() == 0)
 	return s.writeHeader()
 }
 

@@ -14,13 +14,23 @@ type ConvertOptions struct {
 	// ClusterSize of a ploop image in bytes; 0: the source's if that is one,
 	// otherwise [DefaultClusterSize].
 	ClusterSize int64
+	// AnyClusterSize is as in [CreateOptions], also for a source's.
+	AnyClusterSize bool
+	// NoHoles stores clusters whole, zeroes too, and the whole of a raw disk,
+	// for software that refuses sparse files (the ploop tool up to 1.15).
+	NoHoles bool
+	// Damaged, if not nil, has a source copied that [Options.Damaged] opens:
+	// what can't be read becomes zeroes. It is told all that before dst
+	// appears.
+	Damaged func(*Damage)
 	// Progress is told how much of the disk is done, now and then, in bytes;
 	// nil: nobody.
 	Progress func(done, total int64)
 }
 
 // Convert copies the disk in src into a new file dst of another format,
-// version or cluster size. What reads as zeroes is not stored. dst must not
+// version or cluster size. What reads as zeroes is not stored. A raw source that
+// ends within a sector is padded with zeroes to a whole one. dst must not
 // exist; it appears, whole and durable, when Convert succeeds, and not at all
 // when it fails or ctx ends it.
 func Convert(ctx context.Context, src ImageRef, dst string, o ConvertOptions) error {
@@ -29,18 +39,18 @@ func Convert(ctx context.Context, src ImageRef, dst string, o ConvertOptions) er
 
 // ConvertStack is Convert for the disk of a whole stack, base first.
 func ConvertStack(ctx context.Context, refs []ImageRef, dst string, o ConvertOptions) (err error) {
-	s, err := Open(refs, Options{ReadOnly: true, still: true})
+	s, err := Open(refs, Options{ReadOnly: true, still: true, Damaged: o.Damaged != nil, oddRaw: true})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
 
-	c := &converter{src: s, progress: o.Progress}
+	c := &converter{src: s, progress: o.Progress, noHoles: o.NoHoles}
 	if o.To != FormatRaw {
 		if o.ClusterSize == 0 && !s.top.ref.Raw {
 			o.ClusterSize = s.cluster
 		}
-		if c.hdr, err = (CreateOptions{Size: s.size, ClusterSize: o.ClusterSize, Version: int(o.To)}).header(); err != nil {
+		if c.hdr, err = (CreateOptions{Size: s.size, ClusterSize: o.ClusterSize, AnyClusterSize: o.AnyClusterSize, Version: int(o.To)}).header(); err != nil {
 			return fmt.Errorf("convert to %s: %w", dst, err)
 		}
 		c.bat = make([]uint32, c.hdr.BATEntries)
@@ -52,6 +62,9 @@ func ConvertStack(ctx context.Context, refs []ImageRef, dst string, o ConvertOpt
 		c.dst.discard()
 		return fmt.Errorf("convert to %s: %w", dst, err)
 	}
+	if o.Damaged != nil {
+		o.Damaged(s.Damage())
+	}
 	return c.dst.publish()
 }
 
@@ -61,6 +74,7 @@ type converter struct {
 	src      *Stack
 	dst      *draft
 	progress func(done, total int64)
+	noHoles  bool
 
 	hdr  *Header  // of a ploop dst; nil: raw
 	bat  []uint32 // in memory, four bytes a cluster
@@ -77,7 +91,7 @@ const (
 func (c *converter) run(ctx context.Context) error {
 	size := c.src.size
 	if c.hdr != nil {
-		if err := c.dst.begin(c.hdr); err != nil {
+		if err := c.dst.begin(c.hdr, c.noHoles); err != nil {
 			return err
 		}
 	} else if err := c.dst.Truncate(size); err != nil {
@@ -89,6 +103,9 @@ func (c *converter) run(ctx context.Context) error {
 			c.progress(x.Start, size)
 		}
 		if !x.Data {
+			if c.noHoles && c.hdr == nil {
+				return c.zero(ctx, x)
+			}
 			return nil
 		}
 		for off, end := x.Start, x.Start+x.Length; off < end; {
@@ -124,6 +141,24 @@ func (c *converter) run(ctx context.Context) error {
 	return nil
 }
 
+// zero writes an extent's zeroes.
+func (c *converter) zero(ctx context.Context, x Extent) error {
+	for off, end := x.Start, x.Start+x.Length; off < end; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n := min(convertBuffer, end-off)
+		if err := c.dst.zero(off, n); err != nil {
+			return err
+		}
+		off += n
+		if c.progress != nil {
+			c.progress(off, c.src.size)
+		}
+	}
+	return nil
+}
+
 // store writes what isn't zero of b, which is at off of the disk.
 func (c *converter) store(b []byte, off int64) error {
 	lo, to := 0, int64(0) // b[lo:p] waits to be written at to
@@ -142,7 +177,7 @@ func (c *converter) store(b []byte, off int64) error {
 			n = min(n, c.hdr.ClusterSize()-at%c.hdr.ClusterSize())
 		}
 		q = min(p+int(n), len(b))
-		if allZero(b[p:q]) {
+		if allZero(b[p:q]) && !(c.noHoles && c.hdr == nil) {
 			if err := flush(p); err != nil {
 				return err
 			}
@@ -150,7 +185,10 @@ func (c *converter) store(b []byte, off int64) error {
 			continue
 		}
 		if c.hdr != nil {
-			at = c.place(at)
+			var err error
+			if at, err = c.place(at); err != nil {
+				return err
+			}
 		}
 		if at != to+int64(p-lo) {
 			if err := flush(p); err != nil {
@@ -166,18 +204,29 @@ func (c *converter) store(b []byte, off int64) error {
 
 // place gives the place in dst for a byte of the disk, allocating its cluster
 // if that hasn't one.
-func (c *converter) place(off int64) int64 {
+func (c *converter) place(off int64) (int64, error) {
 	i := off / c.hdr.ClusterSize()
-	if c.bat[i] == 0 {
+	fresh := c.bat[i] == 0
+	if fresh {
 		c.bat[i], _ = c.hdr.entryOf(c.hdr.sectorAt(c.used)) // newHeader saw that all fit
 		c.used++
 	}
-	return int64(c.hdr.sectorOf(c.bat[i]))*SectorSize + off%c.hdr.ClusterSize()
+	at := int64(c.hdr.sectorOf(c.bat[i])) * SectorSize
+	if fresh && c.noHoles {
+		if err := c.dst.zero(at, c.hdr.ClusterSize()); err != nil {
+			return 0, err
+		}
+	}
+	return at + off%c.hdr.ClusterSize(), nil
 }
 
 // writeBAT ends a ploop image: its last cluster whole, and the table.
 func (c *converter) writeBAT() error {
 	if err := c.dst.Truncate(int64(c.hdr.sectorAt(c.used)) * SectorSize); err != nil {
+		return err
+	}
+	c.hdr.setEmpty(c.used == 0)
+	if _, err := c.dst.WriteAt(c.hdr.encode(), 0); err != nil {
 		return err
 	}
 	return writeBAT(c.dst, c.bat)

@@ -15,8 +15,14 @@ type CreateOptions struct {
 	// ClusterSize in bytes, a multiple of 512 up to [MaxClusterSize].
 	// 0: a ploop backing's, otherwise [DefaultClusterSize].
 	ClusterSize int64
+	// AnyClusterSize allows those that OpenVZ's tools refuse; see
+	// [CommonClusterSize].
+	AnyClusterSize bool
 	// Version of the format, 1 or 2; 0: 2.
 	Version int
+	// NoHoles writes the zeroes of the file's head, instead of leaving a hole
+	// where it is long, for which the ploop tool up to 1.15 refuses an image.
+	NoHoles bool
 	// Backing is the image that the new one will lie over; only its geometry
 	// is taken, and the new one fits it. The format has no field to name it.
 	Backing *ImageRef
@@ -34,19 +40,35 @@ func Create(path string, o CreateOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := d.begin(h); err != nil {
+	if err := d.begin(h, o.NoHoles); err != nil {
 		d.discard()
 		return fmt.Errorf("create %s: %w", path, err)
 	}
 	return d.publish()
 }
 
+// wholeHead is up to how many bytes the head of an image is written without a
+// hole, asked for or not, so that the ploop tool takes a fresh one.
+const wholeHead = 4 << 20
+
 // begin writes the head of an image without clusters.
-func (d *draft) begin(h *Header) error {
+func (d *draft) begin(h *Header, noHoles bool) error {
+	if noHoles || int64(h.DataStart())*SectorSize <= wholeHead {
+		if err := d.zero(0, int64(h.DataStart())*SectorSize); err != nil {
+			return err
+		}
+	}
+	h.setEmpty(true)
 	if _, err := d.WriteAt(h.encode(), 0); err != nil {
 		return err
 	}
 	return d.Truncate(int64(h.DataStart()) * SectorSize)
+}
+
+// CommonClusterSize says whether all software takes clusters of n bytes.
+// OpenVZ's tool and kernel want a power of two from 32 KiB to 64 MiB.
+func CommonClusterSize(n int64) bool {
+	return n >= 32<<10 && n <= 64<<20 && n&(n-1) == 0
 }
 
 // header makes the header that the options ask for.
@@ -71,6 +93,8 @@ func (o CreateOptions) header() (*Header, error) {
 		return nil, fmt.Errorf("%w: clusters of %d bytes, it must be a multiple of %d", ErrGeometry, o.ClusterSize, SectorSize)
 	case o.ClusterSize > MaxClusterSize:
 		return nil, fmt.Errorf("%w: clusters of %d bytes, at most %d are possible", ErrLimit, o.ClusterSize, MaxClusterSize)
+	case !o.AnyClusterSize && !CommonClusterSize(o.ClusterSize):
+		return nil, fmt.Errorf("%w: clusters of %d bytes, which other software refuses that wants a power of two from 32K to 64M; they are made only if any size is asked for", ErrUncommon, o.ClusterSize)
 	}
 	return newHeader(o.Version, uint64(o.Size/SectorSize), uint32(o.ClusterSize/SectorSize))
 }

@@ -27,15 +27,23 @@ type delta struct {
 
 	ext    *extension // what the format extension held; nil: none, or not valid
 	extErr error      // why it couldn't be taken
+
+	tolerate damageTolerance
+	flaws    []*FormatError // of the header, tolerated
+	guess    *dataOffGuess  // of where the data begins; nil: as the header says
 }
 
 // openDelta opens one file and checks all of it but the BAT's entries.
 func openDelta(ref ImageRef, open opener, write, direct bool) (*delta, error) {
+	return openTolerant(ref, open, write, direct, damageTolerance{})
+}
+
+func openTolerant(ref ImageRef, open opener, write, direct bool, tolerate damageTolerance) (*delta, error) {
 	f, err := open(ref.Path, write, direct)
 	if err != nil {
 		return nil, err
 	}
-	d := &delta{ref: ref, file: f, unlocking: make(chan struct{}, 1)}
+	d := &delta{ref: ref, file: f, tolerate: tolerate, unlocking: make(chan struct{}, 1)}
 	d.users.Store(1)
 	if err := d.readHead(); err != nil {
 		f.Close()
@@ -131,12 +139,15 @@ func (d *delta) readHead() (err error) {
 			return d.ioError("read header", 0, err)
 		}
 	}
-	h, err := ParseHeader(d.ref.Path, b[:n], d.size)
+	h, err := parseHeader(d.ref.Path, b[:n], d.size)
 	if err != nil {
-		return err
+		return d.explain(err, b[:n])
 	}
 	d.hdr = *h
-	if h.ExtOff != 0 && h.InUse == inUseClosed {
+	if err := d.tolerateHeader(); err != nil {
+		return err
+	}
+	if h := &d.hdr; h.ExtOff != 0 && h.InUse == inUseClosed {
 		d.ext, d.extErr = readExtension(d)
 	}
 	return nil
@@ -148,9 +159,9 @@ const rawCluster = 1 << 20
 // rawHead gives a raw file the geometry of an image whose clusters all lie
 // where the disk has them. Over a raw base the stack's own cluster size rules.
 func (d *delta) rawHead() error {
-	if d.size == 0 || d.size%SectorSize != 0 {
+	if d.size == 0 || d.size%SectorSize != 0 && !d.tolerate.oddRaw {
 		return &FormatError{File: d.ref.Path, Offset: -1, What: "size of a raw image", Class: ErrGeometry,
-			Found: fmt.Sprintf("%d bytes", d.size), Want: "a positive multiple of 512"}
+			Found: fmt.Sprintf("%d bytes", d.size), Want: "a positive multiple of 512 (image convert pads a copy)"}
 	}
 	d.setRawCluster(rawCluster / SectorSize)
 	if n := d.hdr.Clusters(); n > MaxBATEntries {
@@ -161,7 +172,7 @@ func (d *delta) rawHead() error {
 }
 
 func (d *delta) setRawCluster(sectors uint32) {
-	d.hdr = Header{ClusterSectors: sectors, Sectors: uint64(d.size / SectorSize)}
+	d.hdr = Header{ClusterSectors: sectors, Sectors: (uint64(d.size) + SectorSize - 1) / SectorSize}
 	d.hdr.BATEntries = uint32(min(d.hdr.Clusters(), math.MaxUint32))
 }
 
@@ -173,6 +184,7 @@ const (
 	entryBelowData
 	entryMisaligned
 	entryBeyondFile
+	entryCut // begins in the file and ends behind it
 	entryDuplicate
 )
 
@@ -191,6 +203,9 @@ func (d *delta) badEntry(i uint64, raw uint32, p batProblem) *FormatError {
 		e.Want = fmt.Sprintf("a multiple of %d sectors from sector %d on", h.ClusterSectors, h.DataStart())
 	case entryBeyondFile:
 		e.Want = fmt.Sprintf("a cluster that ends within the file, at or before sector %d", d.size/SectorSize)
+	case entryCut:
+		e.Found += fmt.Sprintf(", of which the file has %d bytes", d.size-int64(at)*SectorSize)
+		e.Want = fmt.Sprintf("a cluster of %d bytes", h.ClusterSize())
 	case entryDuplicate:
 		e.Found += ", which another entry has as well"
 		e.Want = "a cluster of its own"
@@ -209,10 +224,18 @@ func (d *delta) checkEntry(i uint64, raw uint32) (batProblem, bool) {
 		return entryBelowData, false
 	case (at-start)%uint64(h.ClusterSectors) != 0:
 		return entryMisaligned, false
-	case at+uint64(h.ClusterSectors) > uint64(d.size)/SectorSize:
+	case at >= (uint64(d.size)+SectorSize-1)/SectorSize:
 		return entryBeyondFile, false
+	case at+uint64(h.ClusterSectors) > uint64(d.size)/SectorSize:
+		return entryCut, false
 	}
 	return 0, true
+}
+
+// holdsCluster says whether a cluster begins at a sector of the file.
+func (d *delta) holdsCluster(sector uint64) bool {
+	start := d.hdr.DataStart()
+	return sector >= start && (sector-start)%uint64(d.hdr.ClusterSectors) == 0 && sector < (uint64(d.size)+SectorSize-1)/SectorSize
 }
 
 // fileClusters is how many whole clusters the file holds.
@@ -224,8 +247,9 @@ func (d *delta) fileClusters() uint64 {
 // positions is a flat set of places in a file, for one scan of its BAT.
 type positions []uint64
 
+// newPositions has a place for a cluster that the file's end cuts, too.
 func (d *delta) newPositions() (positions, error) {
-	n := d.fileClusters()
+	n := d.fileClusters() + 1
 	if d.size/SectorSize > int64(entrySector) {
 		return nil, &FormatError{File: d.ref.Path, Offset: -1, What: "file size", Class: ErrLimit,
 			Found: fmt.Sprintf("%d bytes", d.size), Want: fmt.Sprintf("at most %d sectors", entrySector)}
@@ -258,12 +282,34 @@ const batChunk = 1 << 20
 
 // scanBAT reads the whole BAT. It calls visit for each good entry and bad for
 // each other one; either ends the scan by an error. It returns the places in
-// use.
+// use, which the file's end may cut, and an entry beyond the disk may use.
 func (d *delta) scanBAT(visit func(i, sector uint64), bad func(i uint64, raw uint32, p batProblem) error) (positions, error) {
 	used, err := d.newPositions()
 	if err != nil {
 		return nil, err
 	}
+	h := &d.hdr
+	err = d.rawEntries(func(i uint64, raw uint32) error {
+		p, ok := d.checkEntry(i, raw)
+		sector := h.sectorOf(raw)
+		if ok || p == entryCut || p == entryBeyondDisk && d.holdsCluster(sector) {
+			pos := h.positionOf(sector)
+			if used.has(pos) {
+				p, ok = entryDuplicate, false
+			}
+			used.add(pos)
+		}
+		if ok {
+			visit(i, sector)
+			return nil
+		}
+		return bad(i, raw, p)
+	})
+	return used, err
+}
+
+// rawEntries reads the whole BAT and visits what isn't 0.
+func (d *delta) rawEntries(visit func(i uint64, raw uint32) error) error {
 	h := &d.hdr
 	// Whole sectors, for direct I/O: the last one may go past the BAT.
 	end := (h.batEnd() + SectorSize - 1) / SectorSize * SectorSize
@@ -272,7 +318,7 @@ func (d *delta) scanBAT(visit func(i, sector uint64), bad func(i uint64, raw uin
 	for off := int64(0); off < end; off += int64(len(buf)) {
 		b := buf[:min(int64(len(buf)), end-off)]
 		if err := d.readSectors(b, off, min(h.batEnd()-off, int64(len(b)))); err != nil {
-			return nil, d.ioError("read BAT", off, err)
+			return d.ioError("read BAT", off, err)
 		}
 		if off == 0 {
 			b = b[headerSize:]
@@ -282,23 +328,12 @@ func (d *delta) scanBAT(visit func(i, sector uint64), bad func(i uint64, raw uin
 			if raw == 0 {
 				continue
 			}
-			p, ok := d.checkEntry(i, raw)
-			if ok {
-				sector := h.sectorOf(raw)
-				pos := h.positionOf(sector)
-				if !used.has(pos) {
-					used.add(pos)
-					visit(i, sector)
-					continue
-				}
-				p = entryDuplicate
-			}
-			if err := bad(i, raw, p); err != nil {
-				return nil, err
+			if err := visit(i, raw); err != nil {
+				return err
 			}
 		}
 	}
-	return used, nil
+	return nil
 }
 
 // readSectors reads whole sectors, of which the file may lack all behind the

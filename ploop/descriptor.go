@@ -65,6 +65,16 @@ type xmlDescriptor struct {
 // not looked at. An error wraps [ErrCorrupt], [ErrUnsupported] or [ErrLimit]
 // where it speaks of the content.
 func ParseDescriptor(path string) (*Descriptor, error) {
+	b, err := readDescriptor(path)
+	if err != nil {
+		return nil, err
+	}
+	return parseDescriptor(path, b)
+}
+
+// readDescriptor gives one byte more than a descriptor may have of a file that
+// is too long.
+func readDescriptor(path string) ([]byte, error) {
 	bad := func(op string, err error) error { return &fs.PathError{Op: op, Path: path, Err: err} }
 	// O_NONBLOCK: a FIFO by that name must not hang us.
 	f, err := openPlain(path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
@@ -78,12 +88,12 @@ func ParseDescriptor(path string) (*Descriptor, error) {
 	} else if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil, bad("read", errors.New("not a regular file"))
 	}
-	b := make([]byte, maxDescriptor+1)
+	b := make([]byte, min(st.Size, maxDescriptor)+1)
 	n, err := f.ReadAt(b, 0)
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, bad("read", err)
 	}
-	return parseDescriptor(path, b[:n])
+	return b[:n], nil
 }
 
 func parseDescriptor(path string, b []byte) (*Descriptor, error) {

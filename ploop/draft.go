@@ -39,6 +39,19 @@ func newDraft(final string) (*draft, error) {
 	}
 }
 
+// zero writes zeroes, which leave no hole.
+func (d *draft) zero(off, n int64) error {
+	b := make([]byte, min(n, copyChunk))
+	for n > 0 {
+		k, err := d.WriteAt(b[:min(n, int64(len(b)))], off)
+		if err != nil {
+			return err
+		}
+		off, n = off+int64(k), n-int64(k)
+	}
+	return nil
+}
+
 // publish makes the content durable, gives the file its final name, and makes
 // that durable too. After an error nothing of the draft is left.
 func (d *draft) publish() (err error) {

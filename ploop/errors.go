@@ -19,6 +19,9 @@ var (
 	ErrReadOnly    = errors.New("image is open read-only")
 	ErrRange       = errors.New("request is outside the disk or not sector-aligned")
 	ErrClosed      = errors.New("stack is closed")
+	ErrNotImage    = errors.New("not a file that can be an image")
+	ErrUncommon    = errors.New("image that not all software takes")
+	ErrDamaged     = errors.New("the image has lost this part of the disk")
 
 	ErrSuperseded = errors.New("stack is being succeeded by another")
 	ErrInFlight   = errors.New("operations are still under way in the old storage")

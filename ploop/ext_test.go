@@ -263,3 +263,45 @@ func TestInteropBitmap(t *testing.T) {
 		t.Error("QEMU changed the file by reading it")
 	}
 }
+
+// TestFreshBitmap: the ploop tool makes a bitmap without any L1; what is missing
+// is clear. Bits behind the disk's end say nothing.
+func TestFreshBitmap(t *testing.T) {
+	im := newSmallImage(2).withBitmap()
+	at := im.ext()[extHeader+sectionHeader:]
+	binary.LittleEndian.PutUint32(at[24:], 3) // the last granule is short
+	clear(at[28 : bitmapHeader+8])
+	binary.LittleEndian.PutUint32(im.ext()[extHeader+16:], bitmapHeader)
+	im.sum()
+	im.b = slices.Delete(im.b, len(im.b)-2*smallCluster*SectorSize, len(im.b)-smallCluster*SectorSize)
+	im.put64(56, uint64(len(im.b)/SectorSize-smallCluster))
+	ref := writeSmall(t, im)
+	mustCheck(t, ExitClean, ref)
+	if i, err := ReadInfo(ref); err != nil || len(i.Extension.Bitmaps) != 1 || i.Extension.Bitmaps[0].Dirty != 0 {
+		t.Fatalf("%+v, %v", i, err)
+	}
+	s := mustOpen(t, []ImageRef{ref}, Options{})
+	if _, err := s.WriteAt(make([]byte, SectorSize), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mustCheck(t, ExitClean, ref)
+	if b := bitmapsOf(t, ref); len(b) != 1 || b[0].Dirty() != 1 || b[0].bits[0] != 1 {
+		t.Errorf("%+v", b)
+	}
+}
+
+// TestWhyIgnored: an extension isn't valid while its image is open, which is
+// another matter than software that doesn't know it.
+func TestWhyIgnored(t *testing.T) {
+	for inUse, want := range map[uint32]string{inUseDirty: IgnoredOpen, 0: IgnoredUnknown, inUseClosed: ""} {
+		im := newSmallImage(2).withBitmap()
+		im.put32(44, inUse)
+		i, err := ReadInfo(writeSmall(t, im))
+		if err != nil || i.Extension.Reason != want || i.Extension.Ignored != (want != "") {
+			t.Errorf("%#x: %+v, %v", inUse, i.Extension, err)
+		}
+	}
+}

@@ -69,7 +69,7 @@ func openFile(path string, write, guard, direct bool) (*osFile, error) {
 		plain, err = openPlain(path, flags, 0)
 	}
 	if err != nil {
-		return nil, &IOError{Op: "open", File: path, Offset: -1, Err: err}
+		return nil, openError(path, err)
 	}
 	f := &osFile{plainFile: plain, write: write, guard: guard && !write, dio: noDirect}
 	if err := f.prepare(path, direct); err != nil {
@@ -86,7 +86,7 @@ func (f *osFile) checkKind(path string) error {
 		return &IOError{Op: "stat", File: path, Offset: -1, Err: err}
 	}
 	if t := st.Mode & unix.S_IFMT; t != unix.S_IFREG && t != unix.S_IFBLK {
-		return &FormatError{File: path, Offset: -1, What: "file", Found: "neither a regular file nor a block device", Class: ErrNotPloop}
+		return wrongKind(path, st.Mode)
 	}
 	f.block = st.Mode&unix.S_IFMT == unix.S_IFBLK
 	f.dev, f.ino = st.Dev, st.Ino

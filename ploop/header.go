@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math"
 )
 
 // SectorSize is the unit of the format's offsets and sizes, in bytes.
@@ -12,12 +13,14 @@ const SectorSize = 512
 // Limits of this software. The format's own are wider; these keep a hostile
 // file from costing more memory than its disk is worth.
 const (
-	// MaxBATEntries bounds the merged table to 512 MiB of memory: 64 TiB of
-	// disk at clusters of 1 MiB.
-	MaxBATEntries = 1 << 26
+	// MaxBATEntries is QEMU's limit, which makes and opens as many (a BAT of
+	// INT_MAX bytes): 512 TiB of disk at clusters of 1 MiB, 32 TiB at 64 KiB.
+	// It bounds the merged table, eight bytes an entry, to 4 GiB, of which only
+	// the pages that have entries cost memory.
+	MaxBATEntries = math.MaxInt32 / batEntrySize
 	// maxFileClusters bounds how far into a file an entry may point, and with
-	// it the bitmap that finds duplicates, to 32 MiB.
-	maxFileClusters = 4 * MaxBATEntries
+	// it the bitmap that finds duplicates, to 128 MiB.
+	maxFileClusters = 1 << 30
 	// MaxClusterSize is in bytes. The ploop tool stops at 64 MiB.
 	MaxClusterSize = 1 << 30
 	// MaxDeltas is dm-ploop's limit of a stack's depth.
@@ -32,7 +35,7 @@ const (
 	inUseDirty  = 0x746F6E59 // open for writing
 	inUseClosed = 0x312e3276 // closed by software that knows the extension
 
-	flagEmpty      = 1 << 0 // says nothing one may rely on
+	flagEmpty      = 1 << 0 // nothing is allocated; written for OpenVZ's tool, which wants it right, and never relied on
 	flagConverting = 1 << 1 // a change of version is under way
 )
 
@@ -130,6 +133,19 @@ func (h *Header) encode() []byte {
 // of the file (64 are enough), size is the file's, in bytes, and file names it
 // in errors. It trusts nothing and allocates nothing that b doesn't bound.
 func ParseHeader(file string, b []byte, size int64) (*Header, error) {
+	h, err := parseHeader(file, b, size)
+	if err != nil {
+		return nil, err
+	}
+	if flaws := h.flaws(file); len(flaws) > 0 {
+		return nil, flaws[0]
+	}
+	return h, nil
+}
+
+// parseHeader is ParseHeader without the fields that the rest of the image can
+// make up for.
+func parseHeader(file string, b []byte, size int64) (*Header, error) {
 	bad := func(off int64, class error, what, found, want string) error {
 		return &FormatError{File: file, Offset: off, What: what, Found: found, Want: want, Class: class}
 	}
@@ -178,22 +194,6 @@ func ParseHeader(file string, b []byte, size int64) (*Header, error) {
 	if most := uint64(h.BATEntries) * uint64(h.ClusterSectors); h.Sectors > most {
 		return nil, bad(36, ErrCorrupt, "disk size", fmt.Sprintf("%d sectors", h.Sectors), fmt.Sprintf("at most the %d that %d BAT entries can map", most, h.BATEntries))
 	}
-	switch h.InUse {
-	case 0, inUseDirty, inUseClosed:
-	default:
-		return nil, bad(44, ErrCorrupt, "in_use", fmt.Sprintf("%#x", h.InUse), fmt.Sprintf("0, %#x or %#x", inUseDirty, inUseClosed))
-	}
-	if h.Version == 2 {
-		if h.DataOff == 0 {
-			return nil, bad(48, ErrCorrupt, "data offset of a version 2 image", "0", "at least 1")
-		}
-		if h.DataOff%h.ClusterSectors != 0 {
-			return nil, bad(48, ErrCorrupt, "data offset", fmt.Sprintf("sector %d", h.DataOff), fmt.Sprintf("a multiple of the cluster size, %d sectors", h.ClusterSectors))
-		}
-	}
-	if start := int64(h.DataStart()) * SectorSize; start < h.batEnd() {
-		return nil, bad(48, ErrCorrupt, "data offset", fmt.Sprintf("byte %d", start), fmt.Sprintf("at or past the end of the BAT, %d", h.batEnd()))
-	}
 	if size < h.batEnd() {
 		return nil, bad(size, ErrCorrupt, "end of the file", fmt.Sprintf("%d bytes", size), fmt.Sprintf("at least %d for header and BAT", h.batEnd()))
 	}
@@ -201,4 +201,35 @@ func ParseHeader(file string, b []byte, size int64) (*Header, error) {
 		return nil, bad(52, ErrUnsupported, "flags", fmt.Sprintf("%#x: a change of the image's version was interrupted", h.Flags), "finish it with the tool that began it")
 	}
 	return h, nil
+}
+
+// setEmpty says whether any cluster is allocated. OpenVZ's tool complains of a
+// header that says it wrongly.
+func (h *Header) setEmpty(empty bool) {
+	h.Flags &^= flagEmpty
+	if empty {
+		h.Flags |= flagEmpty
+	}
+}
+
+// flaws says what is wrong with those fields that the rest of the image can
+// make up for: in_use and data_off.
+func (h *Header) flaws(file string) (flaws []*FormatError) {
+	bad := func(off int64, what, found, want string) {
+		flaws = append(flaws, &FormatError{File: file, Offset: off, What: what, Found: found, Want: want, Class: ErrCorrupt})
+	}
+	switch h.InUse {
+	case 0, inUseDirty, inUseClosed:
+	default:
+		bad(44, "in_use", fmt.Sprintf("%#x", h.InUse), fmt.Sprintf("0, %#x or %#x", inUseDirty, inUseClosed))
+	}
+	switch start := int64(h.DataStart()) * SectorSize; {
+	case h.Version == 2 && h.DataOff == 0:
+		bad(48, "data offset of a version 2 image", "0", "at least 1")
+	case h.Version == 2 && h.DataOff%h.ClusterSectors != 0:
+		bad(48, "data offset", fmt.Sprintf("sector %d", h.DataOff), fmt.Sprintf("a multiple of the cluster size, %d sectors", h.ClusterSectors))
+	case start < h.batEnd():
+		bad(48, "data offset", fmt.Sprintf("byte %d", start), fmt.Sprintf("at or past the end of the BAT, %d", h.batEnd()))
+	}
+	return flaws
 }

@@ -77,7 +77,7 @@ func (n *Stack) readBAT(d *delta) (*table, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err = d.scanBAT(func(i, sector uint64) { t.init(i, makeEntry(d.level, sector)) }, d.refuse); err != nil {
+	if _, _, err = d.scanTable(t.init); err != nil {
 		t.free()
 		return nil, err
 	}
@@ -197,7 +197,7 @@ func (n *Stack) decide(s *Stack, file *table, known knowledge) error {
 				continue
 			}
 		}
-		if n.inTop(e) {
+		if n.inTop(e) && !n.opts.Damaged {
 			pos := d.hdr.positionOf(uint64(e.sector()))
 			if used.has(pos) {
 				return d.diverged(headerSize+batEntrySize*int64(i), fmt.Sprintf("BAT entry of cluster %d", i), fmt.Sprintf("sector %d, which another cluster has", e.sector()), "a cluster of its own")
@@ -238,11 +238,11 @@ func (n *Stack) mergeAnew(s *Stack, c Succession) error {
 				}
 			}
 		case level == n.Top():
-			if _, err := d.scanBAT(func(i, sector uint64) { n.place(i, makeEntry(level, sector)) }, d.refuse); err != nil {
+			if _, _, err := d.scanTable(n.place); err != nil {
 				return err
 			}
 		default:
-			if _, err := d.scanBAT(func(i, sector uint64) { n.table.init(i, makeEntry(level, sector)) }, d.refuse); err != nil {
+			if _, _, err := d.scanTable(n.table.init); err != nil {
 				return err
 			}
 		}

@@ -65,16 +65,26 @@ type Info struct {
 	Heads     uint32   `json:"heads,omitempty"`
 	Cylinders uint32   `json:"cylinders,omitempty"`
 	Extension *ExtInfo `json:"extension,omitempty"`
+	// Problems say, a line each, what of the header can't be right, and by
+	// what guess the rest was read.
+	Problems []string `json:"problems,omitempty"`
 }
 
 // ExtInfo describes the format extension of an image.
 type ExtInfo struct {
 	Offset   int64         `json:"offset"`
-	Ignored  bool          `json:"ignored,omitempty"` // the image was last closed by software that didn't know it
+	Ignored  bool          `json:"ignored,omitempty"` // not valid now, for the Reason
+	Reason   string        `json:"reason,omitempty"`  // one of the Ignored constants
 	Error    string        `json:"error,omitempty"`   // why it can't be taken
 	Bitmaps  []BitmapInfo  `json:"bitmaps,omitempty"`
 	Sections []SectionInfo `json:"sections,omitempty"` // unknown ones
 }
+
+// Why a format extension isn't valid.
+const (
+	IgnoredOpen    = "open"    // the image is open for writing, or wasn't closed cleanly
+	IgnoredUnknown = "unknown" // it was last closed by software that doesn't know extensions
+)
 
 // BitmapInfo describes a dirty bitmap.
 type BitmapInfo struct {
@@ -94,13 +104,13 @@ type SectionInfo struct {
 // ReadInfo reads an image's header and counts its clusters. It takes no lock
 // and so works on images in use, whose figures may be old when it returns.
 func ReadInfo(ref ImageRef) (*Info, error) {
-	d, err := openDelta(ref, openUnlocked, false, false)
+	d, err := openTolerant(ref, openUnlocked, false, false, damageTolerance{damaged: true, oddRaw: true})
 	if err != nil {
 		return nil, err
 	}
 	defer d.file.Close()
 	h := &d.hdr
-	i := &Info{File: ref.Path, Format: Format(h.Version), Size: int64(h.Sectors) * SectorSize, FileSize: d.size}
+	i := &Info{File: ref.Path, Format: Format(h.Version), Size: int64(h.Sectors) * SectorSize, FileSize: d.size, Problems: d.guesses()}
 	var st unix.Stat_t
 	if err := unix.Fstat(d.file.Fd(), &st); err != nil {
 		return nil, d.ioError("stat", -1, err)
@@ -128,6 +138,12 @@ func ReadInfo(ref ImageRef) (*Info, error) {
 
 func (d *delta) extInfo() *ExtInfo {
 	x := &ExtInfo{Offset: int64(d.hdr.ExtOff) * SectorSize, Ignored: d.hdr.InUse != inUseClosed}
+	switch {
+	case d.hdr.InUse == inUseDirty:
+		x.Reason = IgnoredOpen
+	case x.Ignored:
+		x.Reason = IgnoredUnknown
+	}
 	if d.extErr != nil {
 		x.Error = d.extErr.Error()
 	}
@@ -155,7 +171,7 @@ func openUnlocked(path string, _, _ bool) (file, error) {
 	// O_NONBLOCK as in openFile; reads of files and block devices don't care.
 	plain, err := openPlain(path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, &IOError{Op: "open", File: path, Offset: -1, Err: err}
+		return nil, openError(path, err)
 	}
 	f := &osFile{plainFile: plain, dio: noDirect}
 	if err := f.checkKind(path); err != nil {

@@ -19,13 +19,27 @@ type Extent struct {
 	Level  int    `json:"level"`
 	File   string `json:"file,omitempty"`
 	Offset int64  `json:"offset"`
+	// Damaged says that the image of Level has lost the range, and Doubtful
+	// that another range has the same place; only of images that are opened
+	// although they are damaged.
+	Damaged  bool `json:"damaged,omitempty"`
+	Doubtful bool `json:"doubtful,omitempty"`
 }
 
 // Map tells where the disk of a stack lies, base first, in extents that are
 // as long as possible, in rising order, without gaps. visit ends it by an
 // error, which Map returns. The images are locked for reading meanwhile.
 func Map(refs []ImageRef, visit func(Extent) error) error {
-	s, err := Open(refs, Options{ReadOnly: true, still: true})
+	return mapStack(refs, Options{ReadOnly: true, still: true, oddRaw: true}, visit)
+}
+
+// MapDamaged is Map for images that [Options.Damaged] opens.
+func MapDamaged(refs []ImageRef, visit func(Extent) error) error {
+	return mapStack(refs, Options{ReadOnly: true, still: true, oddRaw: true, Damaged: true}, visit)
+}
+
+func mapStack(refs []ImageRef, o Options, visit func(Extent) error) error {
+	s, err := Open(refs, o)
 	if err != nil {
 		return err
 	}
@@ -36,7 +50,8 @@ func Map(refs []ImageRef, visit func(Extent) error) error {
 func (s *Stack) extents(visit func(Extent) error) error {
 	var x Extent
 	add := func(y Extent) error {
-		joins := x.Data == y.Data && x.Level == y.Level && (!y.Data || x.Offset+x.Length == y.Offset)
+		joins := x.Data == y.Data && x.Level == y.Level && (!y.Data || x.Offset+x.Length == y.Offset) &&
+			x.Damaged == y.Damaged && x.Doubtful == y.Doubtful
 		if x.Length > 0 && joins {
 			x.Length += y.Length
 			return nil
@@ -60,8 +75,7 @@ func (s *Stack) extents(visit func(Extent) error) error {
 		case s.deltas[e.level()].ref.Raw:
 			err = s.rawExtents(&raw, y, add)
 		default:
-			y.Data, y.Level, y.Offset, y.File = true, e.level(), e.sector()*SectorSize, s.deltas[e.level()].ref.Path
-			err = add(y)
+			err = s.storedExtents(e, y, add)
 		}
 		if err != nil {
 			return err
@@ -71,6 +85,29 @@ func (s *Stack) extents(visit func(Extent) error) error {
 		return nil
 	}
 	return visit(x)
+}
+
+// storedExtents gives a cluster of a ploop image, which may have lost all of it
+// or its end.
+func (s *Stack) storedExtents(e entry, y Extent, add func(Extent) error) error {
+	d := s.deltas[e.level()]
+	y.Level, y.File = e.level(), d.ref.Path
+	have := y.Length
+	if e.bad() {
+		have = d.present(e, y.Length)
+	}
+	if have > 0 {
+		z := y
+		z.Length, z.Data, z.Offset, z.Doubtful = have, true, e.sector()*SectorSize, e&entryShared != 0
+		if err := add(z); err != nil {
+			return err
+		}
+	}
+	if have == y.Length {
+		return nil
+	}
+	y.Start, y.Length, y.Damaged = y.Start+have, y.Length-have, true
+	return add(y)
 }
 
 // rawExtents splits a cluster of a raw file by its holes.
@@ -100,7 +137,7 @@ type holes struct {
 
 // seek finds out what is at off, and how far.
 func (h *holes) seek(off int64) {
-	fd, size := h.d.file.Fd(), h.d.size
+	fd, size := h.d.file.Fd(), int64(h.d.hdr.Sectors)*SectorSize
 	h.data, h.end = true, size
 	if off >= size {
 		h.data, h.end = false, math.MaxInt64

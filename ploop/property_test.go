@@ -92,7 +92,7 @@ func TestHeaderRoundTrip(t *testing.T) {
 		} else if p, ok := d.checkEntry(0, e); !ok {
 			t.Fatalf("a good entry is problem %d", p)
 		} else if d.size--; pos > 0 {
-			if p, ok := d.checkEntry(0, e); ok || p != entryBeyondFile {
+			if p, ok := d.checkEntry(0, e); ok || p != entryCut {
 				t.Fatalf("a cluster cut off is problem %d (%v)", p, ok)
 			}
 		}

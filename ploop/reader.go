@@ -67,7 +67,7 @@ func (r *Reader) locate(off int64, n int, write bool) Place {
 	token := s.grace.enter(r)
 	e := s.table.load(i)
 	switch {
-	case e.busy():
+	case e.slow():
 	case !e.mapped():
 		if !write {
 			s.grace.leave(r, token)

@@ -29,6 +29,10 @@ type Options struct {
 	// goes through the page cache is distrusted in any case: there may have been one
 	// that nobody lived to tell of.
 	Distrust bool
+	// Damaged opens, read-only, images with bad BAT entries or a wrong data_off.
+	// Reads of what such an image has lost are [ErrDamaged], and never show an
+	// older version of a lower image; see [Stack.Damage] for the rest.
+	Damaged bool
 	// NoDirect serves the files through the page cache.
 	NoDirect bool
 	// Log takes one line about what is worth knowing and no error; nil: nobody.
@@ -36,7 +40,12 @@ type Options struct {
 
 	open    opener
 	still   bool // nobody may write to the images meanwhile
+	oddRaw  bool // a raw base may end within a sector
 	noOrder bool // tests' control: leave out the syncs that order data and index
+}
+
+func (o *Options) tolerance() damageTolerance {
+	return damageTolerance{damaged: o.Damaged, oddRaw: o.oddRaw}
 }
 
 // Stack is an open stack of images. See the package's text for how its methods
@@ -123,6 +132,9 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 			return nil, err
 		}
 	}
+	if o.Damaged && !o.ReadOnly {
+		return nil, fmt.Errorf("%w: damaged images are opened read-only", ErrReadOnly)
+	}
 	s := &Stack{readOnly: o.ReadOnly, noOrder: o.noOrder, log: o.Log, opts: o}
 	if s.log == nil {
 		s.log = func(string, ...any) {}
@@ -134,7 +146,7 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 	}()
 	for level, ref := range refs {
 		top := level == len(refs)-1
-		d, err := openDelta(ref, open, top && !o.ReadOnly, !o.NoDirect)
+		d, err := openTolerant(ref, open, top && !o.ReadOnly, !o.NoDirect, o.tolerance())
 		if err != nil {
 			return nil, err
 		}
@@ -162,6 +174,9 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 	}
 	s.expect(s.top.size)
 	s.start()
+	if o.Damaged {
+		s.logDamage()
+	}
 	if !o.ReadOnly && !s.top.ref.Raw && (o.Distrust || o.TakeOver && s.top.hdr.InUse == inUseDirty && s.top.cached()) {
 		s.index.distrust(s)
 	}
@@ -207,8 +222,8 @@ func (s *Stack) checkInUse(d *delta, top bool, o Options) error {
 	if d.ref.Raw || d.hdr.InUse != inUseDirty {
 		return nil
 	}
-	if top && o.ReadOnly || top && o.TakeOver {
-		if !o.Continue { // nobody expected it to be
+	if top && o.ReadOnly || top && o.TakeOver || o.Damaged {
+		if !o.Continue && !o.Damaged { // nobody expected it to be
 			s.log("%q was not closed cleanly; its index checks clean and is used as it is", d.ref.Path)
 		}
 		return nil
@@ -269,11 +284,7 @@ func (s *Stack) load() (err error) {
 			}
 			continue
 		}
-		n := int64(0)
-		used, err := d.scanBAT(func(i, sector uint64) {
-			s.table.init(i, makeEntry(d.level, sector))
-			n++
-		}, d.refuse)
+		used, n, err := d.scanTable(s.table.init)
 		if err != nil {
 			return err
 		}

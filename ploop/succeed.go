@@ -139,7 +139,9 @@ func (s *Stack) checkSuccession(c Succession) error {
 func (s *Stack) reopen(level int, ref ImageRef, c Succession) (*delta, error) {
 	was := s.deltas[level]
 	write := level == s.Top() && !s.readOnly
-	open := func() (*delta, error) { return openDelta(ref, s.opts.open, write, !s.opts.NoDirect) }
+	open := func() (*delta, error) {
+		return openTolerant(ref, s.opts.open, write, !s.opts.NoDirect, s.opts.tolerance())
+	}
 	d, err := open()
 	if errors.Is(err, ErrLocked) && c.Drained && was.file.Locked() {
 		if err := was.giveLock(); err != nil {

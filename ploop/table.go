@@ -13,6 +13,8 @@ import (
 //
 //	bits 0–47   sector of the file where the cluster begins
 //	bits 48–55  level+1; 0: in no file, reads as zeroes
+//	bit 60      shared: another entry has the same place (Options.Damaged)
+//	bit 61      bad: not, or not wholly, in the file (Options.Damaged)
 //	bit 62      lost: a failed sync may have lost this entry in the file
 //	bit 63      busy: take the slow way
 //
@@ -23,6 +25,8 @@ type entry uint64
 const (
 	entryBusy       entry = 1 << 63
 	entryLost       entry = 1 << 62
+	entryBad        entry = 1 << 61
+	entryShared     entry = 1 << 60
 	entryLevelShift       = 48
 	entrySector     entry = 1<<entryLevelShift - 1
 )
@@ -35,6 +39,8 @@ func (e entry) mapped() bool  { return e>>entryLevelShift&0xff != 0 }
 func (e entry) level() int    { return int(e>>entryLevelShift&0xff) - 1 }
 func (e entry) sector() int64 { return int64(e & entrySector) }
 func (e entry) busy() bool    { return e&entryBusy != 0 }
+func (e entry) slow() bool    { return e&(entryBusy|entryBad) != 0 }
+func (e entry) bad() bool     { return e&entryBad != 0 }
 func (e entry) lost() bool    { return e&entryLost != 0 }
 
 // table is the merged BAT, off the Go heap: it may be a gigabyte that the

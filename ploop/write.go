@@ -66,6 +66,9 @@ func (s *Stack) readPiece(i uint64, in int64, p []byte) error {
 			s.slow.Leave(at.Token)
 			return err
 		}
+		if e := s.table.load(i); e.bad() {
+			return s.readDamaged(i, e, in, p)
+		}
 		// Busy: whoever changes it holds the lock, or failed and left it
 		// for us to find out.
 		s.locks.lock(i)
