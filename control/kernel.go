@@ -239,7 +239,7 @@ func (k *thisKernel) close() {
 // offlineStatus is what can be said of a device that has nothing in the driver.
 func offlineStatus(rec *record) device.Status {
 	spec := &rec.Spec
-	st := device.Status{Name: spec.Name, ID: -1, ReadOnly: spec.ReadOnly, Queues: spec.Queues, Depth: spec.Depth, DataPath: spec.DataPath}
+	st := device.Status{Name: spec.Name, ID: -1, ReadOnly: spec.ReadOnly, Damaged: spec.Damaged, Queues: spec.Queues, Depth: spec.Depth, DataPath: spec.DataPath}
 	for i, ref := range spec.Images {
 		st.Images = append(st.Images, ploop.ImageStatus{Path: ref.Path, Level: i})
 	}
@@ -280,7 +280,7 @@ func (d *Daemon) waitingStatus(slot *slot) device.Status {
 }
 
 var driverErrors = []error{ublk.ErrNoDriver, ublk.ErrPermission, ublk.ErrIOUringDisabled, ublk.ErrTooOld, ublk.ErrTooManyDevices}
-var imageErrors = []error{ploop.ErrNotPloop, ploop.ErrCorrupt, ploop.ErrInUse, ploop.ErrLocked, ploop.ErrGeometry, ploop.ErrUnsupported, ploop.ErrLimit, ploop.ErrDiverged, ploop.ErrInFlight}
+var imageErrors = []error{ploop.ErrNotPloop, ploop.ErrNotImage, ploop.ErrCorrupt, ploop.ErrInUse, ploop.ErrLocked, ploop.ErrGeometry, ploop.ErrUnsupported, ploop.ErrLimit, ploop.ErrDiverged, ploop.ErrInFlight}
 
 // classify gives an error of a creation its code.
 func classify(err error) *Error {

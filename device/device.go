@@ -140,11 +140,11 @@ func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
 	d.ioErrors = d.log.Sample(&zerolog.BurstSampler{Burst: 5, Period: 10 * time.Second})
 	r := o.Recover
 	stack, err := ploop.Open(spec.Images, ploop.Options{
-		ReadOnly: spec.ReadOnly, TakeOver: o.TakeOver || r != nil, Continue: r != nil && !r.Force, Distrust: r != nil && r.Standby != nil, Locked: r.fenced(),
+		ReadOnly: spec.ReadOnly, Damaged: spec.Damaged, TakeOver: o.TakeOver || r != nil, Continue: r != nil && !r.Force, Distrust: r != nil && r.Standby != nil, Locked: r.fenced(),
 		Log: func(format string, args ...any) { d.log.Info().Msgf(format, args...) },
 	})
 	if err != nil {
-		return nil, noFence(err)
+		return nil, noFence(damaged(err))
 	}
 	failpoint.Hit("recover-locked")
 	if err := d.start(ctx, stack, &o); err != nil {
@@ -169,6 +169,14 @@ func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
 		d.tell(EventCreated, "%s serves %s", d.Path(), spec.Images[len(spec.Images)-1])
 	}
 	return d, nil
+}
+
+// damaged adds what to do about images that can't be served as they are.
+func damaged(err error) error {
+	if errors.Is(err, ploop.ErrCorrupt) {
+		return fmt.Errorf("%w ('holdfast image check' tells more; with --read-only --damaged a device is made of what is left)", err)
+	}
+	return err
 }
 
 func (d *Device) start(ctx context.Context, stack *ploop.Stack, o *Options) error {

@@ -88,7 +88,7 @@ func makeStack(t testing.TB, dir string, n, version int, size, cluster int64) []
 	var refs []ploop.ImageRef
 	for i := range n {
 		p := filepath.Join(dir, fmt.Sprintf("delta%02d", i))
-		if err := ploop.Create(p, ploop.CreateOptions{Size: size, ClusterSize: cluster, Version: version}); err != nil {
+		if err := ploop.Create(p, ploop.CreateOptions{Size: size, ClusterSize: cluster, AnyClusterSize: true, Version: version}); err != nil {
 			t.Fatal(err)
 		}
 		refs = append(refs, ploop.ImageRef{Path: p})

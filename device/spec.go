@@ -16,9 +16,12 @@ type Spec struct {
 	Name     string           `json:"name"`
 	Images   []ploop.ImageRef `json:"images"` // base first, absolute paths
 	ReadOnly bool             `json:"read_only,omitempty"`
-	Queues   int              `json:"queues,omitempty"`    // 0: one per processor, at most 4
-	Depth    int              `json:"depth,omitempty"`     // requests in flight per queue; 0: 128
-	DataPath string           `json:"data_path,omitempty"` // "auto" or "" (the best the kernel has), "copy", "zero-copy"
+	// Damaged serves, read-only, images with bad BAT entries or a wrong data_off; reads of
+	// what they have lost fail with EIO.
+	Damaged  bool   `json:"damaged,omitempty"`
+	Queues   int    `json:"queues,omitempty"`    // 0: one per processor, at most 4
+	Depth    int    `json:"depth,omitempty"`     // requests in flight per queue; 0: 128
+	DataPath string `json:"data_path,omitempty"` // "auto" or "" (the best the kernel has), "copy", "zero-copy"
 
 	// StandbyErrors is the trigger set by the errors' names (EBUSY); empty:
 	// standby.DefaultTriggers.
@@ -108,6 +111,9 @@ func (s *Spec) Validate() error {
 		case r.Raw && i > 0:
 			return fmt.Errorf("device %s: image %q: only the base may be raw", s.Name, r.Path)
 		}
+	}
+	if s.Damaged && !s.ReadOnly {
+		return fmt.Errorf("device %s: damaged images are served read-only", s.Name)
 	}
 	if s.Queues < 0 || s.Queues > ublk.MaxQueues {
 		return fmt.Errorf("device %s: %d queues, want 1 to %d (0: default)", s.Name, s.Queues, ublk.MaxQueues)

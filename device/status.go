@@ -21,6 +21,7 @@ type Status struct {
 	Clusters    uint64        `json:"clusters"`     // of the disk
 	Allocated   int64         `json:"allocated"`    // clusters that the top image holds
 	ReadOnly    bool          `json:"read_only"`
+	Damaged     bool          `json:"damaged,omitempty"` // as Spec's
 	State       string        `json:"state"` // one of the State constants
 	Since       time.Time     `json:"since"` // State's
 	Gate        []string      `json:"gate"`  // why requests are held; empty: they flow
@@ -105,7 +106,7 @@ func (d *Device) Status() Status {
 	cfg, info := d.dev.Config(), d.dev.Info()
 	st := Status{
 		Name: d.spec.Name, ID: d.ID(), Path: d.Path(),
-		Size: s.Size, ClusterSize: s.ClusterSize, Clusters: s.Clusters, Allocated: s.Allocated, ReadOnly: s.ReadOnly,
+		Size: s.Size, ClusterSize: s.ClusterSize, Clusters: s.Clusters, Allocated: s.Allocated, ReadOnly: s.ReadOnly, Damaged: d.spec.Damaged,
 		Queues: info.Queues, Depth: info.Depth, DataPath: cfg.DataPath.String(),
 		Images: s.Images, Latency: d.latency(),
 	}

@@ -120,7 +120,7 @@ func newTriggeredOn(t *testing.T, w *ways, path, recovery string, deltas int) *t
 	m := &triggered{t: t, ways: w, names: []string{"base", "top"}[2-deltas:], want: map[uint64]uint64{}}
 	m.way = m.ways.a
 	for _, n := range m.names {
-		if err := ploop.Create(filepath.Join(m.ways.backing, n), ploop.CreateOptions{Size: diskClusters * clusterBlocks * blockSize, ClusterSize: clusterBlocks * blockSize}); err != nil {
+		if err := ploop.Create(filepath.Join(m.ways.backing, n), ploop.CreateOptions{Size: diskClusters * clusterBlocks * blockSize, ClusterSize: clusterBlocks * blockSize, AnyClusterSize: true}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -91,7 +91,7 @@ func newWalk(t *testing.T, ctl *ublk.Control, seed uint64) *walk {
 	w.ways = newWays(t, w.storage)
 	size := int64(walkers * walkClusters * clusterBlocks * blockSize)
 	for _, n := range w.names {
-		if err := ploop.Create(filepath.Join(w.ways.backing, n), ploop.CreateOptions{Size: size, ClusterSize: clusterBlocks * blockSize}); err != nil {
+		if err := ploop.Create(filepath.Join(w.ways.backing, n), ploop.CreateOptions{Size: size, ClusterSize: clusterBlocks * blockSize, AnyClusterSize: true}); err != nil {
 			t.Fatal(err)
 		}
 	}

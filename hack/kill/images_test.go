@@ -56,7 +56,7 @@ func oneDelta(t *testing.T, dir string, size int64, seed uint64) *images {
 	t.Helper()
 	g := &images{cluster: smallCluster, model: NewModel(seed, size)}
 	path := filepath.Join(dir, "one.hds")
-	must(t, ploop.Create(path, ploop.CreateOptions{Size: size, ClusterSize: g.cluster}))
+	must(t, ploop.Create(path, ploop.CreateOptions{Size: size, ClusterSize: g.cluster, AnyClusterSize: true}))
 	g.refs = []ploop.ImageRef{{Path: path}}
 	g.fill(t, 40)
 	return g
@@ -65,7 +65,7 @@ func oneDelta(t *testing.T, dir string, size int64, seed uint64) *images {
 // add puts an empty delta on top.
 func (g *images) add(t *testing.T, path string) {
 	t.Helper()
-	must(t, ploop.Create(path, ploop.CreateOptions{Backing: &g.refs[len(g.refs)-1], ClusterSize: g.cluster}))
+	must(t, ploop.Create(path, ploop.CreateOptions{Backing: &g.refs[len(g.refs)-1], ClusterSize: g.cluster, AnyClusterSize: true}))
 	g.refs = append(g.refs, ploop.ImageRef{Path: path})
 }
 
