@@ -182,6 +182,7 @@ const (
 	cmdGetFeatures       = iocCtrlR | 0x13
 	cmdDelDevAsync       = iocCtrlR | 0x14
 	cmdUpdateSize        = iocCtrlWR | 0x15
+	cmdQuiesceDev        = iocCtrlWR | 0x16
 	cmdTryStopDev        = iocCtrlWR | 0x17
 )
 

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -13,9 +15,10 @@ func imageCheckCommand() *cli.Command {
 	return &cli.Command{
 		Name: "check", Usage: "look for faults in an image or a stack", ArgsUsage: "FILE…",
 		Description: "Give the images of a stack base first. Exit codes: 0 clean, 1 could not check, 2 corrupt,\n" +
-			"3 leaks only. What --repair mended does not count.",
+			"3 leaks only. What --repair mended does not count, but data that is lost does.",
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "repair", Usage: "mend what can be mended without a guess"},
+			&cli.BoolFlag{Name: "repair", Usage: "mend what can be mended without a guess, and without giving up what is in the file"},
+			&cli.StringSliceFlag{Name: "allow", Usage: "let --repair also do `WHAT` a finding says that it needs: older-data, beyond-disk or data-offset (repeatable)"},
 			jsonFlag(),
 		},
 		Action: func(c *cli.Context) error {
@@ -23,10 +26,20 @@ func imageCheckCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			report, err := ploop.Check(refs, ploop.CheckOptions{Repair: c.Bool("repair")})
-			if err != nil {
-				return hintRaw(err)
+			o := ploop.CheckOptions{Repair: c.Bool("repair")}
+			for _, what := range strings.Split(strings.Join(c.StringSlice("allow"), ","), ",") {
+				if what == "" {
+					continue
+				}
+				if err := o.Allow.Set(what); err != nil || !o.Repair {
+					return usagef("%s: --allow: %v", commandName(c), cmp.Or(err, errors.New("it is for --repair")))
+				}
 			}
+			report, err := ploop.Check(refs, o)
+			if err != nil {
+				return hint(err)
+			}
+			warnOfParent(c, refs)
 			if c.Bool("json") {
 				err = printJSON(c.App.Writer, report)
 			} else {
@@ -47,14 +60,20 @@ func imageCheckCommand() *cli.Command {
 func printCheck(c *cli.Context, r *ploop.CheckReport) error {
 	finding := func(f ploop.Finding) {
 		mended := ""
-		if f.Repaired {
+		switch {
+		case f.Repaired:
 			mended = "  (repaired)"
+		case f.Needs != "":
+			mended = fmt.Sprintf("  (--repair --allow %s mends it)", f.Needs)
 		}
 		fmt.Fprintf(c.App.Writer, "%s: %s%s\n", f.Kind, oneLine(f.Message), mended)
 	}
 	for _, im := range r.Images {
 		for _, f := range im.Findings {
 			finding(f)
+		}
+		for _, r := range im.Lost {
+			fmt.Fprintf(c.App.Writer, "lost: %s: bytes %v of the disk\n", quote(im.File), r)
 		}
 	}
 	for _, f := range r.Stack {
@@ -68,11 +87,17 @@ func printCheck(c *cli.Context, r *ploop.CheckReport) error {
 				verdict += fmt.Sprintf(", %d repaired", im.Repaired)
 			}
 		}
+		if im.LostBytes > 0 {
+			verdict += fmt.Sprintf("; %d bytes of the disk are lost, the file does not have them", im.LostBytes)
+		}
 		if strings.HasPrefix(im.Format, "ploop") {
 			verdict += fmt.Sprintf("; %d of %d clusters allocated, %d free in between", im.Allocated, im.Clusters, im.Free)
 		}
 		if _, err := fmt.Fprintf(c.App.Writer, "%s: %s\n", quote(im.File), verdict); err != nil {
 			return err
+		}
+		if !im.Opens() {
+			fmt.Fprintf(c.App.Writer, "%s: it is not opened as it is; with --damaged, 'holdfast image convert' copies and 'holdfast create --read-only' serves what it still has\n", quote(im.File))
 		}
 	}
 	return nil

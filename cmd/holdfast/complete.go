@@ -12,6 +12,7 @@ import (
 
 	"holdfast/control"
 	"holdfast/device"
+	"holdfast/ploop"
 )
 
 // The scripts hand the words so far to "holdfast __complete", which prints
@@ -255,6 +256,7 @@ var flagValues = map[string][]string{
 	"targets":        {"lio", "scst", "tgt", "none"},
 	"from":           {"raw", "ploop"},
 	"to":             {"raw", "ploop"},
+	"allow":          {ploop.AllowOlderData, ploop.AllowBeyondDisk, ploop.AllowDataOffset},
 	"format":         {"1", "2"},
 	"log-format":     {"json", "console"},
 	"log-level":      {"debug", "info", "warn", "error"},

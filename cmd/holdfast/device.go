@@ -27,6 +27,7 @@ func createCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.GenericFlag{Name: "image", Aliases: []string{"i"}, Usage: "`FILE`, base first (repeatable)", Value: new(fileNames)},
 			&cli.BoolFlag{Name: "read-only", Aliases: []string{"r"}, Usage: "write to no image"},
+			damagedFlag("with --read-only, serve a damaged image: reads of what it has lost fail"),
 			&cli.IntFlag{Name: "queues", Usage: "`N` queues, each with a thread", DefaultText: "one per processor, at most 4"},
 			&cli.IntFlag{Name: "depth", Usage: "`N` requests at once in a queue", DefaultText: "128"},
 			&cli.StringFlag{Name: "recovery", Usage: "`HOW` a standby ends: manual (by replace) or reopen (also by itself, when the same files return)", Value: device.RecoveryManual},
@@ -45,7 +46,7 @@ func createCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			spec := device.Spec{Name: args[0], ReadOnly: c.Bool("read-only"), Queues: c.Int("queues"), Depth: c.Int("depth"), DataPath: c.String("data-path"), Persist: c.Bool("persist")}
+			spec := device.Spec{Name: args[0], ReadOnly: c.Bool("read-only"), Damaged: c.Bool("damaged"), Queues: c.Int("queues"), Depth: c.Int("depth"), DataPath: c.String("data-path"), Persist: c.Bool("persist")}
 			for _, f := range []string{"queues", "depth"} {
 				if c.IsSet(f) && c.Int(f) < 1 {
 					return usagef("%s: --%s %d: want at least 1", commandName(c), f, c.Int(f))
@@ -63,6 +64,10 @@ func createCommand() *cli.Command {
 			if err := recoverSpec(c, &spec); err != nil {
 				return err
 			}
+			if spec.Damaged && !spec.ReadOnly {
+				return usagef("%s: --damaged is for --read-only devices", commandName(c))
+			}
+			warnOfParent(c, spec.Images)
 			dev, err := client(c).Create(c.Context, spec)
 			if err != nil {
 				return err

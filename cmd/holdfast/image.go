@@ -22,6 +22,18 @@ func clusterSizeFlag() cli.Flag {
 	return &cli.StringFlag{Name: "cluster-size", Aliases: []string{"c"}, Usage: "`SIZE` of a cluster", DefaultText: "1M, or the backing's"}
 }
 
+func anyClusterSizeFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "any-cluster-size", Usage: "allow clusters that OpenVZ's tools refuse (not a power of two from 32K to 64M)"}
+}
+
+func noHolesFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "no-holes", Usage: "store zeroes too, for hosts whose ploop tool (up to 1.15) refuses sparse images"}
+}
+
+func damagedFlag(usage string) cli.Flag {
+	return &cli.BoolFlag{Name: "damaged", Usage: usage}
+}
+
 func formatFlag() cli.Flag {
 	return &cli.IntFlag{Name: "format", Usage: "`VERSION` of the format, 1 or 2", Value: 2}
 }
@@ -56,7 +68,7 @@ func imageCreateCommand() *cli.Command {
 			"fits over that one (raw@FILE for a raw one) and takes its size if --size is not given.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "size", Aliases: []string{"s"}, Usage: "`SIZE` of the disk"},
-			clusterSizeFlag(), formatFlag(),
+			clusterSizeFlag(), anyClusterSizeFlag(), formatFlag(), noHolesFlag(),
 			&cli.StringFlag{Name: "backing", Aliases: []string{"b"}, Usage: "`FILE` that the image will lie over"},
 		},
 		Action: func(c *cli.Context) error {
@@ -64,7 +76,7 @@ func imageCreateCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			var o ploop.CreateOptions
+			o := ploop.CreateOptions{AnyClusterSize: c.Bool("any-cluster-size"), NoHoles: c.Bool("no-holes")}
 			if o.Size, err = sizeOf(c, "size"); err != nil {
 				return err
 			}
@@ -83,7 +95,7 @@ func imageCreateCommand() *cli.Command {
 			} else if o.Size == 0 {
 				return usagef("%s: --size is missing", commandName(c))
 			}
-			return ploop.Create(args[0], o)
+			return hint(ploop.Create(args[0], o))
 		},
 	}
 }
@@ -103,8 +115,9 @@ func imageInfoCommand() *cli.Command {
 			}
 			info, err := ploop.ReadInfo(ref)
 			if err != nil {
-				return hintRaw(err)
+				return hint(err)
 			}
+			warnOfParent(c, []ploop.ImageRef{ref})
 			if c.Bool("json") {
 				return printJSON(c.App.Writer, info)
 			}
@@ -113,12 +126,35 @@ func imageInfoCommand() *cli.Command {
 	}
 }
 
-// hintRaw adds what to do to the one mistake that everybody makes once.
-func hintRaw(err error) error {
-	if errors.Is(err, ploop.ErrNotPloop) {
+// hint adds what to do to the mistakes that everybody makes once.
+func hint(err error) error {
+	switch {
+	case errors.Is(err, ploop.ErrNotPloop):
 		return fmt.Errorf("%w (a raw image is named as raw@FILE)", err)
+	case errors.Is(err, ploop.ErrUncommon):
+		return fmt.Errorf("%w (--any-cluster-size)", err)
 	}
 	return err
+}
+
+// hintDamaged is hint for commands that have the flag.
+func hintDamaged(c *cli.Context, err error) error {
+	if errors.Is(err, ploop.ErrCorrupt) && !c.Bool("damaged") {
+		return fmt.Errorf("%w ('holdfast image check' tells more; --damaged takes what the image still has)", err)
+	}
+	return hint(err)
+}
+
+// warn says something on standard error that doesn't stop the command.
+func warn(c *cli.Context, format string, args ...any) {
+	fmt.Fprintf(c.App.ErrWriter, "holdfast: warning: %s\n", oneLine(fmt.Sprintf(format, args...)))
+}
+
+// warnOfParent says if a stack isn't all of one.
+func warnOfParent(c *cli.Context, refs []ploop.ImageRef) {
+	if gap := ploop.FindParentGap(refs); gap != nil {
+		warn(c, "%v", gap)
+	}
 }
 
 func infoTree(i *ploop.Info) *node {
@@ -133,14 +169,24 @@ func infoTree(i *ploop.Info) *node {
 		root.add("%d bad index entries: see 'holdfast image check'", i.BadEntries)
 	}
 	switch {
+	case i.Locked && i.InUse:
+		root.add("marked in use: open in some program now")
 	case i.Locked:
 		root.add("open in some program now")
 	case i.InUse:
-		root.add("marked in use: it was not closed cleanly")
+		root.add("marked in use: it was not closed cleanly, or a program has it open whose lock is not seen here")
+	}
+	for _, p := range i.Problems {
+		root.add("%s", oneLine(p))
 	}
 	if x := i.Extension; x != nil {
 		ext := root.add("extension at byte %d", x.Offset)
-		if x.Ignored {
+		switch {
+		case x.Reason == ploop.IgnoredOpen && i.Locked:
+			ext.add("not valid while the image is open")
+		case x.Reason == ploop.IgnoredOpen:
+			ext.add("not valid: the image is open, or was not closed cleanly")
+		case x.Ignored:
 			ext.add("not valid: last closed by software that does not know it")
 		}
 		if x.Error != "" {

@@ -65,9 +65,7 @@ func listCommand() *cli.Command {
 
 // warnOf tells of what is wrong.
 func warnOf(c *cli.Context, snap *control.Snapshot) {
-	warn := func(format string, args ...any) {
-		fmt.Fprintf(c.App.ErrWriter, "holdfast: warning: %s\n", oneLine(fmt.Sprintf(format, args...)))
-	}
+	warn := func(format string, args ...any) { warn(c, format, args...) }
 	if !snap.Driver.Available {
 		warn("no device can be created: %s", snap.Driver.Missing)
 	}

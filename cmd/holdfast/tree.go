@@ -20,6 +20,9 @@ func deviceTree(d *control.Device) *node {
 	if d.ReadOnly {
 		head += "  read-only"
 	}
+	if d.Damaged {
+		head += "  damaged"
+	}
 	if d.Persist {
 		head += "  persistent"
 	}
