@@ -22,9 +22,9 @@ type Status struct {
 	Allocated   int64         `json:"allocated"`    // clusters that the top image holds
 	ReadOnly    bool          `json:"read_only"`
 	Damaged     bool          `json:"damaged,omitempty"` // as Spec's
-	State       string        `json:"state"` // one of the State constants
-	Since       time.Time     `json:"since"` // State's
-	Gate        []string      `json:"gate"`  // why requests are held; empty: they flow
+	State       string        `json:"state"`             // one of the State constants
+	Since       time.Time     `json:"since"`             // State's
+	Gate        []string      `json:"gate"`              // why requests are held; empty: they flow
 	Standby     StandbyStatus `json:"standby"`
 	Queues      int           `json:"queues"`
 	Depth       int           `json:"depth"`
