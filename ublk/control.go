@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,7 +26,7 @@ const DefaultTimeout = 30 * time.Second
 
 // cancelGrace is how long a command that outlived its deadline may take to
 // answer its cancellation.
-const cancelGrace = time.Second
+var cancelGrace = time.Second
 
 // Control is the driver's control plane: one ring with a thread of its own, on
 // which any number of commands run side by side. Its methods may be called from
@@ -36,7 +37,10 @@ const cancelGrace = time.Second
 // that wraps the context's error. Some commands cannot be interrupted in the
 // kernel (STOP_DEV waits for requests in flight): these go on behind the
 // caller's back. Their memory is kept until they end, and Close does not wait
-// for them.
+// for them. They keep no other command from being carried out; and however often they are
+// tried again, they don't become many: who gives the same command again waits for the one
+// that is in the kernel, and a device has at most mostLeft of those whose answer is of
+// no use to others (ErrCommandsHang).
 type Control struct {
 	// Timeout is the deadline of commands whose context has none. Set it before
 	// the first command.
@@ -53,9 +57,19 @@ type Control struct {
 
 	mu     sync.Mutex
 	todo   []*call
+	left   []*call // given up by their callers, and in the kernel still
 	closed bool
 	ended  chan struct{}
 }
+
+// mostLeft is how many commands with memory of their own may hang for one device.
+const mostLeft = 4
+
+// maxWorkers is how many commands may be in the kernel at the same time: each has one of
+// io_uring's worker threads there, which is made when wanted. The kernel's own limit is four a
+// processor, so that a few devices that can't be stopped would keep all others from being
+// stopped, made or asked.
+const maxWorkers = 1 << 16
 
 // command is one control command. mem, if any, is memory the driver reads or
 // writes, of n bytes.
@@ -75,7 +89,13 @@ type call struct {
 	target *call // of a cancellation
 	id     uint64
 	pin    runtime.Pinner
-	result chan int32
+	done   chan struct{} // closed when result is there
+	result int32
+}
+
+// same says whether a command's answer is another one's as well.
+func (c *command) same(other *command) bool {
+	return c.mem == nil && other.mem == nil && c.op == other.op && c.dev == other.dev && c.data == other.data
 }
 
 // Open opens the control device at path, "" for DefaultControl, and starts the
@@ -160,45 +180,105 @@ func (c *Control) run(ctx context.Context, cmd command) (int32, error) {
 		ctx, cancel = context.WithTimeout(ctx, c.Timeout)
 		defer cancel()
 	}
-	fail := func(err error) (int32, error) {
+	res, err := c.ask(ctx, cmd)
+	if err == nil && res < 0 {
+		err = explain(cmd, unix.Errno(-res))
+	}
+	if err != nil {
 		return 0, &CommandError{Command: cmd.name, Device: cmd.dev, Err: err}
 	}
+	return res, nil
+}
+
+// ask gives the kernel's answer to a command.
+func (c *Control) ask(ctx context.Context, cmd command) (int32, error) {
 	if err := ctx.Err(); err != nil {
-		return fail(err)
+		return 0, err
 	}
-	cl := &call{cmd: cmd, result: make(chan int32, 1)}
+	for {
+		cl, anothers, err := c.begin(cmd)
+		if err != nil {
+			return 0, err
+		}
+		select {
+		case <-cl.done:
+			if anothers && cl.cancelled() { // not for us
+				continue
+			}
+			return cl.result, nil
+		case <-ctx.Done():
+		}
+		grace := time.NewTimer(cancelGrace)
+		defer grace.Stop()
+		if c.post(&call{target: cl}) == nil {
+			select {
+			case <-cl.done:
+				if cl.cancelled() {
+					return 0, fmt.Errorf("gave up: %w", ctx.Err())
+				}
+				return cl.result, nil // it ended of itself in the last moment
+			case <-grace.C:
+			}
+		}
+		c.leave(cl)
+		return 0, fmt.Errorf("no answer from the kernel, where the command goes on: %w", ctx.Err())
+	}
+}
+
+// cancelled says that a call that is done was given up in time.
+func (cl *call) cancelled() bool {
+	return cl.result == -int32(unix.EINTR) || cl.result == -int32(unix.ECANCELED)
+}
+
+// begin sends a command, unless another one that was given up can answer for it.
+func (c *Control) begin(cmd command) (cl *call, anothers bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	hang := 0
+	for _, l := range c.left {
+		if l.cmd.same(&cmd) {
+			return l, true, nil
+		}
+		if l.cmd.dev == cmd.dev && l.cmd.mem != nil {
+			hang++
+		}
+	}
+	if cmd.mem != nil && hang >= mostLeft {
+		return nil, false, ErrCommandsHang
+	}
+	if c.closed {
+		return nil, false, ErrClosed
+	}
+	cl = &call{cmd: cmd, done: make(chan struct{})}
 	if cmd.mem != nil {
 		cl.pin.Pin(cmd.mem) // until the completion has come
 	}
-	if err := c.post(cl); err != nil {
-		cl.pin.Unpin()
-		return fail(err)
-	}
-	done := func(res int32) (int32, error) {
-		if res < 0 {
-			return fail(explain(cmd, unix.Errno(-res)))
-		}
-		return res, nil
-	}
+	c.todo = append(c.todo, cl)
+	c.notify()
+	return cl, false, nil
+}
+
+// leave remembers a command that its caller has given up.
+func (c *Control) leave(cl *call) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	select {
-	case res := <-cl.result:
-		return done(res)
-	case <-ctx.Done():
-	}
-	cause := ctx.Err()
-	grace := time.NewTimer(cancelGrace)
-	defer grace.Stop()
-	if c.post(&call{target: cl}) == nil {
-		select {
-		case res := <-cl.result:
-			if e := unix.Errno(-res); res >= 0 || e != unix.EINTR && e != unix.ECANCELED {
-				return done(res) // it ended of itself in the last moment
-			}
-			return fail(fmt.Errorf("gave up: %w", cause))
-		case <-grace.C:
+	case <-cl.done:
+	default:
+		if !slices.Contains(c.left, cl) {
+			c.left = append(c.left, cl)
 		}
 	}
-	return fail(fmt.Errorf("no answer from the kernel, where the command goes on: %w", cause))
+}
+
+// finish takes the kernel's answer.
+func (c *Control) finish(cl *call, res int32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	cl.pin.Unpin()
+	cl.result = res
+	close(cl.done)
+	c.left = slices.DeleteFunc(c.left, func(l *call) bool { return l == cl })
 }
 
 const (
@@ -217,6 +297,7 @@ func (c *Control) serve(ready chan<- error) {
 		return
 	}
 	defer close(c.ended)
+	_ = ring.MaxWorkers(maxWorkers) // before Linux 5.15 the kernel's limit stands
 	var (
 		inflight = map[uint64]*call{}
 		nextID   = uint64(firstID)
@@ -270,8 +351,7 @@ func (c *Control) serve(ready chan<- error) {
 			default:
 				cl := inflight[id]
 				delete(inflight, id)
-				cl.pin.Unpin()
-				cl.result <- res
+				c.finish(cl, res)
 			}
 		}
 	}

@@ -29,6 +29,8 @@ var (
 	ErrExists = errors.New("a device of this number exists already")
 	// ErrClosed: the Control was closed.
 	ErrClosed = errors.New("the control device was closed")
+	// ErrCommandsHang: what was asked of the device before has no answer yet.
+	ErrCommandsHang = errors.New("earlier commands have no answer from the kernel, perhaps as requests of the device hang in its storage")
 	// ErrStopped: the device's queues have ended.
 	ErrStopped = errors.New("the device was stopped")
 )
