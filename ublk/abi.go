@@ -182,7 +182,6 @@ const (
 	cmdGetFeatures       = iocCtrlR | 0x13
 	cmdDelDevAsync       = iocCtrlR | 0x14
 	cmdUpdateSize        = iocCtrlWR | 0x15
-	cmdQuiesceDev        = iocCtrlWR | 0x16
 	cmdTryStopDev        = iocCtrlWR | 0x17
 )
 

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -160,17 +159,6 @@ func (c *Control) UpdateSize(ctx context.Context, id int, size int64) error {
 		return err
 	}
 	return c.simple(ctx, cmdUpdateSize, "UPDATE_SIZE", id, uint64(size>>sectorShift))
-}
-
-// Quiesce takes the server off a live device (QUIESCE_DEV) for planned upgrades:
-// idle tags come back aborted, requests wait for a new server. wait bounds how
-// long the driver looks for an idle tag in each queue (EBUSY when there is none);
-// 0 waits until the deadline. The device needs FeatureQuiesce.
-func (c *Control) Quiesce(ctx context.Context, id int, wait time.Duration) error {
-	if err := c.Require(ctx, FeatureQuiesce); err != nil {
-		return err
-	}
-	return c.simple(ctx, cmdQuiesceDev, "QUIESCE_DEV", id, uint64(wait.Milliseconds()))
 }
 
 // StartRecovery tells the driver that a new server will take the device over

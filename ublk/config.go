@@ -209,9 +209,6 @@ func (cfg *Config) flags(ctx context.Context, c *Control) (Feature, error) {
 	if cfg.NoPartScan {
 		optional |= FeatureNoPartScan
 	}
-	if cfg.Recovery != NoRecovery {
-		optional |= FeatureQuiesce
-	}
 	return want | optional&have, nil
 }
 

@@ -17,7 +17,7 @@ func TestCommandNumbers(t *testing.T) {
 		cmdGetQueueAffinity: 0x80207501, cmdGetDevInfo: 0x80207502, cmdAddDev: 0xc0207504, cmdDelDev: 0xc0207505,
 		cmdStartDev: 0xc0207506, cmdStopDev: 0xc0207507, cmdSetParams: 0xc0207508, cmdGetParams: 0x80207509,
 		cmdStartUserRecovery: 0xc0207510, cmdEndUserRecovery: 0xc0207511, cmdGetFeatures: 0x80207513, cmdDelDevAsync: 0x80207514,
-		cmdUpdateSize: 0xc0207515, cmdQuiesceDev: 0xc0207516, cmdTryStopDev: 0xc0207517,
+		cmdUpdateSize: 0xc0207515, cmdTryStopDev: 0xc0207517,
 		ioFetchReq: 0xc0107520, ioCommitAndFetchReq: 0xc0107521,
 	} {
 		if got != want {

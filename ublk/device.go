@@ -178,7 +178,7 @@ func (d *Device) Start(ctx context.Context) error {
 	d.mu.Unlock()
 	switch {
 	case err == nil:
-		d.hurry()
+		d.hurry(ctx)
 	case stopped:
 	case recovering:
 		return errors.Join(err, d.Leave(context.WithoutCancel(ctx)))
@@ -278,8 +278,7 @@ func (d *Device) noteError(err error) {
 }
 
 // Done is closed when the queues have ended: after Stop, or because someone else
-// stopped the device, or quiesced it while idle. In the latter cases Stop is
-// still to be called.
+// stopped the device. In the latter case Stop is still to be called.
 func (d *Device) Done() <-chan struct{} { return d.ended }
 
 // ID is the device's number.

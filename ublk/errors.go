@@ -59,7 +59,7 @@ func explain(cmd command, errno unix.Errno) error {
 	case unix.EPERM:
 		why = ErrPermission
 	case unix.ENODEV:
-		if cmd.op != cmdUpdateSize && cmd.op != cmdTryStopDev && cmd.op != cmdQuiesceDev {
+		if cmd.op != cmdUpdateSize && cmd.op != cmdTryStopDev {
 			why = ErrNoDevice
 		}
 	case unix.EEXIST:
@@ -82,8 +82,6 @@ func explain(cmd command, errno unix.Errno) error {
 			why = errors.New("the last server is not gone yet, or the device is live: try again")
 		case cmdTryStopDev:
 			why = errors.New("the device is in use")
-		case cmdQuiesceDev:
-			why = errors.New("a queue has every tag in use: try again")
 		}
 	case unix.EINVAL:
 		switch cmd.op {

@@ -340,25 +340,6 @@ func TestStoppedByOthers(t *testing.T) {
 	}
 }
 
-// QUIESCE_DEV and the recovery calls, as far as one process can go: the idle tags
-// come back, the device waits, and is removed from there.
-func TestQuiesce(t *testing.T) {
-	c := control(t)
-	need(t, c, FeatureQuiesce|FeatureUserRecovery)
-	d := serve(t, c, Config{Size: 1 << 20, Recovery: RecoverReissue, NoPartScan: true}, newRAM(t, 1<<20, false))
-	if err := c.Quiesce(t.Context(), d.ID(), time.Second); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case <-d.Done():
-	case <-time.After(time.Minute):
-		t.Fatal("the queues go on after QUIESCE_DEV")
-	}
-	if err := c.StartRecovery(t.Context(), d.ID()); !errors.Is(err, unix.EBUSY) {
-		t.Fatalf("recovery while the old server has the device open: %v", err)
-	}
-}
-
 func TestTooManyDevices(t *testing.T) {
 	c := control(t)
 	const path = "/sys/module/ublk_drv/parameters/ublks_max"

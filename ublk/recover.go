@@ -194,11 +194,6 @@ func (d *Device) Leave(ctx context.Context) error {
 	if d.deleted || d.stopped {
 		return ErrStopped
 	}
-	if d.info.Flags.Has(FeatureQuiesce) && !d.recovering {
-		// Where it can, the driver says itself that the idle tags are to end. If
-		// no tag is idle there is nothing that it could end, and it can be done without.
-		_ = d.ctl.Quiesce(ctx, d.info.ID, quiesceTime)
-	}
 	for _, q := range d.queues {
 		_ = q.Post(func() { q.leaving = true })
 	}
@@ -208,7 +203,11 @@ func (d *Device) Leave(ctx context.Context) error {
 		}
 		// As in the death of a process: first the threads end, and with them the
 		// commands that they left with the driver, then the rings. In the other order
-		// Linux 6.12 frees things twice, or takes the device for served for ever.
+		// Linux 6.12 frees things twice, or takes the device for served for ever. Nobody
+		// else ends the commands, as QUIESCE_DEV would: before 7.3 the driver may then
+		// complete one that a COMMIT_AND_FETCH, on another processor, has not put on io_uring's list
+		// of what can be cancelled yet. It gets there all the same, freed, and the kernel's
+		// worker that takes the ring apart runs over it for ever, or into a null pointer.
 		for _, q := range d.queues {
 			q.thread.wait()
 			if q.leaving {
@@ -220,9 +219,6 @@ func (d *Device) Leave(ctx context.Context) error {
 	return d.closeDevice()
 }
 
-// quiesceTime bounds how long the driver looks for an idle tag in each queue.
-const quiesceTime = 100 * time.Millisecond
-
 // hurry has kernels before 6.15 notice soon that a server died with every tag of a
 // queue in its hands: they look only when a request times out, by default after 30 s.
 // It is no time-out for the server, which may take as long as it likes.
@@ -230,8 +226,8 @@ const quiesceTime = 100 * time.Millisecond
 // For the change the kernel waits, and can't be interrupted, until no request is in
 // flight. Were this process killed in that wait, it would not end before its requests do,
 // which wait for its end. So a process of its own does it, which has nothing of the device.
-func (d *Device) hurry() {
-	if d.cfg.Recovery == NoRecovery || d.info.Flags.Has(FeatureQuiesce) {
+func (d *Device) hurry(ctx context.Context) {
+	if have, err := d.ctl.Features(ctx); d.cfg.Recovery == NoRecovery || err != nil || have.Has(FeatureQuiesce) {
 		return
 	}
 	const soon = "500" // ms
