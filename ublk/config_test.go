@@ -118,6 +118,19 @@ func TestFeatureNames(t *testing.T) {
 	}
 }
 
+// No device takes QUIESCE_DEV, under which drivers before 7.3 corrupt memory.
+func TestNoDeviceTakesQuiesce(t *testing.T) {
+	c := new(Control)
+	c.features.Store(1<<64 - 1) // a driver that offers everything
+	for _, r := range []Recovery{NoRecovery, RecoverWait, RecoverReissue} {
+		cfg := Config{Size: 512, Recovery: r}
+		flags, err := cfg.flags(t.Context(), c)
+		if err != nil || flags.Has(FeatureQuiesce) || !flags.Has(FeatureUpdateSize) {
+			t.Errorf("recovery %d: %v, %v", r, flags, err)
+		}
+	}
+}
+
 func TestOpenErrors(t *testing.T) {
 	if _, err := Open(filepath.Join(t.TempDir(), "none")); !errors.Is(err, ErrNoDriver) || !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "modprobe ublk_drv") {
 		t.Error(err)
