@@ -17,7 +17,7 @@ func listCommand() *cli.Command {
 	return &cli.Command{
 		Name: "list", Aliases: []string{"ls"}, Usage: "list the devices",
 		Description: "--output takes names of columns with commas between, all, or +NAMES for these behind the usual\n" +
-			"ones; help lists them.",
+			"ones; help lists them. --json has everything, whatever is said of columns.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`COLUMNS` of the table, or help", DefaultText: strings.Join(columnNames()[:defaultColumns], ",")},
 			&cli.BoolFlag{Name: "noheadings", Aliases: []string{"n"}, Usage: "print no line of titles"},
@@ -31,11 +31,6 @@ func listCommand() *cli.Command {
 			output := c.String("output")
 			if output == "help" {
 				return columnHelp(c.App.Writer)
-			}
-			for _, f := range []string{"output", "noheadings", "bytes"} {
-				if c.Bool("json") && c.IsSet(f) {
-					return usagef("list: --%s is about the table: --json has everything, in bytes", f)
-				}
 			}
 			cols, err := chooseColumns(output)
 			if err != nil {

@@ -32,6 +32,11 @@ func TestListColumns(t *testing.T) {
 			t.Errorf("%s: asked for devices with users=%q, want %q", line, f.users, want)
 		}
 	}
+	// JSON is what it is without these flags.
+	var plain, chosen, errs0 bytes.Buffer
+	if run(words("list --json"), &plain, &errs0) != 0 || run(words("list --json -o name -n -b"), &chosen, &errs0) != 0 || plain.String() != chosen.String() || plain.Len() == 0 {
+		t.Errorf("%s\nwith columns\n%s%s", &plain, &chosen, &errs0)
+	}
 	// A device that waits for a server has no figures.
 	f.held.State = "recovering"
 	var out, errs bytes.Buffer
