@@ -111,6 +111,21 @@ func TestKernelDevice(t *testing.T) {
 	if show["state"] != "live" || show["counters"].(map[string]any)["writes"] == float64(0) {
 		t.Errorf("%v", show)
 	}
+	// By any name of its disk, but for other disks'.
+	link := d.file("by-some-name")
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{path, filepath.Base(path), link} {
+		if show := d.object("show", name); show["name"] != "vol" {
+			t.Errorf("%s: %v", name, show)
+		}
+	}
+	d.fails(2, "not a block device", "show", "/dev/null")
+	if got := d.ok("wait", "vol", "lost", "live", "--timeout", "1m"); got != "live\n" {
+		t.Errorf("%q", got)
+	}
+	d.fails(7, "is live", "wait", "vol", "standby", "--timeout", "0s")
 	d.fails(1, `belongs to device "vol"`, "create", "other", "--image", d.file("vol.hds"))
 	d.fails(1, "exists already", "create", "vol", "--image", d.file("vol.hds"))
 	d.fails(1, "", "image", "check", "--repair", d.file("vol.hds")) // locked
@@ -122,7 +137,11 @@ func TestKernelDevice(t *testing.T) {
 	}
 	d.fails(4, "open in process", "remove", "vol")
 	f.Close()
-	d.ok("remove", "vol")
+	gone, _ := d.background("wait", "vol", "removed", "--timeout", "1m")
+	d.ok("remove", path)
+	if code := d.ends(gone); code != 0 {
+		t.Errorf("the wait for its end: exit %d", code)
+	}
 	d.clean("vol")
 	if _, err := os.Stat(path); err == nil {
 		t.Error("the device is still there")
