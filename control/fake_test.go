@@ -70,6 +70,8 @@ type fakeDevice struct {
 	replaced []device.Replace
 	// unanswered is what its queues owe.
 	unanswered time.Duration
+	oldest     *device.OldestRequest // with it the device is hung
+	displaced  []device.Displaced
 	leaving    func() // what happens meanwhile
 }
 
@@ -240,6 +242,10 @@ func (d *fakeDevice) Status() device.Status {
 	for i, r := range d.spec.Images {
 		st.Images = append(st.Images, ploop.ImageStatus{Path: r.Path, Level: i})
 	}
+	if d.oldest != nil {
+		st.State, st.Since, st.Oldest, st.Counters.InFlight = device.StateHung, d.oldest.Since, d.oldest, 1
+	}
+	st.Displaced = d.displaced
 	return st
 }
 

@@ -30,6 +30,7 @@ var (
 	descSlow            = desc("slow_requests_total", "Requests off the fast path.", "device")
 	descLatency         = desc("request_duration_seconds", fmt.Sprintf("Time from a request's arrival to its completion, time held included; one request in %d is measured.", device.LatencySample), "device", "op")
 	descInFlight        = desc("inflight_requests", "Requests that have come and not gone, those held included.", "device")
+	descOldest          = desc("oldest_request_seconds", "Age of the oldest request: under way, held, parked (waiting for space), or stuck (in replaced files); 0: there is none.", "device", "where")
 	descParked          = desc("parked_requests", "Requests that wait for space in the storage.", "device")
 	descHeld            = desc("held_requests", "Requests held in standby or for a replacement. At tags the device takes no more.", "device")
 	descTags            = desc("tags", "Requests that the device can have at once.", "device")
@@ -70,7 +71,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	for kind, n := range key.Inconsistencies {
 		send(descInconsistencies, prometheus.CounterValue, float64(n), "", kind)
 	}
-	states := []string{device.StateLive, device.StateParked, device.StateStandby, device.StateFailing, device.StateReplacing, device.StateStopped, StateRecovering, StateUnrecovered}
+	states := []string{device.StateLive, device.StateHung, device.StateParked, device.StateStandby, device.StateFailing, device.StateReplacing, device.StateStopped, StateRecovering, StateUnrecovered}
 	for name := range m.d.disks() {
 		st, err := m.d.status(name)
 		if err != nil {
@@ -118,6 +119,14 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 		}
 		gauge(descInFlight, float64(c.InFlight))
 		gauge(descParked, float64(c.Parked))
+		underWay := 0.0
+		if st.Oldest != nil {
+			underWay = st.Oldest.Seconds
+		}
+		gauge(descOldest, underWay, "under-way")
+		gauge(descOldest, s.HeldSeconds, "held")
+		gauge(descOldest, c.ParkedSeconds, "parked")
+		gauge(descOldest, s.StuckSeconds, "stuck")
 		gauge(descHeld, float64(s.Held))
 		gauge(descTags, float64(s.Tags))
 		gauge(descStuck, float64(s.Stuck))

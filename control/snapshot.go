@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"sort"
+	"sync"
 
 	"holdfast/device"
 )
@@ -108,12 +109,18 @@ func (d *Daemon) briefDevices(only string) []Device {
 	d.mu.Unlock()
 
 	// The devices are asked outside the lock: a Status that had to wait must
-	// not stop the daemon.
+	// not stop the daemon. Nor do those that make one wait hold up the others.
+	var asked sync.WaitGroup
+	for i := range entries {
+		if e := &entries[i]; e.dev != nil {
+			asked.Go(func() { e.Status = e.dev.Status() })
+		}
+	}
+	asked.Wait()
 	out := make([]Device, 0, len(entries))
 	for _, e := range entries {
 		switch {
 		case e.dev != nil:
-			e.Status = e.dev.Status()
 			if e.Problem != "" {
 				e.Advice = fmt.Sprintf("see to its storage, then 'holdfast remove %s' again", e.Name)
 			} else {

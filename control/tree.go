@@ -189,11 +189,25 @@ func (d *Daemon) deviceDir(name string) *sysfs.Dir {
 			number("top_level", func(st *device.Status) int64 { return int64(len(st.Images) - 1) }),
 			number("cluster_size", func(st *device.Status) int64 { return st.ClusterSize }),
 			number("allocated", func(st *device.Status) int64 { return st.Allocated }),
+			show("displaced", func(st *device.Status) string {
+				var lines []string
+				for _, d := range st.Displaced {
+					lines = append(lines, fmt.Sprintf("%d %s", d.Level, d.How))
+				}
+				return strings.Join(lines, "\n")
+			}),
 		}},
 		number("size", func(st *device.Status) int64 { return st.Size / 512 }),
 		show("ro", func(st *device.Status) string { return showSwitch(st.ReadOnly) }),
 		show("state", func(st *device.Status) string { return st.State }),
 		number("held", func(st *device.Status) int64 { return st.Standby.Held }),
+		number("oldest", func(st *device.Status) int64 {
+			if st.Oldest == nil {
+				return 0
+			}
+			return int64(st.Oldest.Seconds)
+		}),
+		number("oldest_held", func(st *device.Status) int64 { return int64(st.Standby.HeldSeconds) }),
 		show("standby_cause", func(st *device.Status) string { return st.Standby.Cause }),
 		show("standby_consumers", func(st *device.Status) string { return strings.Join(st.Standby.Consumers, " ") }),
 		show("recovery", func(st *device.Status) string { return st.Standby.Recovery }),

@@ -18,7 +18,7 @@ const StateRemoved = "removed"
 
 // States are all that a device can be waited for in.
 var States = []string{
-	device.StateLive, device.StateParked, device.StateStandby, device.StateFailing, device.StateReplacing, device.StateStopped,
+	device.StateLive, device.StateHung, device.StateParked, device.StateStandby, device.StateFailing, device.StateReplacing, device.StateStopped,
 	StateCreating, StateRemoving, StateRecovering, StateUnrecovered, StateWaiting, StateLost, StateRemoved,
 }
 

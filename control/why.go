@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,8 +27,14 @@ func Why(dev *Device, key *KeyInfo) []string {
 		w.say("Free some space there: the requests are tried again every 20 seconds.")
 	case device.StateStopped:
 		w.say("The block device of %s was taken away by somebody else; 'holdfast remove %s' closes its images.", dev.Name, dev.Name)
+	case device.StateHung:
+		w.say("%s is hung since %s: a request has not come back for %s. %s", dev.Name, clock(dev.Since), age(w.oldest().Seconds), w.whereHung())
+		w.hung()
 	case device.StateLive:
 		w.say("%s is live since %s: requests are served.", dev.Name, clock(dev.Since))
+		if o := dev.Oldest; o != nil && o.Seconds >= 1 {
+			w.say("The oldest under way came %s ago. %s", age(o.Seconds), w.whereHung())
+		}
 	default:
 		w.say("%s is %s.", dev.Name, dev.State)
 	}
@@ -35,9 +42,10 @@ func Why(dev *Device, key *KeyInfo) []string {
 		w.fuses()
 	}
 	if w.s.Stuck > 0 {
-		w.say("%d requests have not come back from files that were replaced; each is served anew when it does. If that storage is gone for good, abort its mount (umount -f).", w.s.Stuck)
+		w.say("%d requests have not come back from files that were replaced, the oldest came %s ago; each is served anew when it does. If that storage is gone for good, abort its mount (umount -f).", w.s.Stuck, age(w.s.StuckSeconds))
 	}
-	if dev.Problem != "" && dev.State != device.StateStandby && dev.State != device.StateFailing {
+	w.displaced()
+	if dev.Problem != "" && !adviseOnly[dev.State] && !slices.ContainsFunc(dev.Displaced, func(d device.Displaced) bool { return d.String() == dev.Problem }) {
 		w.say("Problem: %s; %s.", dev.Problem, dev.Advice)
 	}
 	return w.text
@@ -68,7 +76,7 @@ func (w *why) standby() {
 	if s.Expired {
 		w.say("%s is in standby since %s, longer than its time-out: requests fail with EIO.", dev.Name, since)
 	} else {
-		w.say("%s is in standby since %s: it processes nothing, and holds %d requests of at most %d.", dev.Name, since, s.Held, s.Tags)
+		w.say("%s is in standby since %s: it processes nothing, and holds %d requests of at most %d%s.", dev.Name, since, s.Held, s.Tags, oldestHeld(s))
 	}
 	if s.Errno == "" {
 		w.say("It was put there by hand.")
@@ -93,12 +101,92 @@ func (w *why) standby() {
 	w.say("To give up: 'holdfast standby %s off' fails everything that is held.", dev.Name)
 }
 
+// adviseOnly are the states whose Problem and Advice repeat what is said at length.
+var adviseOnly = map[string]bool{device.StateStandby: true, device.StateFailing: true, device.StateHung: true}
+
+func oldestHeld(s *device.StandbyStatus) string {
+	if s.Held == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", the oldest for %s", age(s.HeldSeconds))
+}
+
+func (w *why) oldest() *device.OldestRequest {
+	if w.dev.Oldest == nil {
+		return &device.OldestRequest{At: device.AtQueue}
+	}
+	return w.dev.Oldest
+}
+
+// whereHung says where the oldest request is.
+func (w *why) whereHung() string {
+	o := w.oldest()
+	if o.At == device.AtQueue {
+		return "The thread of its queue doesn't answer, which takes storage that blocks where it should not, or a fault of ours."
+	}
+	what := "It is a flush"
+	if o.Op != "flush" {
+		what = fmt.Sprintf("It is a %s of %d bytes at offset %d of the disk", o.Op, o.Length, o.Offset)
+	}
+	switch {
+	case o.At == device.AtTransfer && o.FileOffset != nil && *o.FileOffset < 0:
+		return fmt.Sprintf("%s, which waits for a sync of %q (level %d).", what, o.File, *o.Level)
+	case o.At == device.AtTransfer && o.FileOffset != nil:
+		return fmt.Sprintf("%s, under way at offset %d of %q (level %d).", what, *o.FileOffset, o.File, *o.Level)
+	case o.At == device.AtStorage:
+		return fmt.Sprintf("%s, on the slow path, in a call to the storage of %s.", what, w.images())
+	}
+	return fmt.Sprintf("%s, on the slow path, and waits for others that are under way in the storage of %s.", what, w.images())
+}
+
+// images are all that a call of the slow path may be about.
+func (w *why) images() string {
+	var paths []string
+	for _, im := range w.dev.Images {
+		paths = append(paths, fmt.Sprintf("%q", im.Path))
+	}
+	if len(paths) == 0 {
+		return "its image"
+	}
+	return strings.Join(paths, ", ")
+}
+
+// hung says what can be done for a device whose storage doesn't answer.
+func (w *why) hung() {
+	file := "FILE"
+	if o := w.oldest(); o.Level != nil && *o.Level < len(w.dev.Images)-1 {
+		file = fmt.Sprintf("FILE --level %d", *o.Level)
+	}
+	w.say("That is not standby: the storage gave no error. %d requests are in flight; they go on by themselves when the storage answers.", w.dev.Counters.InFlight)
+	w.say("If it won't: abort its mount (umount -f, or 1 into /sys/fs/fuse/connections/N/abort), which turns silence into an error, and into standby where that is on.")
+	w.say("Or give it a file that answers: 'holdfast replace %s %s' waits for what is under way for %v at most, and does it anew on the new file. Where writes may still be on their way to the same file it refuses, until the old mount is cut off; --force says that it is.", w.dev.Name, file, device.DefaultDrain)
+}
+
+// displaced says of which images the file that is served is not the one at their path.
+func (w *why) displaced() {
+	for _, d := range w.dev.Displaced {
+		switch text := d.String() + "."; d.How {
+		case device.PathGone, device.PathOther:
+			w.say("%s Its data is served all the same, but the next upgrade, recovery or reopening opens what is at the path. Put the file back there, or 'holdfast replace %s FILE --level %d' with its new path, or copy the data out of %s while it is served.", upper(text), w.dev.Name, d.Level, w.dev.Path)
+		default:
+			w.say("%s", upper(text))
+		}
+	}
+}
+
+func upper(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
+
+// age is a time in whole seconds, as people write it.
+func age(seconds float64) string {
+	return (time.Duration(seconds) * time.Second).String()
+}
+
 // fuses says whether the next error of the storage will be held.
 func (w *why) fuses() {
 	s := w.s
 	switch {
 	case s.Value != "not supported":
-		if w.dev.State == device.StateLive {
+		if w.dev.State == device.StateLive || w.dev.State == device.StateHung {
 			w.say("If its storage fails, requests will be held: the standby check is on (%s), and leases are held by %s.", orNobody(w.key.Holders), orNobody(s.Consumers))
 		}
 		return
@@ -122,7 +210,17 @@ func advise(dev *Device) {
 		dev.Problem = fmt.Sprintf("in standby since %s, %d of %d requests held: %s", clock(dev.Since), s.Held, s.Tags, s.Cause)
 	case device.StateFailing:
 		dev.Problem = fmt.Sprintf("its standby has timed out at %s and requests fail: %s", clock(dev.Since), s.Cause)
+	case device.StateHung:
+		w := why{dev: dev, s: s}
+		dev.Problem = fmt.Sprintf("hung since %s, %s: %s", clock(dev.Since), plural(int(dev.Counters.InFlight), "request")+" in flight", strings.TrimSuffix(w.whereHung(), "."))
+		dev.Advice = fmt.Sprintf("bring its storage back, or abort its mount, or 'holdfast replace %s --top FILE'; 'holdfast why %s' tells more", dev.Name, dev.Name)
+		return
 	default:
+		for _, d := range dev.Displaced {
+			if d.How == device.PathGone || d.How == device.PathOther {
+				dev.Problem, dev.Advice = d.String(), fmt.Sprintf("'holdfast why %s' tells what to do", dev.Name)
+			}
+		}
 		return
 	}
 	top := "FILE"

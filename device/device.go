@@ -94,6 +94,7 @@ type Device struct {
 
 	journal                  journal
 	reopenState              reopenState
+	paths                    pathWatch
 	changing                 chan struct{} // see lock
 	pulse                    pulse
 	lateCalls, lateTransfers atomic.Int64  // out in replaced stacks
@@ -190,14 +191,14 @@ func (d *Device) start(ctx context.Context, stack *ploop.Stack, o *Options) erro
 	}
 	// As many as may be; the driver may give fewer.
 	d.queues = make([]queue, cfg.Queues)
+	startClock()
 	g := newGeneration(stack, cfg.Queues)
 	d.gen.Store(g)
 	for i := range d.queues {
 		q := &d.queues[i]
 		q.adopt(g, i)
 		q.born = time.Now()
-		q.began, q.jobs = make([]int64, cfg.Depth), make([]job, cfg.Depth)
-		q.held, q.spare = make([]*ublk.Request, 0, cfg.Depth), make([]*ublk.Request, 0, cfg.Depth)
+		q.makeTags(cfg.Depth)
 	}
 	set, err := triggers(d.spec.StandbyErrors)
 	if err != nil {

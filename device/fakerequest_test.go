@@ -95,7 +95,7 @@ func newSlowDevice(t *testing.T, depth int, refs ...ploop.ImageRef) *slowDevice 
 	q := &d.queues[0]
 	q.adopt(g, 0)
 	q.born = time.Now()
-	q.began, q.jobs = make([]int64, depth), make([]job, depth)
+	q.makeTags(depth)
 	s.Device = d
 	go d.keep()
 	t.Cleanup(func() {

@@ -25,8 +25,11 @@ type queue struct {
 	spare   []*ublk.Request
 	late    lateTransfers
 	born    time.Time
-	jobs    []job   // by tag: the slow way's
-	began   []int64 // by tag: when a sampled request came, in ns since born
+	jobs    []job         // by tag: the slow way's
+	began   []int64       // by tag: when a sampled request came, in ns since born
+	came    []uint32      // by tag: when its request came, by the coarse clock
+	slow    []whereabouts // by tag
+	inquiry inquiry[survey]
 	stats   stats
 }
 
@@ -73,6 +76,7 @@ func (d *Device) Begin(r *ublk.Request) {
 	op := r.Op()
 	if r.User == 0 {
 		failpoint.Hit("fetch")
+		q.came[r.Tag()] = coarse.seconds.Load()
 		q.stats.bytes[op].Add(uint64(r.Len()))
 		if n := q.stats.ops[op].Add(1); n%LatencySample == 1 {
 			q.began[r.Tag()] = max(int64(time.Since(q.born)), 1)
@@ -130,6 +134,13 @@ func classOf(op ublk.Op) class {
 		return flushing
 	}
 	return changing
+}
+
+// makeTags makes what there is of each tag.
+func (q *queue) makeTags(depth int) {
+	q.began, q.came = make([]int64, depth), make([]uint32, depth)
+	q.jobs, q.slow = make([]job, depth), make([]whereabouts, depth)
+	q.held, q.spare = make([]*ublk.Request, 0, depth), make([]*ublk.Request, 0, depth)
 }
 
 // ended counts a request. Whoever completes it owns its tag's time as well.

@@ -44,6 +44,7 @@ type parking struct {
 func (d *Device) park(j *job, err error) {
 	if !j.parked {
 		j.parked = true
+		j.q.slow[j.r.Tag()].parked.Store(true)
 		if d.parked.Add(1) == 1 {
 			d.parkedSince.Store(time.Now().UnixNano())
 			d.tell(EventParked, "%v; requests wait, are tried again after %v and then ever more seldom, at last every %v, and go on when space is freed", err, firstPause, longestPause)
@@ -73,6 +74,7 @@ func (d *Device) unpark(j *job, served bool) {
 		return
 	}
 	j.parked = false
+	j.q.slow[j.r.Tag()].parked.Store(false)
 	if d.parked.Add(-1) == 0 {
 		d.flowing()
 		d.tell(EventUnparked, "no request waits for space any more")

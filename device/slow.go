@@ -62,7 +62,10 @@ func (d *Device) try(g *generation, j *job) (standby.Verdict, error) {
 	if d.gate.Closed() || !g.enter() {
 		return standby.Hold, nil
 	}
+	w := &j.q.slow[j.r.Tag()]
+	w.in.Store(g)
 	err := d.attempt(g.stack, j)
+	w.in.Store(nil)
 	return d.leave(g, err), err
 }
 

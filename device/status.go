@@ -32,12 +32,18 @@ type Status struct {
 	Images      []ImageStatus `json:"images"`    // base first
 	Counters    Counters      `json:"counters"`
 	Latency     []Latency     `json:"latency"`
+	// Oldest is the oldest request under way: not held, not parked, not in replaced
+	// files; nil: none is.
+	Oldest *OldestRequest `json:"oldest,omitempty"`
+	// Displaced are the images that are served from another file than the one at their path.
+	Displaced []Displaced `json:"displaced,omitempty"`
 }
 
 // States of a device.
 const (
 	StateLive      = "live"
 	StateParked    = "parked"    // requests wait for space in the storage
+	StateHung      = "hung"      // a request is under way for longer than hungAfter
 	StateStandby   = "standby"   // requests are held
 	StateFailing   = "failing"   // standby has timed out: requests fail
 	StateReplacing = "replacing" // files are being replaced, requests wait
@@ -59,11 +65,14 @@ type StandbyStatus struct {
 	Tags      int64      `json:"tags"`               // as many can be
 	// Stuck counts requests begun in files that were replaced since, and which
 	// have not come back from there; they will be served anew when they do.
-	Stuck       int64      `json:"stuck"`
-	Recovery    string     `json:"recovery"` // manual or reopen
-	Attempts    uint64     `json:"attempts"` // to reopen, in this standby
-	LastError   string     `json:"last_error,omitempty"`
-	NextAttempt *time.Time `json:"next_attempt,omitempty"`
+	Stuck int64 `json:"stuck"`
+	// How old the oldest of those held, and of the stuck, is, in seconds since it came.
+	HeldSeconds  float64    `json:"held_seconds"`
+	StuckSeconds float64    `json:"stuck_seconds"`
+	Recovery     string     `json:"recovery"` // manual or reopen
+	Attempts     uint64     `json:"attempts"` // to reopen, in this standby
+	LastError    string     `json:"last_error,omitempty"`
+	NextAttempt  *time.Time `json:"next_attempt,omitempty"`
 	// Totals since the device was made.
 	Seconds         float64           `json:"seconds"`   // with the flag set
 	Entered         uint64            `json:"entered"`   // times
@@ -85,22 +94,24 @@ type Latency struct {
 
 // Counters are totals since the device was made, but for InFlight and Parked.
 type Counters struct {
-	Reads          uint64 `json:"reads"`
-	Writes         uint64 `json:"writes"`
-	Flushes        uint64 `json:"flushes"`
-	Discards       uint64 `json:"discards"`
-	WriteZeroes    uint64 `json:"write_zeroes"`
-	ReadBytes      uint64 `json:"read_bytes"`
-	WriteBytes     uint64 `json:"write_bytes"`
-	DiscardBytes   uint64 `json:"discard_bytes"`
-	WriteZeroBytes uint64 `json:"write_zeroes_bytes"`
-	Errors         uint64 `json:"errors"`
-	Slow           uint64 `json:"slow"` // requests that took the slow way
-	InFlight       int64  `json:"inflight"`
-	Parked         int64  `json:"parked"` // waiting for space
+	Reads          uint64  `json:"reads"`
+	Writes         uint64  `json:"writes"`
+	Flushes        uint64  `json:"flushes"`
+	Discards       uint64  `json:"discards"`
+	WriteZeroes    uint64  `json:"write_zeroes"`
+	ReadBytes      uint64  `json:"read_bytes"`
+	WriteBytes     uint64  `json:"write_bytes"`
+	DiscardBytes   uint64  `json:"discard_bytes"`
+	WriteZeroBytes uint64  `json:"write_zeroes_bytes"`
+	Errors         uint64  `json:"errors"`
+	Slow           uint64  `json:"slow"` // requests that took the slow way
+	InFlight       int64   `json:"inflight"`
+	Parked         int64   `json:"parked"`         // waiting for space
+	ParkedSeconds  float64 `json:"parked_seconds"` // how old the oldest of these is
 }
 
-// Status takes the picture.
+// Status takes the picture. It waits for nothing but queues that have requests and for what
+// the images' paths lead to, at most surveyTime for either, and once only if that hangs.
 func (d *Device) Status() Status {
 	s := d.gen.Load().stack.Status()
 	cfg, info := d.dev.Config(), d.dev.Info()
@@ -132,6 +143,8 @@ func (d *Device) Status() Status {
 	var reasons standby.Reason
 	st.Standby, reasons = d.standbyStatus()
 	st.Gate = reasons.Names()
+	d.oldest(&st)
+	st.Displaced = d.displaced(st.Images)
 	st.State, st.Since = d.state(&st, reasons)
 	return st
 }
@@ -147,6 +160,8 @@ func (d *Device) state(st *Status, reasons standby.Reason) (string, time.Time) {
 		return StateStandby, *st.Standby.Since
 	case reasons&standby.Replace != 0:
 		return StateReplacing, time.Unix(0, d.replacingSince.Load())
+	case st.Oldest != nil && st.Oldest.Seconds >= hungAfter.Seconds():
+		return StateHung, st.Oldest.Since
 	case st.Counters.Parked > 0:
 		return StateParked, time.Unix(0, d.parkedSince.Load())
 	}

@@ -49,6 +49,7 @@ type osFile struct {
 	units  sync.Mutex // a unit is read, changed and written (transfer.go)
 
 	dev, ino uint64 // which file it is
+	rdev     uint64 // and which block device
 }
 
 // openFile opens and locks an image (locks.go); guard is for reading. direct asks for
@@ -90,6 +91,9 @@ func (f *osFile) checkKind(path string) error {
 	}
 	f.block = st.Mode&unix.S_IFMT == unix.S_IFBLK
 	f.dev, f.ino = st.Dev, st.Ino
+	if f.block {
+		f.rdev = st.Rdev
+	}
 	return nil
 }
 

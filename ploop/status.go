@@ -22,6 +22,11 @@ type ImageStatus struct {
 	Cached  bool   `json:"cached"`            // what is written may be in the page cache only, until a flush
 	Locked  bool   `json:"locked"`            // the file system carries locks
 	Bitmaps int    `json:"bitmaps,omitempty"` // dirty bitmaps carried
+
+	// Which file is open: st_dev, st_ino, and of a block device st_rdev.
+	Dev  uint64 `json:"-"`
+	Ino  uint64 `json:"-"`
+	Rdev uint64 `json:"-"`
 }
 
 // Status takes the picture.
@@ -34,6 +39,7 @@ func (s *Stack) Status() Status {
 		im := ImageStatus{Path: d.ref.Path, Format: d.format(), Level: d.level}
 		if f, ok := d.file.(*osFile); ok {
 			im.Direct, im.Cached, im.Locked = f.dio.on, !f.dio.bypasses, f.Locked()
+			im.Dev, im.Ino, im.Rdev = f.dev, f.ino, f.rdev
 		}
 		if d.ext != nil {
 			im.Bitmaps = len(d.ext.bitmaps)

@@ -151,3 +151,23 @@ func (r *Request) must(o owner, what string) {
 		panic("ublk: " + what + ": not the owner of " + r.String())
 	}
 }
+
+// Outstanding calls fn for every request that came from the driver and has not been answered;
+// transfers says that its transfer is under way: it is then the ring's, and otherwise the
+// handler's, perhaps a goroutine's, who may be writing to User. Queue's thread.
+func (q *Queue) Outstanding(fn func(r *Request, transfers bool)) {
+	for i := range q.requests {
+		if r := &q.requests[i]; r.owner != ownedByDriver {
+			fn(r, r.owner == ownedByRing)
+		}
+	}
+}
+
+// Transfer says where the transfer that is under way is: the file's slot, and its offset there;
+// -1: the file is being synced. Queue's thread.
+func (r *Request) Transfer() (slot int, off int64) {
+	if r.transfer.kind == transferSync {
+		return int(r.transfer.slot), -1
+	}
+	return int(r.transfer.slot), r.transfer.off
+}

@@ -112,6 +112,12 @@ var listColumns = []listColumn{
 	{"tags", "requests that can be held", true, number(func(d *control.Device) int64 { return d.Standby.Tags })},
 	{"recovery", "manual or reopen", false, text(func(d *control.Device) string { return d.Standby.Recovery })},
 	{"cause", "of the standby", false, text(func(d *control.Device) string { return d.Standby.Cause })},
+	{"oldest", "age of the oldest request under way", true, func(d *control.Device, _ bool) string {
+		if d.Oldest == nil {
+			return ""
+		}
+		return seconds(d.Oldest.Seconds)
+	}},
 	{"inflight", "requests under way", true, number(func(d *control.Device) int64 { return d.Counters.InFlight })},
 	{"parked", "requests that wait for space", true, number(func(d *control.Device) int64 { return d.Counters.Parked })},
 	{"reads", "requests that read", true, number(func(d *control.Device) uint64 { return d.Counters.Reads })},

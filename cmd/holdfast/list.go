@@ -102,8 +102,11 @@ func columnHelp(w io.Writer) error {
 }
 
 // stateOf is the state, with how full of held requests a device is: at all of its tags it
-// takes no more.
+// takes no more. One that hangs says for how long.
 func stateOf(d *control.Device) string {
+	if d.State == device.StateHung && d.Oldest != nil {
+		return d.State + ":" + seconds(d.Oldest.Seconds)
+	}
 	if d.Standby.Held == 0 && d.State != device.StateStandby {
 		return d.State
 	}

@@ -124,3 +124,28 @@ func TestDeviceTree(t *testing.T) {
 		t.Errorf("%s", out)
 	}
 }
+
+// TestHungTree: how old requests are, and that a file is not at its path, is shown beside what
+// it is about.
+func TestHungTree(t *testing.T) {
+	level, off := 0, int64(512)
+	d := &control.Device{Status: device.Status{Name: "vol", Path: "/dev/ublkb3", State: device.StateHung,
+		Images:    []ploop.ImageStatus{{Path: "/srv/a", Format: "ploop2"}},
+		Oldest:    &device.OldestRequest{Seconds: 75, At: device.AtTransfer, Op: "read", File: "/srv/a", Level: &level, FileOffset: &off},
+		Displaced: []device.Displaced{{Path: "/srv/a", How: device.PathGone}},
+		Counters:  device.Counters{InFlight: 3, Parked: 2, ParkedSeconds: 61},
+		Standby:   device.StandbyStatus{Held: 1, HeldSeconds: 5, Stuck: 4, StuckSeconds: 3600},
+	}}
+	var b bytes.Buffer
+	if err := deviceTree(d).print(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"3 in flight, the oldest under way for 1m15s, 2 parked for want of space, the oldest for 1m1s", "1 of 0 requests held, the oldest for 5s", "4 requests have not come back from replaced files, the oldest for 1h0m0s", "deleted or renamed"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("%q is not in\n%s", want, &b)
+		}
+	}
+	if s := stateOf(d); s != "hung:1m15s" {
+		t.Errorf("%s", s)
+	}
+}

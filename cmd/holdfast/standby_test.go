@@ -30,7 +30,7 @@ func heldDevice() control.Device {
 			Latency: []device.Latency{{Op: "read"}, {Op: "write", Count: 4, Sum: 0.002, Buckets: latencyBuckets(map[int]uint64{2: 3, 20: 1})}},
 			Standby: device.StandbyStatus{
 				Value: "on", Enabled: true, Flag: true, Consumers: []string{"lio", "me"}, Since: &since, Cause: "write of\n\"/srv/top\"", Errno: "ENOTCONN",
-				Deadline: &deadline, Held: 3, Tags: 64, Stuck: 1, Recovery: device.RecoveryReopen, Attempts: 2, LastError: "still\ndead", NextAttempt: &next,
+				Deadline: &deadline, Held: 3, Tags: 64, Stuck: 1, HeldSeconds: 12, StuckSeconds: 30, Recovery: device.RecoveryReopen, Attempts: 2, LastError: "still\ndead", NextAttempt: &next,
 				Seconds: 12.34, Entered: 2, Recovered: 1, HeldTotal: 9, HeldFailed: 4,
 				Triggers: map[string]uint64{"ENOTCONN": 3}, Inconsistencies: map[string]uint64{"unbalanced-detach": 1, "enabled-key-off": 2},
 			},
@@ -360,13 +360,13 @@ func TestStandbyShown(t *testing.T) {
 			"vol  /dev/ublkb0  1G  standby\n├─ problem: in standby\n│  └─ do something\n",
 			"├─ latency, of one request in 64\n│  └─ write: mean 500µs, half below 200µs, 99% below no bound\n",
 			"├─ standby: on\n│  ├─ since 2026-03-01 12:00:00: write of; \"/srv/top\"\n│  ├─ leases: lio, me\n" +
-				"│  ├─ 3 of 64 requests held, 9 were, 4 of these failed\n│  ├─ 1 request has not come back from replaced files\n" +
+				"│  ├─ 3 of 64 requests held, the oldest for 12s, 9 were, 4 of these failed\n│  ├─ 1 request has not come back from replaced files, the oldest for 30s\n" +
 				"│  ├─ recovery: reopen, 2 attempts, the next at 2026-03-01 12:01:00\n│  ├─ last failure: still; dead\n" +
 				"│  ├─ requests fail from 2026-03-01 13:00:00\n│  ├─ entered 2 times, 1 recovery, 12.3 s in all\n" +
 				"│  ├─ 2 inconsistencies: enabled-key-off\n│  └─ 1 inconsistency: unbalanced-detach\n",
 		}},
 		{"why", []string{
-			"vol is in standby since 2026-03-01 12:00:00: it processes nothing, and holds 3 requests of at most 64.\n",
+			"vol is in standby since 2026-03-01 12:00:00: it processes nothing, and holds 3 requests of at most 64, the oldest for 12s.\n",
 			"The storage answered ENOTCONN: write of; \"/srv/top\".\n",
 			"2 consumers will wait for it: lio, me.\n", "2026-03-01 13:00:00", "still; dead", "'holdfast standby vol off'",
 		}},

@@ -57,7 +57,12 @@ func deviceTree(d *control.Device) *node {
 				text += fmt.Sprintf("  %d of %d clusters of %s", d.Allocated, d.Clusters, formatSize(d.ClusterSize))
 			}
 		}
-		images.add("%s", text)
+		n := images.add("%s", text)
+		for _, w := range d.Displaced {
+			if w.Level == im.Level {
+				n.add("%s", oneLine(w.String()))
+			}
+		}
 	}
 	if served {
 		root.add("%s, depth %d, data path %s", count(d.Queues, "queue"), d.Depth, d.DataPath)
@@ -90,7 +95,14 @@ func counters(n *node, d *control.Device) {
 	n.add("%s, %s", count(c.Discards, "discard"), formatSize(int64(c.DiscardBytes)))
 	n.add("%s of zeroes, %s", count(c.WriteZeroes, "write"), formatSize(int64(c.WriteZeroBytes)))
 	n.add("%s", plural(c.Flushes, "flush", "flushes"))
-	n.add("%d in flight, %d parked for want of space", c.InFlight, c.Parked)
+	flight := fmt.Sprintf("%d in flight", c.InFlight)
+	if d.Oldest != nil {
+		flight += ", the oldest under way for " + seconds(d.Oldest.Seconds)
+	}
+	if flight += fmt.Sprintf(", %d parked for want of space", c.Parked); c.Parked > 0 {
+		flight += ", the oldest for " + seconds(c.ParkedSeconds)
+	}
+	n.add("%s", flight)
 	n.add("%d took the slow path, %d failed", c.Slow, c.Errors)
 }
 
@@ -127,9 +139,13 @@ func standbyNode(n *node, d *control.Device) {
 	if len(s.Consumers) > 0 {
 		n.add("leases: %s", strings.Join(s.Consumers, ", "))
 	}
-	n.add("%d of %d requests held, %d were, %d of these failed", s.Held, s.Tags, s.HeldTotal, s.HeldFailed)
+	held := fmt.Sprintf("%d of %d requests held", s.Held, s.Tags)
+	if s.Held > 0 {
+		held += ", the oldest for " + seconds(s.HeldSeconds)
+	}
+	n.add("%s, %d were, %d of these failed", held, s.HeldTotal, s.HeldFailed)
 	if s.Stuck > 0 {
-		n.add("%s not come back from replaced files", plural(uint64(s.Stuck), "request has", "requests have"))
+		n.add("%s not come back from replaced files, the oldest for %s", plural(uint64(s.Stuck), "request has", "requests have"), seconds(s.StuckSeconds))
 	}
 	recovery := "recovery: " + s.Recovery
 	if s.Attempts > 0 {
@@ -152,6 +168,9 @@ func standbyNode(n *node, d *control.Device) {
 		n.add("%s: %s", plural(s.Inconsistencies[i], "inconsistency", "inconsistencies"), i)
 	}
 }
+
+// seconds is an age in whole seconds.
+func seconds(s float64) string { return (time.Duration(s) * time.Second).String() }
 
 func count[N int | uint64](n N, noun string) string { return plural(n, noun, noun+"s") }
 
