@@ -125,7 +125,7 @@ func (d *Daemon) upgrade(ctx context.Context, r UpgradeRequest) (*UpgradeResult,
 		d.takeBack(left)
 		return nil, fmt.Errorf("not every device can be left, and this daemon goes on: %w", err)
 	}
-	failpoint.Hit("upgrade-quiesced")
+	failpoint.Hit("upgrade-left")
 	d.letGo()
 	fmt.Fprintln(h.to, "go")
 	failpoint.Hit("upgrade-released")

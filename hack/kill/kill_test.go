@@ -24,7 +24,7 @@ var (
 		"cow", "index-half", "index-written", "data-index", "random", "fetch", "commit",
 		"replace-prepared", "replace-committed", "replace-swapped", "random",
 		"twice", "recover-started", "recover-locked", "recover-fetched", "recover-ended", "recover-recorded",
-		"upgrade-quiesced", "upgrade-released",
+		"upgrade-left", "upgrade-released",
 	}
 	stepsOfOne = []string{"discard-index", "discard-punch", "index-half", "random", "fetch", "data-index", "commit", "twice"}
 )
