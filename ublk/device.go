@@ -21,6 +21,7 @@ type Device struct {
 	queues  []*Queue
 	handler Handler
 	zeroes  []byte // MaxIO zero bytes, to be copied from
+	spare   spare
 
 	running atomic.Int32 // queue threads
 	ended   chan struct{}
@@ -77,6 +78,11 @@ func (d *Device) open(ctx context.Context, h Handler) error {
 	d.fd = fd
 	if d.zeroes, err = unix.Mmap(-1, 0, d.cfg.MaxIO, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE); err != nil {
 		return fmt.Errorf("ublk: device %d: map %d bytes of zeroes: %w", id, d.cfg.MaxIO, err)
+	}
+	if d.cfg.DataPath == ZeroCopy {
+		if err := d.spare.open(d.info.MaxIO, d.info.Queues); err != nil {
+			return fmt.Errorf("ublk: device %d: %w", id, err)
+		}
 	}
 	allowed := uint32(1<<OpRead | 1<<OpFlush)
 	if !d.cfg.ReadOnly {
@@ -236,6 +242,7 @@ func (d *Device) closeDevice() error {
 		d.noteError(unix.Munmap(d.zeroes))
 		d.zeroes = nil
 	}
+	d.noteError(d.spare.close())
 	if d.fd >= 0 {
 		d.noteError(unix.Close(d.fd))
 		d.fd = -1

@@ -45,16 +45,12 @@ type Queue struct {
 	gone    int  // tags whose command came back aborted: all of them ends the thread
 	leaving bool // end as soon as no transfer is under way; see Device.Leave
 
-	// Zero copy without memory; see bounce.
-	spare      unsafe.Pointer
-	spareUser  *Request
-	spareFirst *Request
-	spareLast  *Request
-	bounces    uint64
+	line    spareLine // zero copy without memory
+	bounces uint64
 
 	dev      *Device
 	thread   *thread
-	mem      []byte // buffers or spare
+	mem      []byte // buffers
 	descMem  []byte
 	counter  *uint64 // what the wake-up read reads
 	wakeups  uint64
@@ -129,17 +125,13 @@ func (q *Queue) setup(cpus *CPUSet) error {
 	}
 	q.descMem, q.descs = desc, unsafe.Pointer(&desc[0])
 
-	if q.zeroCopy {
-		if q.mem, err = mapMemory(q.maxIO, unix.MAP_POPULATE); err != nil {
-			return fmt.Errorf("map a spare buffer of %d bytes: %w", q.maxIO, err)
-		}
-		q.spare = unsafe.Pointer(&q.mem[0])
-	} else {
+	if !q.zeroCopy {
 		if q.mem, err = mapMemory(depth*q.maxIO, unix.MAP_NORESERVE); err != nil {
 			return fmt.Errorf("map %d buffers of %d bytes: %w", depth, q.maxIO, err)
 		}
 		q.buffers = unsafe.Pointer(&q.mem[0])
 	}
+	q.line.turn = q.bounceFirst
 
 	if err := q.openMailbox(); err != nil {
 		return err

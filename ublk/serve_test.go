@@ -54,13 +54,20 @@ func TestVerifyMemory(t *testing.T) {
 }
 
 // When the driver cannot register a request's pages the transfer goes by the spare
-// buffer. Half of the tags are made to fail.
+// buffer, which the queues share. Half of the tags are made to fail.
 func TestVerifyWithoutRegisteredBuffers(t *testing.T) {
 	c := control(t)
 	need(t, c, zeroCopyFeatures)
 	const size = 32 << 20
 	f := backing(t, size, 0)
-	d := serve(t, c, Config{Size: size, DataPath: ZeroCopy, DiscardGranularity: 4096, breakBufReg: true}, &fileHandler{f}, f)
+	d := serve(t, c, Config{Size: size, Queues: 2, DataPath: ZeroCopy, DiscardGranularity: 4096, breakBufReg: true}, &fileHandler{f}, f)
+	locked := len(d.spare.mem)
+	for _, q := range d.Queues() {
+		locked += len(q.mem)
+	}
+	if max := d.Info().MaxIO; locked != max {
+		t.Errorf("%d queues have %d bytes mapped for requests, want %d for all", len(d.Queues()), locked, max)
+	}
 	verify(t, d, "6m")
 	if s := d.Stats(); s.Bounces == 0 || s.Bounces >= s.Reads+s.Writes {
 		t.Fatalf("some transfers should have bounced: %+v", s)

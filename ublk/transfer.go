@@ -28,7 +28,7 @@ const (
 // transfer is the state of a request's movement on the ring.
 type transfer struct {
 	kind    transferKind
-	bounced bool // by way of the queue's spare buffer
+	bounced bool // by way of the device's spare buffer
 	flags   uint32
 	slot    int32
 	change  uint32 // Queue.changes of the slot when it began
@@ -112,7 +112,7 @@ func (q *Queue) submit(r *Request) {
 	case t.kind == transferSync:
 		s.PrepFsync(int(t.slot), true)
 	case t.bounced || !q.zeroCopy:
-		addr := q.spare
+		addr := q.dev.spare.at()
 		if t.bounced {
 			pos -= t.pos // the spare buffer holds the transfer, not the request
 		} else {
@@ -183,49 +183,4 @@ func (q *Queue) finish(r *Request, errno unix.Errno) {
 	}
 	r.owner = ownedByHandler
 	q.handler.Transferred(r, errno)
-}
-
-// bounce takes a request whose pages the driver could not register (no memory)
-// through the queue's spare buffer. There is one, so that memory is no question,
-// and requests wait in line for it.
-func (q *Queue) bounce(r *Request) {
-	if q.spareUser != nil {
-		r.next = nil
-		if q.spareLast == nil {
-			q.spareFirst = r
-		} else {
-			q.spareLast.next = r
-		}
-		q.spareLast = r
-		return
-	}
-	q.spareUser = r
-	q.bounces++
-	t := &r.transfer
-	t.bounced = true
-	if t.kind == transferWrite {
-		if errno := r.pagesTo(unsafe.Slice((*byte)(q.spare), t.n), t.pos); errno != 0 {
-			q.finish(r, errno)
-			return
-		}
-	}
-	q.submit(r)
-}
-
-func (q *Queue) unbounce(r *Request, errno unix.Errno) unix.Errno {
-	t := &r.transfer
-	if t.kind == transferRead && errno == 0 {
-		errno = r.pagesFrom(unsafe.Slice((*byte)(q.spare), t.n), t.pos)
-	}
-	t.bounced = false
-	q.spareUser = nil
-	if next := q.spareFirst; next != nil {
-		q.spareFirst = next.next
-		if q.spareFirst == nil {
-			q.spareLast = nil
-		}
-		next.next = nil
-		q.bounce(next)
-	}
-	return errno
 }
