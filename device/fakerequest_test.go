@@ -81,7 +81,12 @@ type slowDevice struct {
 
 func newSlowDevice(t *testing.T, depth int, refs ...ploop.ImageRef) *slowDevice {
 	t.Helper()
-	stack, err := ploop.Open(refs, ploop.Options{})
+	return newSlowDeviceOf(t, depth, ploop.Options{}, refs...)
+}
+
+func newSlowDeviceOf(t *testing.T, depth int, o ploop.Options, refs ...ploop.ImageRef) *slowDevice {
+	t.Helper()
+	stack, err := ploop.Open(refs, o)
 	if err != nil {
 		t.Fatal(err)
 	}

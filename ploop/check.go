@@ -246,13 +246,15 @@ func (c *ImageCheck) found(kind string, by fix, e *FormatError) *Finding {
 		c.Corruptions++
 		c.left++
 	}
-	f := &Finding{Kind: kind, File: e.File, Offset: e.Offset, Message: e.Error(), fix: by}
-	if len(c.Findings) < maxFindings {
-		c.Findings = append(c.Findings, *f)
-		return &c.Findings[len(c.Findings)-1]
+	if !c.room() {
+		return new(Finding)
 	}
-	return f
+	c.Findings = append(c.Findings, Finding{Kind: kind, File: e.File, Offset: e.Offset, Message: e.Error(), fix: by})
+	return &c.Findings[len(c.Findings)-1]
 }
+
+// room says whether one more finding is listed.
+func (c *ImageCheck) room() bool { return len(c.Findings) < maxFindings }
 
 // look makes the findings.
 func (c *ImageCheck) look(d *delta) error {
@@ -319,7 +321,11 @@ func (c *ImageCheck) lookHeader(d *delta) {
 // lookEntry judges a bad entry.
 func (c *ImageCheck) lookEntry(d *delta, i uint64, raw uint32, p batProblem) {
 	cluster := d.hdr.ClusterSize()
-	e, start := d.badEntry(i, raw, p), int64(i)*cluster
+	start := int64(i) * cluster
+	e := &FormatError{File: c.File}
+	if c.room() { // there may be hundreds of millions
+		e = d.badEntry(i, raw, p)
+	}
 	needed := min(cluster, int64(d.hdr.Sectors)*SectorSize-start)
 	switch p {
 	case entryCut:
@@ -333,6 +339,8 @@ func (c *ImageCheck) lookEntry(d *delta, i uint64, raw uint32, p batProblem) {
 		by := fixEntry
 		if c.over && !c.allow.OlderData {
 			by = fixHeld
+		}
+		if by == fixHeld && c.room() {
 			e.Want += fmt.Sprintf("; without the entry, bytes %v of the disk would be older data of the image below", DiskRange{start, needed})
 		}
 		f := c.found(FindingBeyondFile, by, e)
@@ -345,6 +353,8 @@ func (c *ImageCheck) lookEntry(d *delta, i uint64, raw uint32, p batProblem) {
 		by, holds := fixEntry, d.holdsCluster(d.hdr.sectorOf(raw))
 		if holds && !c.allow.BeyondDisk {
 			by = fixHeld
+		}
+		if by == fixHeld && c.room() {
 			e.Want += "; the file has that cluster, and the size of the disk may be what is wrong"
 		}
 		f := c.found(FindingBeyondDisk, by, e)

@@ -89,6 +89,9 @@ func printCheck(c *cli.Context, r *ploop.CheckReport) error {
 		}
 		if im.LostBytes > 0 {
 			verdict += fmt.Sprintf("; %d bytes of the disk are lost, the file does not have them", im.LostBytes)
+			if im.Repaired > 0 && im.Opens() {
+				verdict += ", and they read as zeroes now (where a whole cluster is lost, as the image below has it, if one is below)"
+			}
 		}
 		if strings.HasPrefix(im.Format, "ploop") {
 			verdict += fmt.Sprintf("; %d of %d clusters allocated, %d free in between", im.Allocated, im.Clusters, im.Free)
