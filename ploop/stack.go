@@ -10,44 +10,6 @@ import (
 	"sync/atomic"
 )
 
-// Options say how to open a stack.
-type Options struct {
-	// ReadOnly opens the top for reading as well; nothing is written then.
-	ReadOnly bool
-	// TakeOver accepts a top whose in_use was left set. It is for the crash
-	// of the caller's own earlier life: what this package writes is safe to
-	// go on with after a crash, what a stranger left behind wants a check.
-	TakeOver bool
-	// Continue wants a top that was left in use, as a device's is whose server
-	// died: one that was closed since, or never opened, isn't it (ErrDiverged).
-	Continue bool
-	// Locked wants a top whose file system has locks: without one ErrNoLock comes before
-	// anything is written, as somebody else's writes may still be under way.
-	Locked bool
-	// Distrust takes none of the top's index for durable, although it reads so:
-	// syncs failed in the caller's earlier life. A top that is taken over and
-	// goes through the page cache is distrusted in any case: there may have been one
-	// that nobody lived to tell of.
-	Distrust bool
-	// Damaged opens, read-only, images with bad BAT entries or a wrong data_off.
-	// Reads of what such an image has lost are [ErrDamaged], and never show an
-	// older version of a lower image; see [Stack.Damage] for the rest.
-	Damaged bool
-	// NoDirect serves the files through the page cache.
-	NoDirect bool
-	// Log takes one line about what is worth knowing and no error; nil: nobody.
-	Log func(format string, args ...any)
-
-	open    opener
-	still   bool // nobody may write to the images meanwhile
-	oddRaw  bool // a raw base may end within a sector
-	noOrder bool // tests' control: leave out the syncs that order data and index
-}
-
-func (o *Options) tolerance() damageTolerance {
-	return damageTolerance{damaged: o.Damaged, oddRaw: o.oddRaw}
-}
-
 // Stack is an open stack of images. See the package's text for how its methods
 // may be used together.
 type Stack struct {
