@@ -4,8 +4,9 @@ import "holdfast/internal/failpoint"
 
 // Discard tells that n bytes at off are no longer wanted. With one delta, whole
 // clusters go back to the image and read as zeroes; of the rest, what lies in
-// the top is punched out of the file and reads as zeroes too. What a lower
-// delta holds stays as it is.
+// the top goes back to its storage in whole blocks, and reads as zeroes or as it
+// did. What a lower delta holds stays as it is. It is a hint: where the storage can't
+// take space back it does nothing, and never writes zeroes for it.
 func (s *Stack) Discard(off, n int64) error {
 	return s.zeroRange(off, n, false, false)
 }
@@ -24,6 +25,9 @@ func (s *Stack) zeroRange(off, n int64, must, keep bool) error {
 		return ErrReadOnly
 	}
 	defer s.endCall(s.beginCall())
+	if !must && s.DiscardUnit() == 0 {
+		return s.pieces(off, n, func(uint64, int64, int64) error { return nil })
+	}
 	var whole []uint64
 	err := s.pieces(off, n, func(i uint64, in, k int64) error {
 		// The disk's last cluster is whole where the disk ends.
@@ -62,7 +66,11 @@ func (s *Stack) zeroPiece(i uint64, in, n int64, must, keep bool) error {
 	}
 	if e.level() == s.Top() {
 		off := e.sector()*SectorSize + in
-		return s.top.ioError("zero", off, s.top.file.Zero(off, n, keep))
+		if !must {
+			s.hint(off, n)
+			return nil
+		}
+		return s.alone(i, in, n, func() error { return s.top.ioError("zero", off, s.top.file.Zero(off, n, keep)) })
 	}
 	return s.newCluster(i, e, in, nil, n)
 }
@@ -120,10 +128,24 @@ func (s *Stack) unmap(clusters []uint64) (err error) {
 	for _, op := range ops {
 		off := op.from.sector() * SectorSize
 		failpoint.Hit("discard-punch")
-		if err := s.top.file.Zero(off, s.cluster, false); err != nil {
-			s.log("%v; the space stays in the file", s.top.ioError("punch", off, err))
-		}
+		s.hint(off, s.cluster)
 		s.giveBack(h.positionOf(uint64(op.from.sector())))
 	}
 	return nil
+}
+
+// hint gives a range of the top's file back to its storage. That may fail.
+func (s *Stack) hint(off, n int64) {
+	if err := s.top.file.Discard(off, n); err != nil && !s.hintFailed.Swap(true) {
+		s.log("%v; the space stays in the file, and so does that of later ones that fail", s.top.ioError("discard", off, err))
+	}
+}
+
+// DiscardUnit is what Discard gives back at least, in bytes; 0: it does nothing.
+func (s *Stack) DiscardUnit() int64 {
+	u := s.top.file.DiscardUnit()
+	if u != 0 && s.Unmaps() {
+		return s.cluster
+	}
+	return u
 }

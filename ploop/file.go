@@ -1,7 +1,6 @@
 package ploop
 
 import (
-	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -25,6 +24,11 @@ type file interface {
 	// Zero makes a range inside the file read as zeroes; with keep the space
 	// stays allocated, without it goes back to the file system if it can.
 	Zero(off, n int64, keep bool) error
+	// Discard says that a range inside the file isn't wanted any more, which costs
+	// nothing: what of it goes back to the storage reads as anything, and the rest as it did.
+	Discard(off, n int64) error
+	// DiscardUnit is the size of the blocks that can go back, in bytes; 0: none can.
+	DiscardUnit() int64
 	Size() (int64, error)
 	// Locked says whether the open file holds its lock; a file system
 	// without locks gives none. Unlock gives it back, and Lock takes it again.
@@ -47,6 +51,9 @@ type osFile struct {
 	block  bool        // a block device: can't grow or shrink
 	dio    dio
 	units  sync.Mutex // a unit is read, changed and written (transfer.go)
+
+	logical int64        // of a block device: its logical block, in bytes; else 1
+	hole    atomic.Int64 // see DiscardUnit
 
 	dev, ino uint64 // which file it is
 	rdev     uint64 // and which block device
@@ -110,30 +117,11 @@ func (f *osFile) prepare(path string, direct bool) error {
 		return &IOError{Op: "fcntl", File: path, Offset: -1, Err: err}
 	}
 	f.flags = fl &^ (unix.O_NONBLOCK | unix.O_DIRECT)
+	f.findHoles()
 	if direct {
 		return f.tryDirect()
 	}
 	return f.setDirect(false)
-}
-
-func (f *osFile) Allocate(off, n int64) error {
-	err := retry(func() error { return unix.Fallocate(f.fd, 0, off, n) })
-	if unsupported(err) {
-		return f.Truncate(off + n)
-	}
-	return err
-}
-
-func (f *osFile) Zero(off, n int64, keep bool) error {
-	mode := uint32(unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE)
-	if keep {
-		mode = unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE
-	}
-	err := retry(func() error { return unix.Fallocate(f.fd, mode, off, n) })
-	if unsupported(err) {
-		return writeZeroes(f, off, n)
-	}
-	return err
 }
 
 func (f *osFile) Size() (int64, error) {
@@ -158,45 +146,5 @@ func unsupported(err error) bool {
 	return err == unix.EOPNOTSUPP || err == unix.ENOSYS
 }
 
-// writeZeroes is for storage that has no operation for it.
-func writeZeroes(f file, off, n int64) error {
-	b := AlignedBuffer(int(min(n, copyChunk)))
-	for n > 0 {
-		k := min(n, int64(len(b)))
-		if _, err := f.WriteAt(b[:k], off); err != nil {
-			return err
-		}
-		off, n = off+k, n-k
-	}
-	return nil
-}
-
 // copyChunk bounds the memory of one write of many adjacent sectors, whatever the cluster.
 const copyChunk = 1 << 20
-
-// ImageRef names one file of a stack and how to read it.
-type ImageRef struct {
-	Path string `json:"path"`
-	// Raw is said, never guessed: the content of a raw image belongs to the
-	// disk's user, who could make it look like a ploop image.
-	Raw bool `json:"raw,omitempty"`
-}
-
-// ParseImageRef takes FILE or raw@FILE, the notation of dm-ploop's table.
-func ParseImageRef(s string) (ImageRef, error) {
-	r := ImageRef{Path: s}
-	if len(s) >= 4 && s[:4] == "raw@" {
-		r = ImageRef{Path: s[4:], Raw: true}
-	}
-	if r.Path == "" {
-		return r, fmt.Errorf("image %q: no file name", s)
-	}
-	return r, nil
-}
-
-func (r ImageRef) String() string {
-	if r.Raw {
-		return "raw@" + r.Path
-	}
-	return r.Path
-}

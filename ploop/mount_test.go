@@ -112,6 +112,8 @@ func (h *simHandle) Zero(off, n int64, keep bool) error {
 	return h.simFile.Zero(off, n, keep)
 }
 
+func (h *simHandle) Discard(off, n int64) error { return h.Zero(off, n, false) }
+
 func (h *simHandle) Size() (int64, error) {
 	if err := h.op("size", 0); err != nil {
 		return 0, err

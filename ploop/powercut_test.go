@@ -183,11 +183,12 @@ func (k *worker) step() error {
 				m.w.Unlock()
 				return fmt.Errorf("%w: sector %d is version %d (%v) after a discard of %d", errWrong, i, v, ok, h[m.acked[i]:])
 			} else if v != 0 {
-				m.history[i] = append(h[:len(h)-1], v) // as good as written again
+				m.history[i] = h[:len(h)-1] // nothing was done to it
+			} else {
+				m.acked[i] = len(h) - 1
 			}
 		}
 		m.w.Unlock()
-		m.ack(first, n, false)
 	case 12:
 		return m.flush(s.Flush)
 	case 13:

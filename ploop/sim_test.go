@@ -30,7 +30,9 @@ type simWorld struct {
 	event func()
 	// fault decides, locked, what becomes of an operation; nil: it works.
 	fault func(f *simFile, kind string, off, n int64) simFault
-	syncs int
+	// noHoles: the storage can't take space back.
+	noHoles bool
+	syncs   int
 	// beforeSync is called, not locked, when a Sync begins; nil: nothing.
 	beforeSync func()
 }
@@ -292,6 +294,14 @@ func (f *simFile) Allocate(off, n int64) error {
 
 func (f *simFile) Zero(off, n int64, keep bool) error {
 	return f.do(&simOp{kind: 'z', off: off, n: n}, "zero")
+}
+
+func (f *simFile) Discard(off, n int64) error { return f.Zero(off, n, false) }
+func (f *simFile) DiscardUnit() int64 {
+	if f.w.noHoles {
+		return 0
+	}
+	return SectorSize
 }
 
 func (f *simFile) Size() (int64, error) {

@@ -46,6 +46,8 @@ type Stack struct {
 	unknown []section // extension sections carried along
 	keep    uint64    // positions of the file below it stay, on their account
 
+	hintFailed atomic.Bool // and it was told of
+
 	closeMu sync.Mutex
 	closed  atomic.Bool
 }
