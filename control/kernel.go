@@ -239,7 +239,8 @@ func (k *thisKernel) close() {
 // offlineStatus is what can be said of a device that has nothing in the driver.
 func offlineStatus(rec *record) device.Status {
 	spec := &rec.Spec
-	st := device.Status{Name: spec.Name, ID: -1, ReadOnly: spec.ReadOnly, Damaged: spec.Damaged, Queues: spec.Queues, Depth: spec.Depth, DataPath: spec.DataPath}
+	st := device.Status{Name: spec.Name, ID: -1, ReadOnly: spec.ReadOnly, Damaged: spec.Damaged, Queues: spec.Queues, Depth: spec.Depth, DataPath: spec.DataPath,
+		LogicalBlock: max(spec.LogicalBlockSize, ploop.SectorSize)}
 	for i, ref := range spec.Images {
 		st.Images = append(st.Images, ploop.ImageStatus{Path: ref.Path, Level: i})
 	}

@@ -182,6 +182,9 @@ func damaged(err error) error {
 
 func (d *Device) start(ctx context.Context, stack *ploop.Stack, o *Options) error {
 	cfg := d.config(stack)
+	if cfg.Size%int64(cfg.LogicalBlock) != 0 {
+		return fmt.Errorf("device %s: %w: a disk of %d bytes is no multiple of the logical block size %d", d.spec.Name, ploop.ErrGeometry, cfg.Size, cfg.LogicalBlock)
+	}
 	if o.Recover != nil {
 		info, err := d.control.GetInfo(ctx, o.Recover.ID)
 		if err != nil {
@@ -232,6 +235,7 @@ func (d *Device) config(stack *ploop.Stack) ublk.Config {
 		Depth:         d.spec.Depth,
 		MaxIO:         maxIO,
 		Size:          st.Size,
+		LogicalBlock:  max(d.spec.LogicalBlockSize, ploop.SectorSize),
 		ReadOnly:      st.ReadOnly,
 		VolatileCache: !st.ReadOnly,
 		FUA:           !st.ReadOnly,
@@ -251,19 +255,22 @@ func (d *Device) config(stack *ploop.Stack) ublk.Config {
 		cfg.ChunkSectors = int(c / ploop.SectorSize)
 		cfg.IOOpt = int(min(c, maxIO))
 	}
-	for _, im := range st.Images {
-		if im.Direct {
-			cfg.DMAAlign = ploop.SectorSize
-		}
-	}
+	cfg.DMAAlign = int(stack.MemoryUnit())
 	if !st.ReadOnly {
 		cfg.WriteZeroes = true
-		cfg.DiscardGranularity = ploop.SectorSize
-		if stack.Unmaps() {
-			cfg.DiscardGranularity = int(st.ClusterSize)
-		}
+		cfg.DiscardGranularity = granularity(stack.DiscardUnit(), cfg.LogicalBlock)
 	}
 	return cfg
+}
+
+// granularity is the smallest multiple of unit that is also one of the logical block; 0: no
+// discards.
+func granularity(unit int64, block int) int {
+	n := unit
+	for n%int64(block) != 0 {
+		n += unit
+	}
+	return int(n)
 }
 
 // Spec is what the device was made from, with the images that it has now.

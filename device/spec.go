@@ -22,6 +22,8 @@ type Spec struct {
 	Queues   int    `json:"queues,omitempty"`    // 0: one per processor, at most 4
 	Depth    int    `json:"depth,omitempty"`     // requests in flight per queue; 0: 128
 	DataPath string `json:"data_path,omitempty"` // "auto" or "" (the best the kernel has), "copy", "zero-copy"
+	// LogicalBlockSize is the device's smallest addressable unit, in bytes; 0: 512.
+	LogicalBlockSize int `json:"logical_block_size,omitempty"`
 
 	// StandbyErrors is the trigger set by the errors' names (EBUSY); empty:
 	// standby.DefaultTriggers.
@@ -123,6 +125,11 @@ func (s *Spec) Validate() error {
 	}
 	if _, ok := dataPaths[s.DataPath]; !ok {
 		return fmt.Errorf("device %s: data path %q, want auto, copy or zero-copy", s.Name, s.DataPath)
+	}
+	switch s.LogicalBlockSize {
+	case 0, 512, 1024, 2048, 4096:
+	default:
+		return fmt.Errorf("device %s: logical block size %d, want 512, 1024, 2048 or 4096", s.Name, s.LogicalBlockSize)
 	}
 	return s.validateStandby()
 }

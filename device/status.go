@@ -37,6 +37,8 @@ type Status struct {
 	Oldest *OldestRequest `json:"oldest,omitempty"`
 	// Displaced are the images that are served from another file than the one at their path.
 	Displaced []Displaced `json:"displaced,omitempty"`
+	// LogicalBlock is the smallest unit of the device, in bytes.
+	LogicalBlock int `json:"logical_block_size"`
 }
 
 // States of a device.

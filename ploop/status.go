@@ -52,6 +52,17 @@ func (s *Stack) Status() Status {
 // Allocated is how many clusters the top holds.
 func (s *Stack) Allocated() int64 { return s.allocated.Load() }
 
+// MemoryUnit is what the memory of direct transfers is aligned to at least, in bytes; 0: nothing
+// is direct.
+func (s *Stack) MemoryUnit() (n int64) {
+	for _, d := range s.deltas {
+		if f, ok := d.file.(*osFile); ok && f.dio.on {
+			n = max(n, f.dio.memory)
+		}
+	}
+	return n
+}
+
 func (d *delta) format() string {
 	if d.ref.Raw {
 		return "raw"

@@ -250,16 +250,17 @@ func (l *line) commandNames() []string {
 
 // flagValues are the words that a flag takes.
 var flagValues = map[string][]string{
-	"data-path":      {"auto", "copy", "zero-copy"},
-	"recovery":       {device.RecoveryManual, device.RecoveryReopen},
-	"recover-policy": {device.RecoverWait, device.RecoverFail},
-	"targets":        {"lio", "scst", "tgt", "none"},
-	"from":           {"raw", "ploop"},
-	"to":             {"raw", "ploop"},
-	"allow":          {ploop.AllowOlderData, ploop.AllowBeyondDisk, ploop.AllowDataOffset},
-	"format":         {"1", "2"},
-	"log-format":     {"json", "console"},
-	"log-level":      {"debug", "info", "warn", "error"},
+	"data-path":          {"auto", "copy", "zero-copy"},
+	"logical-block-size": {"512", "1K", "2K", "4K"},
+	"recovery":           {device.RecoveryManual, device.RecoveryReopen},
+	"recover-policy":     {device.RecoverWait, device.RecoverFail},
+	"targets":            {"lio", "scst", "tgt", "none"},
+	"from":               {"raw", "ploop"},
+	"to":                 {"raw", "ploop"},
+	"allow":              {ploop.AllowOlderData, ploop.AllowBeyondDisk, ploop.AllowDataOffset},
+	"format":             {"1", "2"},
+	"log-format":         {"json", "console"},
+	"log-level":          {"debug", "info", "warn", "error"},
 }
 
 // takesFile are the flags that take the name of a file or directory.

@@ -39,6 +39,7 @@ func createCommand() *cli.Command {
 			&cli.StringFlag{Name: "on-recovered", Usage: "run the program `FILE` when it has recovered"},
 			&cli.BoolFlag{Name: "persist", Usage: "create the device again after a reboot, until it is removed"},
 			&cli.StringFlag{Name: "data-path", Usage: "`PATH` of the data: auto (the best the kernel has), copy or zero-copy", Value: "auto"},
+			&cli.StringFlag{Name: "logical-block-size", Usage: "the device's smallest unit, `SIZE`: 512, 1K, 2K or 4K", DefaultText: "512"},
 			jsonFlag(), runDirFlag(),
 		},
 		Action: func(c *cli.Context) error {
@@ -51,6 +52,13 @@ func createCommand() *cli.Command {
 				if c.IsSet(f) && c.Int(f) < 1 {
 					return usagef("%s: --%s %d: want at least 1", commandName(c), f, c.Int(f))
 				}
+			}
+			if c.IsSet("logical-block-size") {
+				n, err := parseSize(c.String("logical-block-size"))
+				if err != nil || n < ploop.SectorSize || n > 4096 || n&(n-1) != 0 {
+					return usagef("%s: --logical-block-size %s: want 512, 1K, 2K or 4K", commandName(c), quote(c.String("logical-block-size")))
+				}
+				spec.LogicalBlockSize = int(n)
 			}
 			if spec.Images, err = imageRefs(*c.Generic("image").(*fileNames)); err != nil {
 				return err
