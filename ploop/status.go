@@ -29,6 +29,33 @@ type ImageStatus struct {
 	Rdev uint64 `json:"-"`
 }
 
+// Size is the disk's, in bytes.
+func (s *Stack) Size() int64 { return s.size }
+
+// ClusterSize is in bytes.
+func (s *Stack) ClusterSize() int64 { return s.cluster }
+
+// ReadOnly says whether the stack was opened so.
+func (s *Stack) ReadOnly() bool { return s.readOnly }
+
+// Unmaps says whether a discard of whole clusters gives them back to the
+// image; over a lower delta it can't, since that one would show through.
+func (s *Stack) Unmaps() bool { return len(s.deltas) == 1 && !s.top.ref.Raw }
+
+// Fds gives the descriptor of each level's file, for transfers to the places
+// that Reader.Locate tells. They are valid until Close, or after Retire until
+// no transfer and no call is under way.
+func (s *Stack) Fds() []int {
+	fds := make([]int, len(s.deltas))
+	for i, d := range s.deltas {
+		fds[i] = d.file.Fd()
+	}
+	return fds
+}
+
+// Top is the level that writes go to.
+func (s *Stack) Top() int { return len(s.deltas) - 1 }
+
 // Status takes the picture.
 func (s *Stack) Status() Status {
 	st := Status{
