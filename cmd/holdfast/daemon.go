@@ -112,6 +112,7 @@ var startSpawner = spawner.Start
 // limit; 0: for ever. What is in use then is left to the next daemon if there will be one, as
 // if this one had been killed.
 func serve(cfg control.Config, limit time.Duration) error {
+	tuneRuntime(cfg.Log)
 	// Before anything is open, also what only this process is protected from.
 	var err error
 	if cfg.Spawner, err = startSpawner(func(err error) {

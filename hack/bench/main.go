@@ -3,6 +3,7 @@
 //
 //	go run ./hack/bench native     the engine on a file against qemu-img bench; no driver needed
 //	go run ./hack/bench gate       what the check for standby costs on the fast path; no driver needed
+//	go run ./hack/bench procs      what GOMAXPROCS does to busy and to idle queues; no driver needed
 //	go run ./hack/bench vm         devices in one boot of the newest kernel: loop, kublk, qemu-nbd, holdfast
 //
 // native and vm take -quick. Tables go to standard output, and with the raw results to
@@ -48,7 +49,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: bench native|gate|vm [flags]")
+		return errors.New("usage: bench native|gate|procs|vm [flags]")
 	}
 	switch args[0] {
 	case "native":
@@ -57,6 +58,8 @@ func run(ctx context.Context, args []string) error {
 		return vm(ctx, args[1:])
 	case "gate":
 		return gate(args[1:])
+	case "procs":
+		return procs(args[1:])
 	case "engine": // one run of our side of native, in a process of its own
 		return engineMain(args[1:])
 	case "guest": // vm's part in the guest
@@ -64,5 +67,5 @@ func run(ctx context.Context, args []string) error {
 	case "serve": // a server of ours in the guest, for profiles
 		return serveMain(ctx, args[1:])
 	}
-	return fmt.Errorf("%q: want native, gate or vm", args[0])
+	return fmt.Errorf("%q: want native, gate, procs or vm", args[0])
 }
