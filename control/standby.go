@@ -277,8 +277,12 @@ func answered(limit time.Duration, image ploop.ImageRef, ask func() ([]imageID, 
 		ids []imageID
 		err error
 	}
+	if !questions.begin(image.Path) {
+		return nil, fail(CodeImage, "image %q: %d earlier questions to it have no answer yet: its storage hangs; give a file elsewhere, or abort that mount (umount -f)", image.Path, mostQuestions)
+	}
 	came := make(chan answer, 1)
 	go func() {
+		defer questions.end(image.Path)
 		ids, err := ask()
 		came <- answer{ids, err}
 	}()
