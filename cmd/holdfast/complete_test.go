@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/urfave/cli/v2"
 
 	"holdfast/control"
 	"holdfast/device"
@@ -153,5 +156,31 @@ printf '%s\n' "${COMPREPLY[@]}"
 	out, err := cmd.CombinedOutput()
 	if err != nil || !slices.Equal(strings.Fields(string(out)), []string{"vol1", "vol2"}) {
 		t.Errorf("%q, %v", out, err)
+	}
+}
+
+// TestEveryFlagCompletes: of each flag with a value it is decided what its value may be: some
+// words, a file, or nothing that could be guessed.
+func TestEveryFlagCompletes(t *testing.T) {
+	free := []string{"queues", "depth", "level", "drain", "consumer", "timeout", "standby-timeout", "recover-timeout", "stop-timeout",
+		"standby-errors", "metrics-listen", "size", "cluster-size"}
+	words := []string{"device", "output"} // by complete itself
+	var each func(c *cli.Command)
+	each = func(c *cli.Command) {
+		for _, sub := range c.Subcommands {
+			each(sub)
+		}
+		for _, f := range c.Flags {
+			name := f.Names()[0]
+			if d, ok := f.(cli.DocGenerationFlag); !ok || !d.TakesValue() {
+				continue
+			}
+			if flagValues[name] == nil && !takesFile[name] && !slices.Contains(free, name) && !slices.Contains(words, name) {
+				t.Errorf("%s --%s: what is its value completed to?", c.Name, name)
+			}
+		}
+	}
+	for _, c := range newApp(io.Discard, io.Discard).Commands {
+		each(c)
 	}
 }
