@@ -52,6 +52,8 @@ type fakeKernel struct {
 	asked    int           // devices, for their status
 	scans    int           // for users
 	scanHold chan struct{} // they wait for it
+	// gather, if not nil, has questions for a status wait until so many are out.
+	gather *sync.WaitGroup
 }
 
 func newFake(t *testing.T) *fakeKernel {
@@ -231,6 +233,12 @@ func (d *fakeDevice) Path() string { return fmt.Sprintf("/dev/ublkb%d", d.id) }
 
 func (d *fakeDevice) Status() device.Status {
 	d.k.mu.Lock()
+	if g := d.k.gather; g != nil {
+		d.k.mu.Unlock()
+		g.Done()
+		g.Wait()
+		d.k.mu.Lock()
+	}
 	defer d.k.mu.Unlock()
 	d.k.asked++
 	st := device.Status{Name: d.spec.Name, ID: d.id, Path: d.Path(), Size: 1 << 30, State: "live", ReadOnly: d.spec.ReadOnly}

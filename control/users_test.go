@@ -1,7 +1,9 @@
 package control
 
 import (
+	"context"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -9,7 +11,8 @@ import (
 )
 
 // TestManyDevices: a list of a hundred devices is one search for their users, and one question
-// to each; a hundred removals at once are two searches, not a hundred.
+// to each, all at once: one that hangs may let who asks wait. A hundred removals at once are
+// two searches, not a hundred.
 func TestManyDevices(t *testing.T) {
 	f := newFixture(t)
 	const n = 100
@@ -26,9 +29,15 @@ func TestManyDevices(t *testing.T) {
 		f.k.scans, f.k.asked = 0, 0
 	}
 	f.k.set(func() { f.k.scans, f.k.asked = 0, 0 })
-	if snap, err := f.c.Snapshot(ctx); err != nil || len(snap.Devices) != n {
+	var gather sync.WaitGroup
+	gather.Add(n)
+	f.k.set(func() { f.k.gather = &gather })
+	short, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if snap, err := f.c.Snapshot(short); err != nil || len(snap.Devices) != n {
 		t.Fatalf("%v", err)
 	}
+	f.k.set(func() { f.k.gather = nil })
 	counts("list", 1, n)
 	if snap, err := f.c.Brief(ctx); err != nil || len(snap.Devices) != n || snap.Devices[0].Users == nil {
 		t.Fatalf("%v", err)
