@@ -243,7 +243,7 @@ func (d *fakeDevice) Status() device.Status {
 	d.k.asked++
 	st := device.Status{Name: d.spec.Name, ID: d.id, Path: d.Path(), Size: 1 << 30, State: "live", ReadOnly: d.spec.ReadOnly}
 	m := d.machine.Status()
-	st.Standby = device.StandbyStatus{Value: m.Value(), Enabled: m.Enabled, Flag: m.Flag, Consumers: m.Consumers, Cause: m.Cause, Tags: 128, Recovery: device.RecoveryManual}
+	st.Standby = device.StandbyStatus{Value: m.Value(), Enabled: m.Enabled, Flag: m.Flag, Consumers: m.Consumers, Cause: m.Cause, ByHand: m.ByHand, Tags: 128, Recovery: device.RecoveryManual}
 	if m.Flag && m.Supported {
 		st.State, st.Since, st.Standby.Since = device.StateStandby, m.Since, &m.Since
 	}

@@ -272,7 +272,7 @@ func (d *Daemon) waitingStatus(slot *slot) device.Status {
 		s.Recovery = device.RecoveryManual
 	}
 	if r := rec.Standby; r != nil {
-		s.Since, s.Cause = &r.Since, r.Cause
+		s.Since, s.Cause, s.ByHand = &r.Since, r.Cause, r.ByHand
 		if r.Errno != 0 {
 			s.Errno = device.ErrnoName(unix.Errno(r.Errno))
 		}

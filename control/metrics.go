@@ -72,11 +72,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 		send(descInconsistencies, prometheus.CounterValue, float64(n), "", kind)
 	}
 	states := []string{device.StateLive, device.StateHung, device.StateParked, device.StateStandby, device.StateFailing, device.StateReplacing, device.StateStopped, StateRecovering, StateUnrecovered}
-	for name := range m.d.disks() {
-		st, err := m.d.status(name)
-		if err != nil {
-			continue // gone meanwhile
-		}
+	for _, st := range m.d.statuses() {
 		s, c, name := &st.Standby, &st.Counters, st.Name
 		gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 			send(d, prometheus.GaugeValue, v, append([]string{name}, labels...)...)

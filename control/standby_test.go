@@ -527,12 +527,31 @@ func TestWhy(t *testing.T) {
 		t.Fatal(err)
 	}
 	has("in standby since", "of at most 128", "by hand", "1 consumer", "holdfast replace v --top", "standby v off")
+	if text := why(); strings.Contains(text, "bring the storage") {
+		t.Errorf("the storage is said to be away: %s", text)
+	}
 	if _, err := f.c.Detach(ctx, "v", "test"); err != nil {
 		t.Fatal(err)
 	}
 	has("marked in standby all the same", "no consumer has a lease")
 	f.restart()
 	has("v is lost", "its daemon")
+}
+
+// TestWhyByHand: a standby that somebody wants to be by hand is not said to be on its way to
+// be ended by a reopening.
+func TestWhyByHand(t *testing.T) {
+	since := time.Now()
+	dev := &Device{Status: device.Status{Name: "v", State: device.StateStandby}}
+	dev.Standby = device.StandbyStatus{Value: "on", Since: &since, Errno: "EIO", Cause: "a read", Recovery: device.RecoveryReopen}
+	text := func() string { advise(dev); return dev.Advice + " " + strings.Join(Why(dev, &KeyInfo{}), " ") }
+	if s := text(); !strings.Contains(s, "one is under way") || !strings.Contains(s, "bring the storage") {
+		t.Errorf("%q", s)
+	}
+	dev.Standby.ByHand = true
+	if s := text(); strings.Contains(s, "under way") || strings.Contains(s, "nothing needs to be done") || strings.Contains(s, "bring the storage") || !strings.Contains(s, "by hand") || !strings.Contains(s, "holdfast replace v --top") {
+		t.Errorf("%q", s)
+	}
 }
 
 // TestWhyReplacing: a device that a failed replacement left closed says how to open it.

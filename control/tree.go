@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -231,6 +232,27 @@ func (d *Daemon) status(name string) (*device.Status, error) {
 	}
 	err := d.withDevice(name, func(_ *slot, dev live) error { st = dev.Status(); return nil })
 	return &st, err
+}
+
+// statuses are those of all that have a disk, asked for at once: one that has to wait holds up
+// no other.
+func (d *Daemon) statuses() []*device.Status {
+	var out []*device.Status
+	var mu sync.Mutex
+	var asked sync.WaitGroup
+	for name := range d.disks() {
+		asked.Go(func() {
+			st, err := d.status(name)
+			if err != nil {
+				return // gone meanwhile
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			out = append(out, st)
+		})
+	}
+	asked.Wait()
+	return out
 }
 
 // kernelAttr is what the kernel's own tree says of the device's disk.

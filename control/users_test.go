@@ -39,6 +39,13 @@ func TestManyDevices(t *testing.T) {
 	}
 	f.k.set(func() { f.k.gather = nil })
 	counts("list", 1, n)
+	gather.Add(n)
+	f.k.set(func() { f.k.gather = &gather })
+	if got := len(f.d.statuses()); got != n { // for metrics
+		t.Errorf("%d statuses", got)
+	}
+	f.k.set(func() { f.k.gather = nil })
+	counts("metrics", 0, n)
 	if snap, err := f.c.Brief(ctx); err != nil || len(snap.Devices) != n || snap.Devices[0].Users == nil {
 		t.Fatalf("%v", err)
 	}

@@ -24,7 +24,7 @@ func Why(dev *Device, key *KeyInfo) []string {
 		}
 	case device.StateParked:
 		w.say("%s is live, but %d requests wait since %s for space in the storage of %s; the others are served.", dev.Name, dev.Counters.Parked, clock(dev.Since), w.top())
-		w.say("Free some space there: the requests are tried again every 20 seconds.")
+		w.say("Free some space there: they are tried again, at least every 20 seconds.")
 	case device.StateStopped:
 		w.say("The block device of %s was taken away by somebody else; 'holdfast remove %s' closes its images.", dev.Name, dev.Name)
 	case device.StateHung:
@@ -78,16 +78,19 @@ func (w *why) standby() {
 	} else {
 		w.say("%s is in standby since %s: it processes nothing, and holds %d requests of at most %d%s.", dev.Name, since, s.Held, s.Tags, oldestHeld(s))
 	}
-	if s.Errno == "" {
+	switch {
+	case s.Errno == "":
 		w.say("It was put there by hand.")
-	} else {
+	case s.ByHand:
+		w.say("The storage answered %s: %s. Since then it was also put there by hand.", s.Errno, s.Cause)
+	default:
 		w.say("The storage answered %s: %s.", s.Errno, s.Cause)
 	}
 	w.say("%s will wait for it: %s.", plural(len(s.Consumers), "consumer"), orNobody(s.Consumers))
 	if s.Deadline != nil && !s.Expired {
 		w.say("If it lasts until %s, what is held fails with EIO, and so do new requests.", clock(*s.Deadline))
 	}
-	if s.Recovery == device.RecoveryReopen && s.Errno != "" {
+	if s.Recovery == device.RecoveryReopen && !s.ByHand {
 		next := "one is under way"
 		if s.NextAttempt != nil {
 			next = "the next is at " + clock(*s.NextAttempt)
@@ -97,7 +100,11 @@ func (w *why) standby() {
 	if s.LastError != "" {
 		w.say("The last attempt failed: %s.", s.LastError)
 	}
-	w.say("To go on: bring the storage of %s back, then %s.", w.top(), w.dev.Advice)
+	if s.ByHand {
+		w.say("To go on: %s.", w.dev.Advice)
+	} else {
+		w.say("To go on: bring the storage of %s back, then %s.", w.top(), w.dev.Advice)
+	}
 	w.say("To give up: 'holdfast standby %s off' fails everything that is held.", dev.Name)
 }
 
@@ -231,7 +238,10 @@ func advise(dev *Device) {
 		}
 	}
 	dev.Advice = fmt.Sprintf("'holdfast replace %s --top %s', or the same file by another path", dev.Name, top)
-	if s.Recovery == device.RecoveryReopen && s.Errno != "" {
+	switch {
+	case s.ByHand:
+		dev.Advice = fmt.Sprintf("'holdfast replace %s --top %s' ends it, by the same file or a copy", dev.Name, top)
+	case s.Recovery == device.RecoveryReopen:
 		dev.Advice = fmt.Sprintf("nothing needs to be done if the same files return, else 'holdfast replace %s --top FILE'", dev.Name)
 	}
 }

@@ -201,7 +201,7 @@ func (d *Device) standbyStatus() (StandbyStatus, standby.Reason) {
 		s.Recovery = RecoveryManual
 	}
 	if m.Flag {
-		s.Since, s.Cause = &m.Since, m.Cause
+		s.Since, s.Cause, s.ByHand = &m.Since, m.Cause, m.ByHand
 		if m.Errno != 0 {
 			s.Errno = ErrnoName(m.Errno)
 		}

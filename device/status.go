@@ -60,6 +60,7 @@ type StandbyStatus struct {
 	Consumers []string   `json:"consumers"` // who has a lease
 	Since     *time.Time `json:"since,omitempty"`
 	Cause     string     `json:"cause,omitempty"`    // the error that set the flag, or "by hand"
+	ByHand    bool       `json:"by_hand,omitempty"`  // it is not ended by reopening the files
 	Errno     string     `json:"errno,omitempty"`    // its name
 	Deadline  *time.Time `json:"deadline,omitempty"` // when requests begin to fail
 	Expired   bool       `json:"expired"`            // they do
