@@ -1,6 +1,7 @@
 package device
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -172,6 +173,9 @@ func TestTruncated(t *testing.T) {
 			// whichever of the disk's they are.
 			if failed != 8 {
 				t.Errorf("%d of 16 reads failed, want the 8 of the lost half", failed)
+			}
+			if err := d.Close(t.Context(), true); !errors.Is(err, ploop.ErrTruncated) {
+				t.Errorf("closing: %v", err)
 			}
 		})
 	}

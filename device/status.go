@@ -121,7 +121,7 @@ func (d *Device) Status() Status {
 	st := Status{
 		Name: d.spec.Name, ID: d.ID(), Path: d.Path(),
 		Size: s.Size, ClusterSize: s.ClusterSize, Clusters: s.Clusters, Allocated: s.Allocated, ReadOnly: s.ReadOnly, Damaged: d.spec.Damaged,
-		Queues: info.Queues, Depth: info.Depth, DataPath: cfg.DataPath.String(),
+		Queues: info.Queues, Depth: info.Depth, DataPath: cfg.DataPath.String(), LogicalBlock: cfg.LogicalBlock,
 		Images: s.Images, Latency: d.latency(),
 	}
 	c := &st.Counters
