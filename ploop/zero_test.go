@@ -196,6 +196,9 @@ func TestRaggedOnBlockDevice(t *testing.T) {
 		for _, direct := range []bool{true, false} {
 			dev := blockDevice(t, 4<<20, block)
 			s := mustOpen(t, []ImageRef{{Path: dev, Raw: true}}, Options{NoDirect: !direct})
+			if im := s.Status().Images[0]; im.Direct != direct || im.Cached == direct {
+				t.Errorf("blocks of %d: %+v", block, im)
+			}
 			disk := bytes.Repeat([]byte{9}, 4<<20)
 			if _, err := s.WriteAt(disk, 0); err != nil {
 				t.Fatal(err)
