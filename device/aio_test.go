@@ -18,12 +18,14 @@ type aio struct {
 	fd     rawDisk
 	out    map[uint64]*iocb
 	failed int
+	flags  uint32 // of those that are submitted
 }
 
 // iocb and ioEvent are of linux/aio_abi.h.
 type iocb struct {
 	data   uint64
-	_      [2]uint32 // key, flags of the read or write
+	_      uint32 // key
+	flags  uint32 // of the read or write, RWF_*
 	opcode uint16
 	_      int16 // priority
 	fd     uint32
@@ -61,7 +63,7 @@ func newAIO(t testing.TB, fd rawDisk, n int) *aio {
 // submit begins a request for a block. version is that of a write.
 func (a *aio) submit(op uint16, block, version uint64) {
 	a.t.Helper()
-	c := &iocb{data: block, opcode: op, fd: uint32(a.fd), nbytes: blockSize, off: int64(block) * blockSize, p: ploop.AlignedBuffer(blockSize)}
+	c := &iocb{data: block, opcode: op, flags: a.flags, fd: uint32(a.fd), nbytes: blockSize, off: int64(block) * blockSize, p: ploop.AlignedBuffer(blockSize)}
 	fill(c.p, block, version)
 	c.buf = uint64(uintptr(unsafe.Pointer(&c.p[0]))) // the heap doesn't move, and out keeps it
 	list := [1]*iocb{c}

@@ -116,15 +116,22 @@ func (d *Device) nextEpoch(q *queue) {
 
 // cameLate takes the end of a transfer of a past epoch. Its result doesn't count for its
 // request, but what a sync that failed may have lost is still the stack's matter, if
-// the old one goes on, or its top is the new one's as well; and it counts its syncs.
+// the old one goes on, or its top is the new one's as well.
 func (d *Device) cameLate(r *ublk.Request, q *queue, state, rest, epoch uint64, errno unix.Errno) {
 	g := q.late.of[epoch]
-	switch {
-	case state != stateSync:
+	if state == stateSync {
+		_, _ = g.stack.FlushEnd(&q.flushes[r.Tag()].FlushWaiter, errorOf(errno))
+	} else {
 		g.readers[r.Queue().Index()].Leave(uint32(rest))
-	default:
-		g.stack.FlushEnd(rest, errno == 0)
+		if state == stateDurable && !untouched(errno) {
+			g.stack.SyncFailed()
+		}
 	}
+	d.beginsAnew(r, q)
+}
+
+// beginsAnew ends what a request of a past epoch was in the middle of.
+func (d *Device) beginsAnew(r *ublk.Request, q *queue) {
 	d.lateTransfers.Add(-1)
 	if q.late.out--; q.late.out == 0 {
 		clear(q.late.of)

@@ -24,6 +24,7 @@ type queue struct {
 	held    []*ublk.Request
 	spare   []*ublk.Request
 	late    lateTransfers
+	flushes []flush // by tag
 	born    time.Time
 	jobs    []job         // by tag: the slow way's
 	began   []int64       // by tag: when a sampled request came, in ns since born
@@ -49,12 +50,14 @@ type stats struct {
 
 // Request.User says what a request is in the middle of, so that nothing is
 // allocated: 0 for one that has just come, else a state, the epoch in which its
-// transfer began, and its place (see placeOf) or the number of a flush.
+// transfer began, and its place (see placeOf) or what a wait for a sync came to.
 const (
 	stateTransfer = iota + 1 // READ or WRITE between pages and file
 	stateThenSync            // the same, and a sync has to follow (FUA)
 	stateSync                // the sync of a FLUSH or of a FUA write
 	stateAgain               // none: it begins anew
+	stateDurable             // a WRITE that is durable when it has ended (RWF_DSYNC)
+	stateInLine              // it waits for a sync that others share; see flush.go
 
 	stateBits = 3
 	epochBits = 16
@@ -82,6 +85,10 @@ func (d *Device) Begin(r *ublk.Request) {
 			q.began[r.Tag()] = max(int64(time.Since(q.born)), 1)
 		}
 	}
+	if r.User&stateMask == stateInLine {
+		d.woken(r, q)
+		return
+	}
 	if d.gate.Closed() && d.hold(r, q) {
 		return
 	}
@@ -107,7 +114,7 @@ func (d *Device) Begin(r *ublk.Request) {
 				if q.stack.IndexDirty() {
 					state = stateThenSync
 				} else {
-					flags = unix.RWF_DSYNC
+					state, flags = stateDurable, unix.RWF_DSYNC
 				}
 			}
 			r.User = q.mark(state, placeOf(at))
@@ -120,7 +127,7 @@ func (d *Device) Begin(r *ublk.Request) {
 			q.complete(r, 0)
 			return
 		}
-		q.sync(r)
+		d.sync(r, q)
 		return
 	}
 	d.slowly(r, q, classOf(op))
@@ -138,6 +145,7 @@ func classOf(op ublk.Op) class {
 
 // makeTags makes what there is of each tag.
 func (q *queue) makeTags(depth int) {
+	q.flushes = newFlushes(depth)
 	q.began, q.came = make([]int64, depth), make([]uint32, depth)
 	q.jobs, q.slow = make([]job, depth), make([]whereabouts, depth)
 	q.held, q.spare = make([]*ublk.Request, 0, depth), make([]*ublk.Request, 0, depth)
@@ -159,13 +167,6 @@ func (q *queue) complete(r *ublk.Request, errno unix.Errno) {
 	r.CompleteHere(errno)
 }
 
-// sync makes the top's file durable, on the ring.
-func (q *queue) sync(r *ublk.Request) {
-	r.User = q.mark(stateSync, q.stack.FlushBegin())
-	q.out++
-	r.SyncFile(q.stack.Top())
-}
-
 // Transferred takes the end of a transfer. It runs on the queue's thread.
 func (d *Device) Transferred(r *ublk.Request, errno unix.Errno) {
 	q := &d.queues[r.Queue().Index()]
@@ -175,37 +176,32 @@ func (d *Device) Transferred(r *ublk.Request, errno unix.Errno) {
 		return
 	}
 	q.out--
-	complete := true
 	if state == stateSync {
-		complete = q.stack.FlushEnd(rest, errno == 0)
-	} else {
-		q.reader.Leave(uint32(rest))
+		d.synced(r, q, errno)
+		return
+	}
+	q.reader.Leave(uint32(rest))
+	if state == stateDurable && !untouched(errno) {
+		q.stack.SyncFailed()
 	}
 	switch {
-	case errno == 0 && !complete:
-		// An earlier sync failed and may have lost what this one says nothing
-		// of; the stack's own flush mends that first.
-		d.slowly(r, q, flushing)
 	case errno == 0 && state == stateThenSync:
-		q.sync(r)
+		d.sync(r, q)
 	case errno == 0:
 		q.complete(r, 0)
-	case state != stateSync && (errno == unix.EINVAL || errno == unix.EAGAIN || noSpace(errno)):
+	case errno == unix.EINVAL || errno == unix.EAGAIN || noSpace(errno):
 		// The file system wants an alignment that this request lacks, or
 		// can't do it without waiting, or has no space.
 		d.slowly(r, q, classOf(r.Op()))
 	default:
-		d.failed(r, q, failedTransfer{g: q.gen, level: q.stack.Top(), sync: state == stateSync, errno: errno}, int(rest>>32))
+		d.failed(r, q, failedTransfer{g: q.gen, level: int(rest >> 32), errno: errno})
 	}
 }
 
 // failed has a worker decide about a request whose transfer failed: that is rare, and worth a
-// look and a line. level is that of a READ's or WRITE's file.
-func (d *Device) failed(r *ublk.Request, q *queue, f failedTransfer, level int) {
+// look and a line.
+func (d *Device) failed(r *ublk.Request, q *queue, f failedTransfer) {
 	q.stats.slow.Add(1)
-	if !f.sync {
-		f.level = level
-	}
 	r.User = stateAgain
 	j := d.job(r, q, judging)
 	j.failed = f

@@ -11,6 +11,7 @@ import (
 
 	"holdfast/hack/faultfs"
 	"holdfast/ploop"
+	"holdfast/ublk"
 )
 
 // TestHungStorage has requests hang in storage without an error. A replacement waits for
@@ -107,6 +108,63 @@ func TestHungStorage(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestHungSync has the sync of a FUA write hang, and a FLUSH come meanwhile: it waits, and no
+// second sync begins. When the top is replaced, it is done by the new one at once, while the
+// first hangs still.
+func TestHungSync(t *testing.T) {
+	ctl := openControl(t)
+	w := newWays(t, faultfs.Options{})
+	back := filepath.Join(w.backing, "top")
+	if err := ploop.Create(back, ploop.CreateOptions{Size: 8 << 20, ClusterSize: 64 << 10}); err != nil {
+		t.Fatal(err)
+	}
+	f := serve(t, ctl, Spec{Name: "sync", Images: refs(w.a, "top"), Queues: 1, Depth: 64})
+	fd := openDisk(t, f)
+	// The last one leaves an index that isn't known to be durable, so that a FUA write wants a sync.
+	if err := errors.Join(fd.write(0, 1), fd.flush(), fd.write(clusterBlocks, 1)); err != nil {
+		t.Fatal(err)
+	}
+	before := w.a.Counts()[faultfs.Fsync]
+	id := w.a.Add(faultfs.Rule{Op: faultfs.Fsync, Path: "top", Times: 1, Hang: true})
+	t.Cleanup(w.a.Clear)
+	a := newAIO(t, fd, 1)
+	a.flags = unix.RWF_DSYNC
+	a.submit(iocbWrite, 0, 2)
+	eventually(t, "the sync hangs", func() bool { return w.a.Rule(id).Hanging == 1 })
+	flushes := &f.queues[0].stats.ops[ublk.OpFlush]
+	came := flushes.Load()
+	flushed := make(chan error, 1)
+	go func() { flushed <- fd.flush() }()
+	eventually(t, "the flush comes", func() bool { return flushes.Load() > came })
+	time.Sleep(100 * time.Millisecond) // for a second sync, if there is one
+	if n := w.a.Counts()[faultfs.Fsync] - before; n != 1 {
+		t.Errorf("%d syncs under way at once", n)
+	}
+	if len(flushed) != 0 || a.ended() != 1 {
+		t.Error("acknowledged before the sync")
+	}
+	if err := f.Replace(t.Context(), Replace{Level: -1, Image: refs(w.b, "top")[0], Drain: 100 * time.Millisecond}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-flushed; err != nil {
+		t.Error(err)
+	}
+	if w.a.Rule(id).Hanging != 1 || a.ended() != 1 {
+		t.Error("the first sync doesn't hang any more")
+	}
+	w.a.Remove(id)
+	if n := a.all(); n != 0 {
+		t.Errorf("%d writes failed", n)
+	}
+	if err := errors.Join(fd.expect(0, 2), fd.expect(clusterBlocks, 1)); err != nil {
+		t.Error(err)
+	}
+	if err := f.Close(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	checkClean(t, []ploop.ImageRef{{Path: back}})
 }
 
 // TestHungStructure has a write of the index hang: where it might still land, the same

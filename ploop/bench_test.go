@@ -156,8 +156,8 @@ func residentMemory(t testing.TB) int64 {
 	return rss * int64(os.Getpagesize())
 }
 
-// TestLargeImage opens 16 TiB with clusters of 1 MiB, all of them there: it
-// takes about as long as reading the BAT, and eight bytes a cluster.
+// TestLargeImage opens 16 TiB with clusters of 1 MiB, all of them there: that
+// takes eight bytes a cluster, and how long is logged.
 func TestLargeImage(t *testing.T) {
 	if raceEnabled {
 		t.Skip("measures time and memory")
@@ -203,8 +203,5 @@ func TestLargeImage(t *testing.T) {
 		slices.Min(reads), slices.Min(opens), per, before>>20, residentMemory(t)>>20)
 	if per > 8.6 { // 8 and what else the process does meanwhile
 		t.Errorf("%.2f bytes a cluster", per)
-	}
-	if d := slices.Min(opens); d > 2*time.Second {
-		t.Errorf("opening takes %v", d)
 	}
 }

@@ -19,6 +19,7 @@ type delta struct {
 	size  int64 // of the file at open, in bytes
 	level int
 	users atomic.Int32 // stacks that have it open
+	syncs syncs
 
 	// unlocked says that the lock was given back to a successor, to be taken
 	// again if that one doesn't come to live.

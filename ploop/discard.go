@@ -52,7 +52,9 @@ func (s *Stack) zeroRange(off, n int64, must, keep bool) error {
 
 // zeroPiece zeroes a part of a cluster, or a whole one that keeps its place.
 func (s *Stack) zeroPiece(i uint64, in, n int64, must, keep bool) error {
-	s.locks.lock(i)
+	if err := s.locks.lock(i, s.over()); err != nil {
+		return err
+	}
 	defer s.locks.unlock(i)
 	e, err := s.settled(i)
 	if err != nil {
@@ -82,15 +84,20 @@ func (s *Stack) zeroPiece(i uint64, in, n int64, must, keep bool) error {
 // a power cut could leave two clusters with one place.
 func (s *Stack) unmap(clusters []uint64) (err error) {
 	var ops []indexOp
+	giveUp := func(err error) error {
+		for _, op := range ops {
+			s.table.unsetBusy(op.cluster)
+		}
+		return err
+	}
 	for _, i := range clusters {
-		s.locks.lock(i)
+		if err := s.locks.lock(i, s.over()); err != nil {
+			return giveUp(err)
+		}
 		defer s.locks.unlock(i)
 		e, err := s.settled(i)
 		if err != nil {
-			for _, op := range ops {
-				s.table.unsetBusy(op.cluster)
-			}
-			return err
+			return giveUp(err)
 		}
 		if !e.mapped() {
 			continue
@@ -105,9 +112,11 @@ func (s *Stack) unmap(clusters []uint64) (err error) {
 	if len(ops) == 0 {
 		return nil
 	}
-	s.grace.wait()
+	if err := s.grace.wait(s.over()); err != nil {
+		return giveUp(err)
+	}
 	gen := s.index.syncFailed.Load()
-	if err := s.index.commit(s, ops, nil); err != nil {
+	if _, err := s.index.commit(s, ops, nil); err != nil {
 		return err
 	}
 	failpoint.Hit("discard-index")
@@ -115,7 +124,6 @@ func (s *Stack) unmap(clusters []uint64) (err error) {
 		if err := s.sync(); err != nil {
 			return err // the places stay unused until the next open
 		}
-		s.overlapped()
 		if gen != s.index.syncFailed.Load() {
 			return nil // as above: another sync failed, and with it perhaps this change
 		}

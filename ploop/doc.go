@@ -44,8 +44,9 @@
 // Data before index: a cluster is written whole, synced, and only then does
 // its BAT entry go into the file (index.go); many allocations share one sync.
 // A write is acknowledged when both are in the file, and a flush makes them
-// durable. Power may fail at any point: the image then checks clean but for
-// leaked clusters. A failed write of the index is read back before memory is
+// durable. At most one sync of a file is under way, and who wants one meanwhile
+// shares the next (syncs.go). Power may fail at any point: the image then checks
+// clean but for leaked clusters. A failed write of the index is read back before memory is
 // trusted again. The header's in_use is set, durably, before the first write
 // and cleared at a clean Close.
 //
@@ -59,8 +60,9 @@
 //	...                          // make it known durably; else old.Undo(next)
 //	old.Retire()                 // and use next
 //
-// What hangs in dead storage is never waited for. It can't do harm when it
-// comes back late: it writes no structure, since it asks before each such
+// What hangs in dead storage is never waited for, and Supersede ends every wait
+// of this package for somebody else. What hangs can't do harm when it comes back
+// late: it writes no structure, since it asks before each such
 // write, and the new stack gives no cluster a place that it may write data to.
 // What did begin to write structure, or could still write over newer data in
 // the same file by another way, has Succeed refuse. The old stack's lock,

@@ -2,7 +2,6 @@ package ploop
 
 import (
 	"io"
-	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -50,7 +49,7 @@ type osFile struct {
 	locked atomic.Bool // the file system carries the lock
 	block  bool        // a block device: can't grow or shrink
 	dio    dio
-	units  sync.Mutex // a unit is read, changed and written (transfer.go)
+	units  clusterLocks // by unit: it is read, changed and written (transfer.go)
 
 	logical int64        // of a block device: its logical block, in bytes; else 1
 	hole    atomic.Int64 // see DiscardUnit

@@ -19,7 +19,7 @@ type grace struct {
 	epoch   atomic.Uint64
 	waiting atomic.Int32 // someone waits: leaving Readers must tell
 
-	mu sync.Mutex // one waiter at a time
+	mu mutex // one waiter at a time
 
 	tell    sync.Mutex
 	cond    *sync.Cond // on tell: some counter reached zero
@@ -51,30 +51,48 @@ func (g *grace) leave(r *Reader, p uint32) {
 	}
 }
 
-// wait returns when every transfer that was counted before the call has left.
-// It must not be called between enter and leave.
-func (g *grace) wait() {
+// wait returns when every transfer that was counted before the call has left,
+// or is ErrSuperseded when over is closed before; a nil over never is. Who
+// closes it calls wake. It must not be called between enter and leave.
+func (g *grace) wait(over <-chan struct{}) error {
 	if g.skip {
-		return
+		return nil
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	if err := g.mu.lock(over); err != nil {
+		return err
+	}
+	defer g.mu.unlock()
 	g.waiting.Add(1)
 	defer g.waiting.Add(-1)
 	p := g.epoch.Load() & 1
-	g.drain(p ^ 1)
+	if err := g.drain(p^1, over); err != nil {
+		return err
+	}
 	g.epoch.Add(1)
-	g.drain(p)
+	return g.drain(p, over)
 }
 
-func (g *grace) drain(p uint64) {
+func (g *grace) drain(p uint64, over <-chan struct{}) error {
 	g.tell.Lock()
 	defer g.tell.Unlock()
 	for _, r := range g.readers {
 		for r.count[p].n.Load() != 0 {
-			g.cond.Wait()
+			select {
+			case <-over:
+				return ErrSuperseded
+			default:
+				g.cond.Wait()
+			}
 		}
 	}
+	return nil
+}
+
+// wake has those who wait see that they may give up.
+func (g *grace) wake() {
+	g.tell.Lock()
+	g.cond.Broadcast()
+	g.tell.Unlock()
 }
 
 // idle says that no transfer is under way. It never waits, and holds only if none can begin.

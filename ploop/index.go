@@ -50,38 +50,51 @@ type indexRequest struct {
 	all     bool    // without ops: write every lost sector anew instead
 	err     error
 	turn    chan bool // told once: true to lead, false when done
+	left    bool      // under index.mu: whoever asked has gone, and its lock with it
 }
 
 // commit brings ops into the file and, that done, into the table. With gen it
-// first syncs the data that the new entries point to.
-func (x *index) commit(s *Stack, ops []indexOp, gen *uint64) error {
+// first syncs the data that the new entries point to. After an error attempted
+// says that the file may have the new entries, now or later, so that their
+// places must not be reused.
+func (x *index) commit(s *Stack, ops []indexOp, gen *uint64) (attempted bool, err error) {
 	r := &indexRequest{ops: ops, gen: gen}
-	x.run(s, r)
-	return r.err
+	left, err := x.run(s, r)
+	if left {
+		return true, err // ops are the leader's
+	}
+	return slices.ContainsFunc(ops, func(op indexOp) bool { return op.attempted }), err
 }
 
-// resolve reads back what a failed change of cluster i left in the file.
+// resolve reads back what a failed change of cluster i, whose lock the caller
+// holds, left in the file.
 func (x *index) resolve(s *Stack, i uint64) error {
-	r := &indexRequest{cluster: i}
-	x.run(s, r)
-	return r.err
+	_, err := x.run(s, &indexRequest{cluster: i})
+	return err
 }
 
 // restoreLost writes anew what a failed sync may have lost.
 func (x *index) restoreLost(s *Stack) error {
-	r := &indexRequest{all: true}
-	x.run(s, r)
-	return r.err
+	_, err := x.run(s, &indexRequest{all: true})
+	return err
 }
 
-func (x *index) run(s *Stack, r *indexRequest) {
+// run does a request in its turn. When the stack is superseded before, it is
+// ErrSuperseded; left then says that a leader has the request, and may yet do
+// it.
+func (x *index) run(s *Stack, r *indexRequest) (left bool, err error) {
 	r.turn = make(chan bool, 1)
 	x.mu.Lock()
 	x.queue = append(x.queue, r)
 	if x.led {
 		x.mu.Unlock()
-		if lead := <-r.turn; !lead {
-			return
+		select {
+		case lead := <-r.turn:
+			if !lead {
+				return false, r.err
+			}
+		case <-s.over():
+			return x.leave(s, r)
 		}
 		x.mu.Lock()
 	}
@@ -98,12 +111,60 @@ func (x *index) run(s *Stack, r *indexRequest) {
 			other.turn <- false
 		}
 	}
+	x.pass()
+	x.mu.Unlock()
+	return false, r.err
+}
+
+// pass has the next one lead. The caller holds x.mu.
+func (x *index) pass() {
 	if len(x.queue) > 0 {
 		x.queue[0].turn <- true
 	} else {
 		x.led = false
 	}
-	x.mu.Unlock()
+}
+
+// leave takes a request back whose turn may never come. What a leader has
+// already, it may have brought into the file and will publish: until it has,
+// the clusters are busy, and whoever comes to them waits for it by resolve.
+func (x *index) leave(s *Stack, r *indexRequest) (left bool, err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	i := slices.Index(x.queue, r)
+	select {
+	case lead := <-r.turn:
+		if !lead {
+			return false, r.err // just in time
+		}
+		x.queue = slices.Delete(x.queue, i, i+1)
+		x.pass()
+	default:
+		if i < 0 {
+			r.left = true
+			for _, op := range r.ops {
+				s.table.setBusy(op.cluster)
+			}
+			s.space.frozen.Store(true) // their places may come to nothing
+			return true, ErrSuperseded
+		}
+		x.queue = slices.Delete(x.queue, i, i+1)
+	}
+	for _, op := range r.ops {
+		s.table.unsetBusy(op.cluster) // not touched
+	}
+	return false, ErrSuperseded
+}
+
+// resolved ends the busyness of the cluster of a request that settled it. There
+// is none but that of an earlier request which was left: only who has the
+// cluster's lock makes it busy, and that is who waits here, or has gone.
+func (x *index) resolved(s *Stack, r *indexRequest) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !r.left {
+		s.table.unsetBusy(r.cluster)
+	}
 }
 
 func (x *index) process(s *Stack, batch []*indexRequest) {
@@ -114,13 +175,11 @@ func (x *index) process(s *Stack, batch []*indexRequest) {
 					r.err = err
 				}
 			}
-		} else {
-			s.overlapped()
 		}
 	}
 	bySector := map[int64][]*indexOp{}
 	for _, r := range batch {
-		if r.gen != nil && r.err == nil && *r.gen != x.syncFailed.Load() {
+		if r.gen != nil && r.err == nil && *r.gen != x.syncFailed.Load() && !s.believing {
 			r.err = s.lostBefore()
 		}
 		if r.err != nil {
@@ -133,7 +192,10 @@ func (x *index) process(s *Stack, batch []*indexRequest) {
 		if len(r.ops) == 0 {
 			at := sectorOfEntry(r.cluster)
 			if r.err = x.settle(s, at); r.err == nil {
-				r.err = x.restore(s, at)
+				r.err = x.restore(s, []int64{at})
+			}
+			if r.err == nil {
+				x.resolved(s, r)
 			}
 			continue
 		}
@@ -156,10 +218,7 @@ func (x *index) process(s *Stack, batch []*indexRequest) {
 	}
 	slices.SortFunc(sectors, cmp.Compare)
 	for len(sectors) > 0 {
-		n := 1
-		for n < len(sectors) && sectors[n] == sectors[0]+int64(n)*SectorSize && n*SectorSize < copyChunk {
-			n++
-		}
+		n := adjacent(sectors)
 		x.writeRun(s, sectors[:n], bySector)
 		sectors = sectors[n:]
 	}

@@ -1,6 +1,59 @@
 package ploop
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
+
+// mutex is a lock whose wait can be ended. Who holds it may hang in dead
+// storage, and who waits for it must be able to begin anew elsewhere. The zero
+// value is unlocked.
+type mutex struct {
+	mu   sync.Mutex // for an instant
+	held bool
+	wait []chan struct{} // to the first of them it is handed
+}
+
+// lock waits until the lock is had, or is ErrSuperseded when over is closed
+// before; a nil over never is.
+func (m *mutex) lock(over <-chan struct{}) error {
+	m.mu.Lock()
+	if !m.held {
+		m.held = true
+		m.mu.Unlock()
+		return nil
+	}
+	turn := make(chan struct{})
+	m.wait = append(m.wait, turn)
+	m.mu.Unlock()
+	select {
+	case <-turn:
+		return nil
+	case <-over:
+	}
+	m.mu.Lock()
+	i := slices.Index(m.wait, turn)
+	if i >= 0 {
+		m.wait = slices.Delete(m.wait, i, i+1)
+	}
+	m.mu.Unlock()
+	if i < 0 { // it was handed over at this moment
+		m.unlock()
+	}
+	return ErrSuperseded
+}
+
+func (m *mutex) unlock() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.wait) == 0 {
+		m.held = false
+		return
+	}
+	turn := m.wait[0]
+	m.wait = slices.Delete(m.wait, 0, 1)
+	close(turn)
+}
 
 // clusterLocks are mutexes by number, made when first wanted and dropped with
 // the last user. Whoever takes several takes them in rising order.
@@ -10,11 +63,12 @@ type clusterLocks struct {
 }
 
 type clusterLock struct {
-	sync.Mutex
+	mutex
 	users int
 }
 
-func (c *clusterLocks) lock(i uint64) {
+// lock takes cluster i's lock; see mutex.lock.
+func (c *clusterLocks) lock(i uint64, over <-chan struct{}) error {
 	c.mu.Lock()
 	l := c.held[i]
 	if l == nil {
@@ -26,15 +80,22 @@ func (c *clusterLocks) lock(i uint64) {
 	}
 	l.users++
 	c.mu.Unlock()
-	l.Lock()
+	err := l.lock(over)
+	if err != nil {
+		c.drop(i)
+	}
+	return err
 }
 
-func (c *clusterLocks) unlock(i uint64) {
+func (c *clusterLocks) unlock(i uint64) { c.drop(i).unlock() }
+
+// drop counts one user of a cluster's lock less.
+func (c *clusterLocks) drop(i uint64) *clusterLock {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	l := c.held[i]
 	if l.users--; l.users == 0 {
 		delete(c.held, i)
 	}
-	c.mu.Unlock()
-	l.Unlock()
+	return l
 }

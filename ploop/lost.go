@@ -19,20 +19,19 @@ import (
 // sector is written anew first. Reads are not concerned. A write that was
 // told its place before the sync failed, and ends after it, is the reason why
 // Flush writes all that is lost anew.
-//
-// Of syncs at the same time one may fail and lose data, and another succeed and
-// end first. What comes into the index waits for all of them (syncs.go). A
-// flush doesn't: where the storage tells only one of two flushes at the same
-// time that data was lost, the other is acknowledged.
 type lostIndex struct {
 	sync.Mutex
 	recent  map[int64]uint64   // sector, and indexSeq when it was last written
+	prune   int                // how many of them are looked through for durable ones
+	visits  int                // of recent's members by that, in all
 	sectors map[int64]struct{} // those that are lost
 	n       atomic.Int64       // how many; for looking without the lock
 }
 
-// maxRecent is how many sectors are kept before the durable ones are dropped.
-const maxRecent = 1024
+// minPrune is how many sectors are kept at least before the durable ones are
+// dropped. Those that aren't may be all the BAT has, so each time twice as many
+// as were left may come before the next look: that is linear in what is written.
+const minPrune = 1024
 
 // written notes that sectors of the BAT were written, or perhaps were (not ok:
 // the write failed), and publishes what they say. gen is syncFailed from before
@@ -44,8 +43,10 @@ func (x *index) written(s *Stack, sectors []int64, gen uint64, ok bool, publish 
 	if l.recent == nil {
 		l.recent, l.sectors = map[int64]uint64{}, map[int64]struct{}{}
 	}
-	if synced := s.synced.Load(); len(l.recent) > maxRecent {
+	if synced := s.synced.Load(); len(l.recent) > max(l.prune, minPrune) {
+		l.visits += len(l.recent)
 		maps.DeleteFunc(l.recent, func(_ int64, seq uint64) bool { return seq <= synced })
+		l.prune = 2 * len(l.recent)
 	}
 	// After the write, so that a flush that begins now counts it, and before
 	// the entries can be seen, so that nobody takes them for durable.
@@ -103,9 +104,11 @@ func (x *index) distrust(s *Stack) {
 	l.Lock()
 	defer l.Unlock()
 	l.recent, l.sectors = map[int64]uint64{}, map[int64]struct{}{}
+	last := int64(-1)
 	for i := range s.clusters {
-		if s.inTop(s.table.load(i)) {
-			l.sectors[sectorOfEntry(i)] = struct{}{}
+		if at := sectorOfEntry(i); at != last && s.inTop(s.table.load(i)) {
+			l.sectors[at] = struct{}{}
+			last = at
 		}
 	}
 	for at := range l.sectors {
@@ -114,10 +117,11 @@ func (x *index) distrust(s *Stack) {
 	l.n.Store(int64(len(l.sectors)))
 }
 
-// restore writes a lost sector anew. Only the leader calls it, or Close.
-func (x *index) restore(s *Stack, at int64) error {
+// restore writes adjacent sectors anew, if they are lost still. Only the leader
+// calls it, or Close.
+func (x *index) restore(s *Stack, sectors []int64) error {
 	x.lost.Lock()
-	_, lost := x.lost.sectors[at]
+	lost := slices.ContainsFunc(sectors, func(at int64) bool { _, is := x.lost.sectors[at]; return is })
 	x.lost.Unlock()
 	if !lost {
 		return nil
@@ -130,12 +134,12 @@ func (x *index) restore(s *Stack, at int64) error {
 		return err
 	}
 	gen := x.syncFailed.Load()
-	b := AlignedBuffer(SectorSize)
-	x.fill(s, b, at, nil)
-	if _, err := s.top.file.WriteAt(b, at); err != nil {
-		return s.top.ioError("write index", at, err)
+	b := AlignedBuffer(len(sectors) * SectorSize)
+	x.fill(s, b, sectors[0], nil)
+	if _, err := s.top.file.WriteAt(b, sectors[0]); err != nil {
+		return s.top.ioError("write index", sectors[0], err)
 	}
-	x.written(s, []int64{at}, gen, true, func() {})
+	x.written(s, sectors, gen, true, func() {})
 	return nil
 }
 
@@ -143,10 +147,21 @@ func (x *index) restoreAll(s *Stack) error {
 	x.lost.Lock()
 	sectors := slices.Sorted(maps.Keys(x.lost.sectors))
 	x.lost.Unlock()
-	for _, at := range sectors {
-		if err := x.restore(s, at); err != nil {
+	for len(sectors) > 0 {
+		n := adjacent(sectors)
+		if err := x.restore(s, sectors[:n]); err != nil {
 			return err
 		}
+		sectors = sectors[n:]
 	}
 	return nil
+}
+
+// adjacent is how many of sectors, which are in order, are one write.
+func adjacent(sectors []int64) int {
+	n := 1
+	for n < len(sectors) && sectors[n] == sectors[0]+int64(n)*SectorSize && n*SectorSize < copyChunk {
+		n++
+	}
+	return n
 }

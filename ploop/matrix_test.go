@@ -317,12 +317,7 @@ func (x *matrix) flush() error { return x.do(func() error { return x.s.Flush() }
 
 func (x *matrix) fastFlush() error {
 	return x.do(func() error {
-		seq := x.s.FlushBegin()
-		err := x.s.top.ioError("sync", -1, x.s.top.file.Sync())
-		if !x.s.FlushEnd(seq, err == nil) && err == nil {
-			return x.s.Flush()
-		}
-		return err
+		return ringFlush(x.s)
 	})
 }
 

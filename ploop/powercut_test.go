@@ -126,9 +126,6 @@ type worker struct {
 	s   *Stack
 	r   *Reader
 	rng *rand.Rand
-	// careful: don't flush the fast way, which doesn't wait for other flushes
-	// and may miss what only those are told.
-	careful bool
 }
 
 // pick chooses a range: by whole clusters, or any.
@@ -192,17 +189,7 @@ func (k *worker) step() error {
 	case 12:
 		return m.flush(s.Flush)
 	case 13:
-		if k.careful {
-			return m.flush(s.Flush)
-		}
-		return m.flush(func() error {
-			seq := s.FlushBegin()
-			err := s.top.file.Sync()
-			if !s.FlushEnd(seq, err == nil) && err == nil {
-				return s.Flush()
-			}
-			return err
-		})
+		return m.flush(func() error { return ringFlush(s) })
 	default:
 		defer m.lock(first, n)()
 		p := make([]byte, size)

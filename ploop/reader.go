@@ -86,38 +86,6 @@ func (r *Reader) locate(off int64, n int, write bool) Place {
 // Leave ends a Direct transfer.
 func (r *Reader) Leave(token uint32) { r.s.grace.leave(r, token) }
 
-// FlushBegin and FlushEnd bracket a sync of the top's file (fdatasync of
-// Fds()[Top()]) that the caller does itself: everything acknowledged before
-// FlushBegin is durable when FlushEnd is told so. A failed one must be told as
-// well, since a later sync that succeeds says nothing of what this one lost.
-// Until then no cluster is allocated; so the caller must not wait for anything
-// of this package in between. Only what was under way when the stack was
-// superseded isn't waited for after Resume.
-func (s *Stack) FlushBegin() uint64 {
-	flush := s.syncs.begin()
-	if s.index.lost.n.Load() == 0 {
-		flush |= s.indexSeq.Load() << syncBits
-	}
-	return flush
-}
-
-// FlushEnd takes what FlushBegin gave and says whether the flush is complete.
-// If it isn't, although the sync succeeded, then an earlier sync failed and
-// may have lost entries of the index, and only Flush writes them anew.
-func (s *Stack) FlushEnd(flush uint64, ok bool) (complete bool) {
-	seq := flush >> syncBits
-	if !ok {
-		s.index.lose(s) // before anybody goes on because this one has ended
-	}
-	certain := s.syncs.end(flush, seq, ok)
-	for {
-		was := s.synced.Load()
-		if was >= certain || s.synced.CompareAndSwap(was, certain) {
-			return ok && seq != 0
-		}
-	}
-}
-
 // IndexDirty says that the index has changes which are in the file but not yet
 // durable. While it hasn't, a write that is itself durable (RWF_DSYNC) to a
 // Direct place satisfies FUA; otherwise the whole file must be synced.

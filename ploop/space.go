@@ -2,7 +2,6 @@ package ploop
 
 import (
 	"errors"
-	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -11,7 +10,7 @@ import (
 // space is the top file's room for clusters, by position (see
 // Header.positionOf).
 type space struct {
-	mu   sync.Mutex
+	mu   mutex
 	free bitset // below next and not in use; their content is unknown
 	next uint64 // first position that no entry ever had
 	have uint64 // the file has room for this many positions
@@ -19,7 +18,7 @@ type space struct {
 	// can't wait for mu.
 	end atomic.Uint64
 
-	frozen bool // what is free below next isn't known
+	frozen atomic.Bool // what is free below next isn't all known
 
 	// size is where the file ends at least, in bytes, unless somebody cuts it
 	// off, and reach where it may end by this stack's own doing: by a growth
@@ -62,7 +61,8 @@ func (p *space) load(used positions) {
 // freeze gives up what is free below n: new clusters come from behind it.
 func (p *space) freeze(n uint64) {
 	p.free = bitset{}
-	p.next, p.have, p.frozen = n, n, true
+	p.next, p.have = n, n
+	p.frozen.Store(true)
 	p.end.Store(n)
 }
 
@@ -77,8 +77,10 @@ func (s *Stack) allocate() (pos uint64, clean bool, err error) {
 		return 0, false, err
 	}
 	p := &s.space
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	if err := p.mu.lock(s.over()); err != nil { // a growth may hang
+		return 0, false, err
+	}
+	defer p.mu.unlock()
 	if pos, ok := p.free.first(); ok {
 		p.free.remove(pos)
 		return pos, false, nil
@@ -141,11 +143,13 @@ func (s *Stack) grow() error {
 	}
 }
 
-// giveBack makes a position free again.
+// giveBack makes a position free again. It is free only from the next open on if
+// the stack is superseded while a growth hangs.
 func (s *Stack) giveBack(pos uint64) {
-	s.space.mu.Lock()
-	s.space.free.add(pos)
-	s.space.mu.Unlock()
+	if s.space.mu.lock(s.over()) == nil {
+		s.space.free.add(pos)
+		s.space.mu.unlock()
+	}
 }
 
 // usedEnd is the first position behind the last one in use.
@@ -160,7 +164,7 @@ func (p *space) usedEnd() uint64 {
 // usedEnd is space.usedEnd for the whole stack, whose index is durable and
 // doesn't change any more.
 func (s *Stack) usedEnd() (end uint64) {
-	if !s.space.frozen {
+	if !s.space.frozen.Load() || s.space.foreign.Load() {
 		return s.space.usedEnd()
 	}
 	for i := range s.clusters {

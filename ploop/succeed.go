@@ -106,6 +106,9 @@ func (s *Stack) Succeed(c Succession) (_ *Stack, err error) {
 			return nil, err
 		}
 	}
+	if n.top == s.top {
+		s.life.after.Store(n)
+	}
 	return n, nil
 }
 
@@ -342,8 +345,8 @@ func (n *Stack) inheritSpace(s *Stack, c Succession) {
 		p.freeze(end)
 		return
 	}
-	s.space.mu.Lock() // drained: nobody holds it for long
-	defer s.space.mu.Unlock()
+	_ = s.space.mu.lock(nil) // drained: nobody holds it for long
+	defer s.space.mu.unlock()
 	p.free = s.space.free.clone(whole)
 	p.next, p.have = s.space.next, s.space.have
 	if c.Reopen[n.Top()] {

@@ -179,7 +179,7 @@ func (sc successionScene) work(m *cutModel, s *Stack, cut *cutScene, rng *rand.R
 	errs := make([]error, cut.workers)
 	var wg sync.WaitGroup
 	for i := range errs {
-		k := &worker{m: m, s: s, r: s.NewReader(), rng: rand.New(rand.NewPCG(rng.Uint64(), 2)), careful: sc.lossy && cut.workers > 1}
+		k := &worker{m: m, s: s, r: s.NewReader(), rng: rand.New(rand.NewPCG(rng.Uint64(), 2))}
 		wg.Go(func() {
 			for range cut.steps {
 				var errno syscall.Errno

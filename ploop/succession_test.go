@@ -438,20 +438,20 @@ func TestSucceedLateCalls(t *testing.T) {
 
 // TestSyncOverlap: while a sync is under way that began before, nothing comes
 // into the index; what it says of lost data counts. When the stack is superseded
-// nobody waits for it any more, nor after it was resumed.
+// nobody waits for it any more.
 func TestSyncOverlap(t *testing.T) {
 	for _, how := range []string{"fails", "succeeds", "superseded"} {
 		m, s := mountScene(t)
-		flush := s.FlushBegin() // a sync of the caller's own
+		flush := beginFlush(s) // a sync of the caller's own
 		late := make(chan error, 1)
 		go func() {
 			_, err := s.WriteAt(clusterOf(20), 200*4096)
 			late <- err
 		}()
 		eventually(t, "wait for the other sync", func() bool {
-			s.syncs.mu.Lock()
-			defer s.syncs.mu.Unlock()
-			return s.syncs.parity == 1 && s.syncs.count == [2]int{1, 0}
+			s.top.syncs.mu.Lock()
+			defer s.top.syncs.mu.Unlock()
+			return s.top.syncs.next.first != nil
 		})
 		if v := m.w.files["top"].now[headerSize+4*200]; v != 0 {
 			t.Errorf("%s: it is in the index already", how)
@@ -465,20 +465,19 @@ func TestSyncOverlap(t *testing.T) {
 			if err := s.Resume(); err != nil {
 				t.Error(err)
 			}
+			flush.end(nil)
 			writeByte(t, s, 200, 20)
 			if err := s.Flush(); err != nil || s.IndexDirty() {
 				t.Errorf("dirty after a flush, %v", err)
 			}
-			s.FlushEnd(flush, true)
-			writeByte(t, s, 201, 21)
 		case "fails":
-			s.FlushEnd(flush, false)
+			flush.end(syscall.EIO)
 			if err := <-late; !errors.Is(err, syscall.EIO) {
 				t.Errorf("fails: %v", err)
 			}
 			wantByte(t, s, 200, 0)
 		case "succeeds":
-			if !s.FlushEnd(flush, true) {
+			if flush.end(nil); flush.state != FlushDone {
 				t.Error("not complete")
 			}
 			if err := <-late; err != nil {

@@ -18,6 +18,14 @@ type life struct {
 	structure  atomic.Int64
 	superseded atomic.Bool
 
+	// ended is closed when the stack is superseded, and another one after each
+	// Resume: every wait of this package for somebody else ends with it.
+	endMu sync.Mutex
+	ended chan struct{}
+
+	// after is the stack that comes after this one and has the same top open.
+	after atomic.Pointer[Stack]
+
 	// before are the stacks that this one came after and whose calls or
 	// transfers haven't all come back.
 	mu     sync.Mutex
@@ -54,6 +62,27 @@ func (s *Stack) beginStructure() error {
 	return nil
 }
 
+// over is closed when s is superseded.
+func (s *Stack) over() <-chan struct{} {
+	l := &s.life
+	l.endMu.Lock()
+	defer l.endMu.Unlock()
+	return l.ended
+}
+
+// end has everybody who waits within s for somebody else return with
+// ErrSuperseded, now and until Resume.
+func (s *Stack) end() {
+	l := &s.life
+	l.endMu.Lock()
+	if !l.superseded.Swap(true) {
+		close(l.ended)
+	}
+	l.endMu.Unlock()
+	s.grace.wake()
+	s.top.syncs.sendAway(s)
+}
+
 // predecessorsIdle says that nobody writes any more to a place that an earlier
 // stack told.
 func (s *Stack) predecessorsIdle() bool {
@@ -68,25 +97,32 @@ func (s *Stack) predecessorsIdle() bool {
 
 // Supersede readies s for being succeeded: from now on no call on s begins a
 // write of the image's structure (index, header, size of the file). Calls that
-// come to that point, those under way as well, fail with ErrSuperseded;
-// everything else goes on. stuck is how many such writes are under way now,
+// come to that point, those under way as well, fail with ErrSuperseded, and so
+// do those that wait for another one, which may hang: for a lock, for their turn
+// at the index, for a sync or the end of a transfer. What is under way in the
+// storage goes on. stuck is how many such writes are under way now,
 // perhaps for ever if the storage is dead. It may be called again, to see
 // whether they have come back. The end is Resume, Undo or Retire.
 func (s *Stack) Supersede() (stuck int) {
-	s.life.superseded.Store(true)
-	s.syncs.wake()
+	s.end()
 	return int(s.life.structure.Load())
 }
 
-// Resume undoes Supersede. If a failed Succeed has lost a lock, Resume takes it
+// Resume undoes Supersede. What was under way in the storage still is, and is
+// waited for as before. If a failed Succeed has lost a lock, Resume takes it
 // again; where it can't, it says ErrLockLost, and s stays superseded: without
 // its lock somebody else may have begun to write the image.
 func (s *Stack) Resume() error {
 	if err := s.takeLocksBack(); err != nil {
 		return err
 	}
-	s.syncs.forget()
-	s.life.superseded.Store(false)
+	l := &s.life
+	l.endMu.Lock()
+	defer l.endMu.Unlock()
+	l.after.Store(nil)
+	if l.superseded.Swap(false) {
+		l.ended = make(chan struct{})
+	}
 	return nil
 }
 
@@ -95,7 +131,7 @@ func (s *Stack) Resume() error {
 // again as after Resume. Its error says what of that failed; s works all the
 // same unless it is ErrLockLost.
 func (s *Stack) Undo(next *Stack) error {
-	next.life.superseded.Store(true)
+	next.end()
 	next.closeMu.Lock()
 	var err error
 	if !next.closed.Swap(true) {
@@ -116,8 +152,7 @@ func (s *Stack) Retire() {
 	if s.closed.Swap(true) {
 		return
 	}
-	s.life.superseded.Store(true)
-	s.syncs.wake()
+	s.end()
 	rest := s.deltas
 	if s.idle() {
 		// The files that are shared are the successor's from now on.
@@ -129,8 +164,8 @@ func (s *Stack) Retire() {
 		}
 	}
 	go func() {
-		s.calls.grace.wait()
-		s.grace.wait()
+		_ = s.calls.grace.wait(nil) // a nil channel ends no wait
+		_ = s.grace.wait(nil)
 		for _, d := range rest {
 			if err := d.release(); err != nil {
 				s.log("a replaced image: %v", err)

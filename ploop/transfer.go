@@ -55,14 +55,20 @@ func (f *osFile) WriteAt(p []byte, off int64) (int, error) {
 	lo, hi := f.dio.outer(off, int64(len(p)))
 	b := AlignedBuffer(int(hi - lo))
 	if lo != off || hi != off+int64(len(p)) {
-		f.units.Lock()
-		defer f.units.Unlock()
+		// Only who writes to the same units waits: another one may hang.
+		first, last := uint64(lo/f.dio.unit), uint64(hi/f.dio.unit)-1
+		_ = f.units.lock(first, nil)
+		defer f.units.unlock(first)
+		if last != first {
+			_ = f.units.lock(last, nil)
+			defer f.units.unlock(last)
+		}
 		// The first unit and the last one; those between are replaced.
 		if _, err := f.readUnits(b[:f.dio.unit], lo); err != nil {
 			return 0, err
 		}
-		if last := len(b) - int(f.dio.unit); last > 0 {
-			if _, err := f.readUnits(b[last:], lo+int64(last)); err != nil {
+		if end := len(b) - int(f.dio.unit); end > 0 {
+			if _, err := f.readUnits(b[end:], lo+int64(end)); err != nil {
 				return 0, err
 			}
 		}

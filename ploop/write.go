@@ -2,11 +2,8 @@ package ploop
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"sync"
-
-	"golang.org/x/sys/unix"
 
 	"holdfast/internal/failpoint"
 )
@@ -71,7 +68,9 @@ func (s *Stack) readPiece(i uint64, in int64, p []byte) error {
 		}
 		// Busy: whoever changes it holds the lock, or failed and left it
 		// for us to find out.
-		s.locks.lock(i)
+		if err := s.locks.lock(i, s.over()); err != nil {
+			return err
+		}
 		_, err := s.settled(i)
 		s.locks.unlock(i)
 		if err != nil {
@@ -129,7 +128,9 @@ func (s *Stack) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (s *Stack) writePiece(i uint64, in int64, p []byte) error {
-	s.locks.lock(i)
+	if err := s.locks.lock(i, s.over()); err != nil {
+		return err
+	}
 	defer s.locks.unlock(i)
 	e, err := s.settled(i)
 	if err != nil {
@@ -156,7 +157,9 @@ func (s *Stack) alone(i uint64, in, n int64, change func() error) error {
 	}
 	s.table.setBusy(i)
 	defer s.table.unsetBusy(i)
-	s.grace.wait()
+	if err := s.grace.wait(s.over()); err != nil {
+		return err
+	}
 	return change()
 }
 
@@ -176,8 +179,8 @@ func (s *Stack) newCluster(i uint64, e entry, in int64, p []byte, n int64) error
 	}
 	failpoint.Hit("data-index")
 	op := []indexOp{{cluster: i, from: e, to: makeEntry(s.Top(), sector)}}
-	err = s.index.commit(s, op, &gen)
-	if err != nil && !op[0].attempted {
+	attempted, err := s.index.commit(s, op, &gen)
+	if err != nil && !attempted {
 		s.giveBack(pos)
 	}
 	return err
@@ -268,28 +271,8 @@ func (s *Stack) Flush() error {
 	if err := s.sync(); err != nil {
 		return err
 	}
-	s.overlapped()
-	if gen != s.index.syncFailed.Load() {
+	if gen != s.index.syncFailed.Load() && !s.believing {
 		return s.lostBefore()
 	}
 	return nil
-}
-
-func (s *Stack) lostBefore() error {
-	return s.top.ioError("sync", -1, fmt.Errorf("another one failed and may have lost this write: %w", unix.EIO))
-}
-
-// overlapped waits until those syncs have ended that began before. What they
-// say of lost data counts for the last one as well.
-func (s *Stack) overlapped() {
-	if !s.believing {
-		s.syncs.wait(s.life.superseded.Load)
-	}
-}
-
-func (s *Stack) sync() error {
-	flush := s.syncs.begin() | s.indexSeq.Load()<<syncBits
-	err := s.top.file.Sync()
-	s.FlushEnd(flush, err == nil)
-	return s.top.ioError("sync", -1, err)
 }
