@@ -7,9 +7,11 @@ import (
 )
 
 // The slow way's buffers, by size, for requests whose pages aren't in our memory. As many are
-// in use as there are workers at most, and what is in none's use goes back to the system at
-// the garbage collector's leisure. All of a device's take at most
-// (mostWorkers[reading]+mostWorkers[changing]) * maxIO bytes.
+// in use as there are workers at most, and what nobody uses goes back to the system at
+// the garbage collector's leisure. A device's take at most
+// (mostWorkers[reading]+mostWorkers[changing]) * maxIO bytes, 48 MiB, and as much again where
+// requests lie askew to the blocks of the storage; to that come 256 KiB for each change that
+// copies a cluster up (package ploop), 16 MiB.
 var (
 	bufferSizes = [...]int{4 << 10, 64 << 10, maxIO}
 	buffers     [len(bufferSizes)]sync.Pool
