@@ -40,13 +40,19 @@ func openDelta(ref ImageRef, open opener, write, direct bool) (*delta, error) {
 }
 
 func openTolerant(ref ImageRef, open opener, write, direct bool, tolerate damageTolerance) (*delta, error) {
+	return openKnown(ref, open, write, direct, tolerate, 0)
+}
+
+// openKnown opens a raw file that is known to have had rawSize bytes, 0: not known. Its
+// owner may have lengthened it since: what lies behind is no part of the image.
+func openKnown(ref ImageRef, open opener, write, direct bool, tolerate damageTolerance, rawSize int64) (*delta, error) {
 	f, err := open(ref.Path, write, direct)
 	if err != nil {
 		return nil, err
 	}
 	d := &delta{ref: ref, file: f, tolerate: tolerate, unlocking: make(chan struct{}, 1)}
 	d.users.Store(1)
-	if err := d.readHead(); err != nil {
+	if err := d.readHead(rawSize); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -125,11 +131,18 @@ func (d *delta) ioError(op string, off int64, err error) error {
 	return &IOError{Op: op, File: d.ref.Path, Offset: off, Err: err}
 }
 
-func (d *delta) readHead() (err error) {
+func (d *delta) readHead(rawSize int64) (err error) {
 	if d.size, err = d.file.Size(); err != nil {
 		return d.ioError("size", -1, err)
 	}
 	if d.ref.Raw {
+		if d.size < rawSize {
+			return &FormatError{File: d.ref.Path, Offset: -1, What: "size of a raw image", Class: ErrDiverged,
+				Found: fmt.Sprintf("%d bytes", d.size), Want: fmt.Sprintf("at least the %d that it had", rawSize)}
+		}
+		if rawSize > 0 {
+			d.size = rawSize
+		}
 		return d.rawHead()
 	}
 	b := AlignedBuffer(SectorSize)

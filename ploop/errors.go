@@ -27,6 +27,7 @@ var (
 	ErrInFlight   = errors.New("operations are still under way in the old storage")
 	ErrDiverged   = errors.New("image is not the one that it is to replace, continued")
 	ErrNoLock     = errors.New("the file system of the image has no locks")
+	ErrLocalLock  = errors.New("the lock of the image proves nothing")
 	ErrLockLost   = errors.New("the lock of the image in use could not be taken back")
 
 	// ErrTruncated is a file that became shorter under a live stack. It is an

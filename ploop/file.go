@@ -53,6 +53,7 @@ type osFile struct {
 
 	logical int64        // of a block device: its logical block, in bytes; else 1
 	hole    atomic.Int64 // see DiscardUnit
+	mount   Mount        // by what it was reached
 
 	dev, ino uint64 // which file it is
 	rdev     uint64 // and which block device
@@ -110,6 +111,9 @@ func (f *osFile) prepare(path string, direct bool) error {
 	}
 	if err := f.Lock(); err != nil {
 		return err
+	}
+	if f.mount, err = mountOf(f.fd); err != nil {
+		return &IOError{Op: "stat", File: path, Offset: -1, Err: err}
 	}
 	fl, err := unix.FcntlInt(uintptr(f.fd), unix.F_GETFL, 0)
 	if err != nil {

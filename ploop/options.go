@@ -11,9 +11,11 @@ type Options struct {
 	// Continue wants a top that was left in use, as a device's is whose server
 	// died: one that was closed since, or never opened, isn't it (ErrDiverged).
 	Continue bool
-	// Locked wants a top whose file system has locks: without one ErrNoLock comes before
-	// anything is written, as somebody else's writes may still be under way.
+	// Locked wants proof that no write of another server is under way to the top, by its lock
+	// or otherwise. Without it ErrNoLock or ErrLocalLock comes before anything is written.
+	// Before says by what that server had reached the file; empty: not known.
 	Locked bool
+	Before []Mount
 	// Distrust takes none of the top's index for durable, although it reads so:
 	// syncs failed in the caller's earlier life. A top that is taken over and
 	// goes through the page cache is distrusted in any case: there may have been one
@@ -23,6 +25,11 @@ type Options struct {
 	// Reads of what such an image has lost are [ErrDamaged], and never show an
 	// older version of a lower image; see [Stack.Damage] for the rest.
 	Damaged bool
+	// Size is the disk's in bytes where it is known already, as the size of a live block
+	// device is; 0: what the images say. RawSize is that of a raw base over which there are
+	// others, as it was when the disk was served before; 0: not known. A raw image may
+	// have become longer than these, not shorter.
+	Size, RawSize int64
 	// NoDirect serves the files through the page cache.
 	NoDirect bool
 	// Log takes one line about what is worth knowing and no error; nil: nobody.

@@ -45,6 +45,9 @@ type Stack struct {
 	keep    uint64    // positions of the file below it stay, on their account
 
 	hintFailed atomic.Bool // and it was told of
+	// reached are the mounts of files in this one's place before, where something may be
+	// under way.
+	reached []Mount
 
 	closeMu sync.Mutex
 	closed  atomic.Bool
@@ -59,9 +62,11 @@ func Open(refs []ImageRef, o Options) (*Stack, error) {
 		return nil, err
 	}
 	if !s.readOnly {
-		if o.Locked && !s.top.file.Locked() {
-			s.discard()
-			return nil, fmt.Errorf("%q: %w", s.top.ref.Path, ErrNoLock)
+		if o.Locked {
+			if err := s.fence(o.Before); err != nil {
+				s.discard()
+				return nil, err
+			}
 		}
 		if err := s.beginWriting(); err != nil {
 			s.discard()
@@ -108,7 +113,11 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 	}()
 	for level, ref := range refs {
 		top := level == len(refs)-1
-		d, err := openTolerant(ref, open, top && !o.ReadOnly, !o.NoDirect, o.tolerance())
+		raw := o.RawSize
+		if top {
+			raw = o.Size
+		}
+		d, err := openKnown(ref, open, top && !o.ReadOnly, !o.NoDirect, o.tolerance(), raw)
 		if err != nil {
 			return nil, err
 		}
@@ -125,8 +134,8 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 		return nil, err
 	}
 	s.top = s.deltas[len(s.deltas)-1]
-	if o.Continue && !o.ReadOnly && !s.top.ref.Raw && s.top.hdr.InUse != inUseDirty {
-		return nil, s.top.diverged(44, "in_use", "clear: the image was closed since, or is another", "the mark that the device left")
+	if err := s.wasLeft(o); err != nil {
+		return nil, err
 	}
 	if err := s.fit(); err != nil {
 		return nil, err
@@ -204,6 +213,10 @@ func (s *Stack) fit() error {
 			return bad(-1, "raw image", fmt.Sprintf("at level %d", i), "only the base to be raw")
 		}
 		if d.ref.Raw && d != s.top {
+			if known := s.opts.TakeOver || s.opts.Size > 0; known {
+				// The stack was served before: the two belong together.
+				d.size = min(d.size, int64(t.Sectors+uint64(t.ClusterSectors)-1)*SectorSize)
+			}
 			d.setRawCluster(t.ClusterSectors)
 			if d.hdr.Sectors > t.Sectors+uint64(t.ClusterSectors)-1 {
 				return bad(-1, "size of the raw base", fmt.Sprintf("%d sectors", d.hdr.Sectors), fmt.Sprintf("at most the disk's %d, rounded up to a cluster", t.Sectors))

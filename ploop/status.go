@@ -18,10 +18,11 @@ type ImageStatus struct {
 	Path    string `json:"path"`
 	Format  string `json:"format"` // raw, ploop1 or ploop2
 	Level   int    `json:"level"`
-	Direct  bool   `json:"direct"`            // O_DIRECT
-	Cached  bool   `json:"cached"`            // what is written may be in the page cache only, until a flush
-	Locked  bool   `json:"locked"`            // the file system carries locks
-	Bitmaps int    `json:"bitmaps,omitempty"` // dirty bitmaps carried
+	Direct  bool   `json:"direct"`               // O_DIRECT
+	Cached  bool   `json:"cached"`               // what is written may be in the page cache only, until a flush
+	Locked  bool   `json:"locked"`               // the file is locked
+	Scope   Scope  `json:"lock_scope,omitempty"` // who sees that; empty: nobody, or it isn't open
+	Bitmaps int    `json:"bitmaps,omitempty"`    // dirty bitmaps carried
 
 	// Which file is open: st_dev, st_ino, and of a block device st_rdev.
 	Dev  uint64 `json:"-"`
@@ -65,7 +66,9 @@ func (s *Stack) Status() Status {
 	for _, d := range s.deltas {
 		im := ImageStatus{Path: d.ref.Path, Format: d.format(), Level: d.level}
 		if f, ok := d.file.(*osFile); ok {
-			im.Direct, im.Cached, im.Locked = f.dio.on, !f.dio.bypasses, f.Locked()
+			if im.Direct, im.Cached, im.Locked = f.dio.on, !f.dio.bypasses, f.Locked(); im.Locked {
+				im.Scope = f.mount.Scope
+			}
 			im.Dev, im.Ino, im.Rdev = f.dev, f.ino, f.rdev
 		}
 		if d.ext != nil {

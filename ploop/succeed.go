@@ -45,7 +45,7 @@ type Succession struct {
 // A new top is locked, in_use is set in it, and both are durable when Succeed
 // returns; so the storage has also shown that it takes writes. What can't be
 // proved safe is refused: ErrInFlight if writes of structure hang in the old
-// storage (or, where the new file has no lock to tell, if anything does), and
+// storage (or, where the new file's lock doesn't tell, if anything does), and
 // ErrLocked if the new file can't be locked, which is also what happens when
 // it is the old file by another name and something is under way in that. Such
 // a refusal may be tried again later.
@@ -63,6 +63,7 @@ func (s *Stack) Succeed(c Succession) (_ *Stack, err error) {
 		return nil, err
 	}
 	n := &Stack{readOnly: s.readOnly, noOrder: s.noOrder, log: s.log, opts: s.opts}
+	n.opts.Size = s.size // a raw base may have become longer
 	n.start()
 	n.grace.skip = s.grace.skip
 	if !s.idle() {
@@ -75,6 +76,9 @@ func (s *Stack) Succeed(c Succession) (_ *Stack, err error) {
 	}
 	n.life.careless = s.life.careless
 	c.Drained = c.Drained && len(n.life.before) == 0
+	if !c.Drained {
+		n.reached = s.mounts()
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.unmark(), n.discard(), s.takeLocksBack())
@@ -142,8 +146,12 @@ func (s *Stack) checkSuccession(c Succession) error {
 func (s *Stack) reopen(level int, ref ImageRef, c Succession) (*delta, error) {
 	was := s.deltas[level]
 	write := level == s.Top() && !s.readOnly
+	var raw int64
+	if was.ref.Raw && !c.Force {
+		raw = was.size
+	}
 	open := func() (*delta, error) {
-		return openTolerant(ref, s.opts.open, write, !s.opts.NoDirect, s.opts.tolerance())
+		return openKnown(ref, s.opts.open, write, !s.opts.NoDirect, s.opts.tolerance(), raw)
 	}
 	d, err := open()
 	if errors.Is(err, ErrLocked) && c.Drained && was.file.Locked() {
@@ -159,8 +167,12 @@ func (s *Stack) reopen(level int, ref ImageRef, c Succession) (*delta, error) {
 		return nil, err
 	}
 	d.level = level
-	if write && !d.file.Locked() && !c.Drained && !c.Force {
-		err := fmt.Errorf("%w: the file system of %q has no locks, which leaves nothing to tell whether they could land there; abort the old storage's mount, or force it", ErrInFlight, ref.Path)
+	if ref.Raw && level == s.Top() && d.size > s.size {
+		d.size = s.size // forced, and longer
+		d.setRawCluster(rawCluster / SectorSize)
+	}
+	if why := d.tells(s.mounts()); write && !c.Drained && !c.Force && why != "" {
+		err := fmt.Errorf("%w, and nothing tells whether they could land in %q: %s; abort the old storage's mount, or force it", ErrInFlight, ref.Path, why)
 		return nil, errors.Join(err, d.release())
 	}
 	return d, nil

@@ -79,11 +79,12 @@ func (s *Stack) readPiece(i uint64, in int64, p []byte) error {
 	}
 }
 
-// read fills p from the file; past the end of a raw base there are zeroes.
+// read fills p from the file; past the end of a raw base there are zeroes, even where its owner
+// has lengthened the file.
 func (d *delta) read(p []byte, off int64) error {
 	n, err := d.file.ReadAt(p, off)
-	if d.ref.Raw && errors.Is(err, io.ErrUnexpectedEOF) && off+int64(n) >= d.size {
-		clear(p[n:])
+	if d.ref.Raw && (err == nil || errors.Is(err, io.ErrUnexpectedEOF)) && off+int64(n) >= d.size {
+		clear(p[min(int64(len(p)), max(d.size-off, 0)):])
 		return nil
 	}
 	return d.ioError("read", off, err)

@@ -30,6 +30,9 @@ type Options struct {
 	// FUSE file systems do. The kernel lets one write at a time through to a file
 	// then. See the package's text on short transfers.
 	OneWriter bool
+	// Renumber gives the files other inode numbers than any mount before, as FAT and many
+	// FUSE servers do.
+	Renumber bool
 }
 
 // Storage is a mount. Its methods may be called at any time from anywhere, but

@@ -2,6 +2,7 @@ package faultfs
 
 import (
 	"context"
+	"math/rand/v2"
 	"path/filepath"
 	"syscall"
 
@@ -41,6 +42,9 @@ func newRoot(backing string, f *faults, o *Options) (fs.InodeEmbedder, error) {
 		return nil, err
 	}
 	root := &fs.LoopbackRoot{Path: backing, Dev: st.Dev}
+	if o.Renumber {
+		root.Dev = rand.Uint64() // it is part of every number
+	}
 	top := &node{fs.LoopbackNode{RootData: root}, f, o}
 	root.RootNode = top
 	return top, nil
