@@ -25,6 +25,8 @@ var (
 	ErrTooManyDevices = errors.New("the driver's limit of devices is reached: raise it in /sys/module/ublk_drv/parameters/ublks_max")
 	// ErrNoDevice: no device of that number.
 	ErrNoDevice = errors.New("no such device")
+	// ErrUnreleased: the driver takes the device for served, and its server is gone.
+	ErrUnreleased = errors.New("the server is gone, and the kernel has not released it")
 	// ErrExists: the number asked for is taken.
 	ErrExists = errors.New("a device of this number exists already")
 	// ErrClosed: the Control was closed.

@@ -32,8 +32,8 @@ var ErrOtherDisk = fmt.Errorf("%w from another disk", ErrNotRecoverable)
 // makes sure that no write of the dead server can still reach it.
 //
 // Number of queues, depth, largest I/O and data path are the device's own,
-// whatever cfg says; size and read-only must be as they were, else
-// ErrOtherDisk. cfg.ID is ignored.
+// whatever cfg says, and so is its size, of which cfg.Size must have at least as much;
+// read-only must be as it was. Else ErrOtherDisk. cfg.ID is ignored.
 //
 // A recovery may be cut off at any point, by an error or by the death of this
 // process, and begun anew. An error leaves the device without a server, as it was.
@@ -49,7 +49,7 @@ func (c *Control) Recover(ctx context.Context, id int, cfg Config, h Handler) (*
 	if err != nil {
 		return nil, err
 	}
-	if err := c.sameDevice(ctx, info, cfg); err != nil {
+	if cfg.Size, err = c.sameDevice(ctx, info, cfg); err != nil {
 		return nil, err
 	}
 	cfg.ID, cfg.Queues, cfg.Depth, cfg.MaxIO, cfg.Tag = id, info.Queues, info.Depth, info.MaxIO, info.Tag
@@ -74,6 +74,12 @@ func (c *Control) Recover(ctx context.Context, id int, cfg Config, h Handler) (*
 	return d, nil
 }
 
+// Unreleased says that the device has no server any more, and that the driver doesn't know:
+// somebody, or the kernel itself, still has a reference to the server's /dev/ublkcN.
+func (i *Info) Unreleased() bool {
+	return i.State == Live && (i.ServerPID <= 0 || unix.Kill(i.ServerPID, 0) == unix.ESRCH)
+}
+
 // orphan waits until the driver no longer takes a device for served.
 func (c *Control) orphan(ctx context.Context, id int) (info Info, err error) {
 	err = patiently(ctx, func() error {
@@ -85,6 +91,8 @@ func (c *Control) orphan(ctx context.Context, id int) (info Info, err error) {
 			return fmt.Errorf("ublk: device %d: %w: it was made without recovery", id, ErrNotRecoverable)
 		case info.State == Dead:
 			return fmt.Errorf("ublk: device %d: %w: it was never started, or has been stopped", id, ErrNotRecoverable)
+		case info.Unreleased():
+			return fmt.Errorf("ublk: device %d: %w: %w", id, ErrUnreleased, unix.EBUSY)
 		case info.State == Live:
 			return fmt.Errorf("ublk: device %d is served by process %d: %w", id, info.ServerPID, unix.EBUSY)
 		}
@@ -93,15 +101,16 @@ func (c *Control) orphan(ctx context.Context, id int) (info Info, err error) {
 	return info, err
 }
 
-func (c *Control) sameDevice(ctx context.Context, info Info, cfg Config) error {
+// sameDevice gives the device's size, if it can be served from what cfg says.
+func (c *Control) sameDevice(ctx context.Context, info Info, cfg Config) (int64, error) {
 	p, err := c.GetParams(ctx, info.ID)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if p.Size != cfg.Size || p.ReadOnly != cfg.ReadOnly {
-		return fmt.Errorf("ublk: device %d: %w: it has %d bytes (read-only: %t), to be served are %d (%t)", info.ID, ErrOtherDisk, p.Size, p.ReadOnly, cfg.Size, cfg.ReadOnly)
+	if cfg.Size < p.Size || p.ReadOnly != cfg.ReadOnly {
+		return 0, fmt.Errorf("ublk: device %d: %w: it has %d bytes (read-only: %t), to be served are %d (%t)", info.ID, ErrOtherDisk, p.Size, p.ReadOnly, cfg.Size, cfg.ReadOnly)
 	}
-	return nil
+	return p.Size, nil
 }
 
 // patiently tries again while do says EBUSY, until the context ends.
