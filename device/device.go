@@ -42,6 +42,11 @@ type Options struct {
 	// Recover takes over a device whose server is gone, instead of making one. After
 	// an error it waits for a server as before. TakeOver is implied.
 	Recover *Recovery
+	// Known is what is known of the files already. A recovery asks the driver for the size.
+	Known Known
+	// Opened takes what there is to remember of the files before anything is served from
+	// them, and again when others were opened. Its error takes back what was opened; nil: nobody.
+	Opened func(Opened) error
 	// Added hears of the driver's number of a device that is made, before anybody can
 	// use it. Its error takes the creation back. nil: nobody.
 	Added func(id int) error
@@ -83,6 +88,7 @@ type Device struct {
 	spec   Spec
 	log    zerolog.Logger
 	event  func(Event)
+	opened func(Opened) error
 
 	tag     uint64
 	control *ublk.Control
@@ -126,7 +132,7 @@ func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
 		return nil, err
 	}
 	d := &Device{
-		spec: spec, control: o.Control, event: o.Event, tag: o.Tag,
+		spec: spec, control: o.Control, event: o.Event, opened: o.Opened, tag: o.Tag,
 		log:      o.Log.With().Str("device", spec.Name).Logger(),
 		closing:  make(chan struct{}),
 		changing: make(chan struct{}, 1),
@@ -135,17 +141,35 @@ func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
 	if d.event == nil {
 		d.event = func(Event) {}
 	}
+	if d.opened == nil {
+		d.opened = func(Opened) error { return nil }
+	}
 	if o.Key == nil {
 		o.Key = standby.NewKey(time.Now, nil)
 	}
 	d.ioErrors = d.log.Sample(&zerolog.BurstSampler{Burst: 5, Period: 10 * time.Second})
 	r := o.Recover
+	if r != nil {
+		p, err := o.Control.GetParams(ctx, r.ID)
+		if err != nil {
+			return nil, err
+		}
+		o.Known.Size = p.Size
+	}
 	stack, err := ploop.Open(spec.Images, ploop.Options{
-		ReadOnly: spec.ReadOnly, Damaged: spec.Damaged, TakeOver: o.TakeOver || r != nil, Continue: r != nil && !r.Force, Distrust: r != nil && r.Standby != nil, Locked: r.fenced(),
+		ReadOnly: spec.ReadOnly, Damaged: spec.Damaged, TakeOver: o.TakeOver || r != nil, Continue: r != nil && !r.Force, Distrust: r != nil && r.Standby != nil,
+		Locked: o.Known.Fence || r.fenced(), Before: o.Known.Before, Size: o.Known.Size, RawSize: o.Known.RawSize,
 		Log: func(format string, args ...any) { d.log.Info().Msgf(format, args...) },
 	})
 	if err != nil {
 		return nil, noFence(damaged(err))
+	}
+	if err := d.tellOpened(stack); err != nil {
+		if r != nil {
+			stack.Retire() // still in use
+			return nil, err
+		}
+		return nil, errors.Join(err, stack.Close())
 	}
 	failpoint.Hit("recover-locked")
 	if err := d.start(ctx, stack, &o); err != nil {

@@ -20,8 +20,10 @@ type Recovery struct {
 	ID        int               // the driver's number
 	Consumers []string          // who had a lease
 	Standby   *standby.Restored // the standby it was in; nil: none
-	// Force goes on where the file system of the top has no locks, and with a top that
-	// the dead server has not left in use.
+	// Left: the server left the device in order, with nothing under way.
+	Left bool
+	// Force goes on where nothing tells that no write of the dead server is under way, and
+	// with a top that it has not left in use.
 	Force bool
 }
 
@@ -54,14 +56,16 @@ func (d *Device) disconnect(ctx context.Context, o *Options) error {
 
 // fenced says whether the fence is wanted before a dead server's device is served again: the
 // lock on the top, which its writes would hold as long as one of them is under way.
-func (r *Recovery) fenced() bool { return r != nil && !r.Force && !failpoint.Off("no-fence") }
+func (r *Recovery) fenced() bool {
+	return r != nil && !r.Left && !r.Force && !failpoint.Off("no-fence")
+}
 
 // noFence says what to do where there is none.
 func noFence(err error) error {
-	if !errors.Is(err, ploop.ErrNoLock) {
+	if !errors.Is(err, ploop.ErrNoLock) && !errors.Is(err, ploop.ErrLocalLock) {
 		return err
 	}
-	return fmt.Errorf("%w: %w: make sure of it and force it", err, ErrNoFence)
+	return fmt.Errorf("%w; %w: make sure of it (the old mount is gone, and so is whoever served it) and force it", err, ErrNoFence)
 }
 
 // recoveryOf is what the driver is to do when the server dies.

@@ -27,6 +27,9 @@ type Replace struct {
 	// was checked and before anything is served from the new file; its error
 	// undoes the replacement. nil: nothing to do.
 	Commit func(Spec) error
+	// Opened takes what there is to remember of the new file, just before Commit; nil:
+	// nobody.
+	Opened func(Opened)
 }
 
 // DefaultDrain is how long Replace waits for requests under way.
@@ -85,7 +88,10 @@ func (d *Device) replace(ctx context.Context, r Replace) error {
 	reopen := make([]bool, len(spec.Images))
 	reopen[r.Level] = true
 	err := d.succeed(ctx, succession{images: spec.Images, reopen: reopen, force: r.Force, drain: r.Drain, recovered: d.machine.Recovered,
-		commit: func() error {
+		commit: func(o Opened) error {
+			if r.Opened != nil {
+				r.Opened(o)
+			}
 			if r.Commit == nil {
 				return nil
 			}
@@ -104,7 +110,7 @@ type succession struct {
 	reopen []bool
 	force  bool
 	drain  time.Duration
-	commit func() error // nil: nothing
+	commit func(Opened) error
 	// recovered ends the standby.
 	recovered func() bool
 }
@@ -144,6 +150,9 @@ func (d *Device) succeed(ctx context.Context, c succession) (err error) {
 	if err := d.swap(next, c.reopen); err != nil {
 		return err // the queues have ended: nothing can be served any more
 	}
+	if len(next.Earlier()) > 0 {
+		go d.awaitLate(d.gen.Load())
+	}
 	failpoint.Hit("replace-swapped")
 	d.specMu.Lock()
 	d.spec.Images = c.images
@@ -164,10 +173,11 @@ func (d *Device) prepare(old *generation, c succession) (*ploop.Stack, error) {
 		return nil, errors.Join(err, old.stack.Resume())
 	}
 	failpoint.Hit("replace-prepared")
-	if c.commit == nil {
-		return next, nil
+	o, err := d.remember(next, c.reopen, true)
+	if err == nil {
+		err = c.commit(o)
 	}
-	if err := c.commit(); err != nil {
+	if err != nil {
 		return nil, errors.Join(err, old.stack.Undo(next))
 	}
 	failpoint.Hit("replace-committed")
