@@ -64,8 +64,17 @@ const (
 	StateRecovering = "recovering"
 	// It can't be taken over now: its requests fail (the recover policy fail).
 	StateUnrecovered = "unrecovered"
-	StateWaiting     = "waiting" // persistent, and could not be created again yet
+	// The same as recovering, and the driver doesn't know yet that the server is gone.
+	StateUnreleased = "unreleased"
+	StateWaiting    = "waiting" // persistent, and could not be created again yet
 )
+
+// Waits says that a device has no server now: it has its disk, and its figures are not known.
+func (d *Device) Waits() bool { return waits(d.State) }
+
+func waits(state string) bool {
+	return state == StateRecovering || state == StateUnrecovered || state == StateUnreleased
+}
 
 // A Problem is a record in the state directory that could not be used.
 type Problem struct {

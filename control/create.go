@@ -91,6 +91,9 @@ func (d *Daemon) create(ctx context.Context, s *slot, spec device.Spec) error {
 	rec := &record{Spec: spec, ID: -1, BootID: d.boot, PID: os.Getpid(), Created: time.Now().UTC(), Images: ids}
 	if old != nil {
 		rec.Generation, rec.Leases, rec.Serial = old.Generation+1, old.Leases, old.Serial
+		if takeOver { // until it has opened them itself
+			rec.Size, rec.Evidence, rec.Earlier = old.Size, old.Evidence, old.Earlier
+		}
 	}
 	was := s.phase
 	if err := d.reserve(s, rec); err != nil {
@@ -129,8 +132,8 @@ func (d *Daemon) lookFirst(ctx context.Context, s *slot, spec *device.Spec, old 
 			return err
 		}
 		if old != nil && !old.Closed {
-			if why := old.changed(d.boot, false); why != "" {
-				return fail(CodeConflict, "device %q is lost and cannot be taken over: %s; remove it first", spec.Name, why)
+			if why := old.changed(d.boot, false); why != nil {
+				return fail(CodeConflict, "device %q is lost and cannot be taken over: %w; remove it first", spec.Name, why)
 			}
 		}
 		ids, err := identify(spec.Images)
@@ -213,7 +216,15 @@ func (d *Daemon) openRecorded(ctx context.Context, s *slot, rec, old *record, ta
 		undo()
 		return nil, fail(CodeInternal, "%w", err)
 	}
-	dev, err := d.kernel.open(ctx, rec.Spec, openOptions{takeOver: takeOver, key: d.key, event: d.event(s), added: func(id int) error {
+	var known device.Known
+	if old != nil {
+		known = old.known()
+		known.Fence = takeOver
+		if len(rec.Spec.Images) == 1 {
+			known.Size = 0 // the image says it anew
+		}
+	}
+	dev, err := d.kernel.open(ctx, rec.Spec, openOptions{takeOver: takeOver, key: d.key, event: d.event(s), known: known, opened: d.opened(s, rec), added: func(id int) error {
 		// Before anybody can use the device: who finds it in the driver later finds
 		// its record as well.
 		if err := d.ownNumber(s, id); err != nil {

@@ -141,7 +141,9 @@ type slot struct {
 	phase   string  // "", StateCreating, StateRemoving, StateRecovering, StateWaiting
 	failing failing // what fails the I/O of a device that can't be recovered; nil: nothing
 	problem string
-	events  []device.Event
+	// unreleased: the last attempt to recover it found that the driver takes it for served.
+	unreleased bool
+	events     []device.Event
 
 	errors      int // failed requests since errorsSince
 	errorsSince time.Time

@@ -46,8 +46,12 @@ type fakeKernel struct {
 	deleted   []int
 	stackErr  error // of closeImages
 	leftErr   error // of left, which then knows nothing
+	// unreleased are those of waiting that the driver takes for served.
+	unreleased map[int]bool
 
 	replaceErr error
+	examineErr map[string]error // by device name
+	recovered  func(device.Recovery)
 
 	asked    int           // devices, for their status
 	scans    int           // for users
@@ -60,6 +64,9 @@ func newFake(t *testing.T) *fakeKernel {
 	return &fakeKernel{t: t, closeErr: map[string]error{}, inUse: map[string][]device.User{},
 		live: map[string]*fakeDevice{}, taken: map[string]bool{}, waiting: map[int]bool{}}
 }
+
+// d is the live device of a name; mu is held.
+func (k *fakeKernel) d(name string) *fakeDevice { return k.live[name] }
 
 type fakeDevice struct {
 	k      *fakeKernel
@@ -116,6 +123,12 @@ func (k *fakeKernel) open(ctx context.Context, spec device.Spec, o openOptions) 
 		if !k.waiting[r.ID] {
 			return nil, ublk.ErrNoDevice
 		}
+		if k.unreleased[r.ID] {
+			return nil, fmt.Errorf("ublk: device %d: %w", r.ID, ublk.ErrUnreleased)
+		}
+		if k.recovered != nil {
+			k.recovered(*r)
+		}
 		delete(k.waiting, r.ID)
 		d.id = r.ID
 		for _, c := range r.Consumers {
@@ -139,11 +152,17 @@ func (k *fakeKernel) open(ctx context.Context, spec device.Spec, o openOptions) 
 	return d, nil
 }
 
-func (k *fakeKernel) closeImages(spec device.Spec) error {
+func (k *fakeKernel) closeImages(spec device.Spec, _ device.Known) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.taken[spec.Name] = true
 	return k.stackErr
+}
+
+func (k *fakeKernel) examine(spec device.Spec, _ device.Known) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.examineErr[spec.Name]
 }
 
 func (k *fakeKernel) left(context.Context) (map[int]bool, error) {
@@ -162,9 +181,14 @@ func (k *fakeKernel) left(context.Context) (map[int]bool, error) {
 	return left, nil
 }
 
+func (k *fakeKernel) holders(int) string { return "process 1 (init)" }
+
 func (k *fakeKernel) delete(_ context.Context, id int) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.unreleased[id] {
+		return fmt.Errorf("%w: %s", ublk.ErrUnreleased, unreleasedText(id, "process 1 (init)"))
+	}
 	k.dead = slices.DeleteFunc(k.dead, func(i int) bool { return i == id })
 	delete(k.waiting, id)
 	k.deleted = append(k.deleted, id)

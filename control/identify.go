@@ -42,7 +42,7 @@ func Identify(ctx context.Context, number int) (*Identity, error) {
 	}
 	id, err := identityOf(DefaultRunDir, DefaultStateDir, number, info.Tag, bootID())
 	if id != nil {
-		id.Served = id.Served && info.State == ublk.Live
+		id.Served = id.Served && info.State == ublk.Live && !info.Unreleased()
 	}
 	return id, err
 }

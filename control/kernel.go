@@ -46,14 +46,19 @@ type kernel interface {
 	ready() error
 	open(ctx context.Context, spec device.Spec, o openOptions) (live, error)
 	// closeImages opens the images of a spec that was being served by a dead
-	// daemon of ours, and closes them cleanly.
-	closeImages(spec device.Spec) error
+	// daemon of ours, and closes them cleanly, if nothing of that one is under way.
+	closeImages(spec device.Spec, known device.Known) error
+	// examine says what would keep another server from taking the images of a device that
+	// is served.
+	examine(spec device.Spec, known device.Known) error
 	// left says what earlier daemons of this state directory left in the kernel: true
 	// for devices that wait, or will wait, for a new server. The caller holds the
 	// directory's lock, so that these daemons are known to be dead.
 	left(ctx context.Context) (map[int]bool, error)
 	// delete deletes one of these.
 	delete(ctx context.Context, id int) error
+	// holders says who keeps the reference of a server that is gone.
+	holders(id int) string
 	// fail takes one of them over to fail its I/O.
 	fail(ctx context.Context, id int) (failing, error)
 	// users says who holds disks, given as number → path.
@@ -74,6 +79,8 @@ type openOptions struct {
 	event    func(device.Event)
 	// recover takes over the device that a dead daemon left; nil: make one.
 	recover *device.Recovery
+	known   device.Known
+	opened  func(device.Opened) error
 	added   func(id int) error
 }
 
@@ -128,21 +135,29 @@ func (k *thisKernel) open(ctx context.Context, spec device.Spec, o openOptions) 
 	if err != nil {
 		return nil, err
 	}
-	dev, err := device.Open(ctx, spec, device.Options{Control: ctl, Log: k.log, Tag: k.tag, TakeOver: o.takeOver, Event: o.event, Key: o.key, Recover: o.recover, Added: o.added})
+	dev, err := device.Open(ctx, spec, device.Options{Control: ctl, Log: k.log, Tag: k.tag, TakeOver: o.takeOver, Event: o.event, Key: o.key, Recover: o.recover,
+		Known: o.known, Opened: o.opened, Added: o.added})
 	if err != nil {
 		return nil, err
 	}
 	return dev, nil
 }
 
-func (k *thisKernel) closeImages(spec device.Spec) error {
-	stack, err := ploop.Open(spec.Images, ploop.Options{TakeOver: true, Log: func(format string, args ...any) {
+func (k *thisKernel) closeImages(spec device.Spec, known device.Known) error {
+	stack, err := ploop.Open(spec.Images, ploop.Options{TakeOver: true, Locked: true, Before: known.Before, Log: func(format string, args ...any) {
 		k.log.Info().Str("device", spec.Name).Msgf(format, args...)
 	}})
 	if err != nil {
 		return err
 	}
 	return stack.Close()
+}
+
+func (k *thisKernel) examine(spec device.Spec, known device.Known) error {
+	if err := device.Probe(spec.Images); err != nil {
+		return err
+	}
+	return ploop.Examine(spec.Images, ploop.Options{ReadOnly: spec.ReadOnly, Damaged: spec.Damaged, TakeOver: true, Continue: true, Size: known.Size, RawSize: known.RawSize})
 }
 
 func (k *thisKernel) left(ctx context.Context) (map[int]bool, error) {
@@ -190,7 +205,7 @@ func (k *thisKernel) delete(ctx context.Context, id int) error {
 	if err != nil {
 		return err
 	}
-	for {
+	for begin := time.Now(); ; {
 		info, err := ctl.GetInfo(ctx, id)
 		switch {
 		case errors.Is(err, ublk.ErrNoDevice):
@@ -201,6 +216,8 @@ func (k *thisKernel) delete(ctx context.Context, id int) error {
 			return fmt.Errorf("/dev/ublkb%d is not of this daemon", id)
 		case info.State != ublk.Live:
 			return deleteDevice(ctx, ctl, id)
+		case info.Unreleased() && time.Since(begin) > unreleasedTime:
+			return fmt.Errorf("%w: %s", ublk.ErrUnreleased, unreleasedText(id, k.holders(id)))
 		}
 		select {
 		case <-time.After(50 * time.Millisecond):
@@ -209,6 +226,8 @@ func (k *thisKernel) delete(ctx context.Context, id int) error {
 		}
 	}
 }
+
+func (k *thisKernel) holders(id int) string { return holdersOf("/proc", id) }
 
 // deleteDevice does not wait for those who still have the dead device open,
 // where the driver lets us (6.9).
@@ -252,10 +271,8 @@ func offlineStatus(rec *record) device.Status {
 func (d *Daemon) waitingStatus(slot *slot) device.Status {
 	rec := slot.rec
 	st := offlineStatus(rec)
-	st.ID, st.Path, st.State = rec.ID, fmt.Sprintf("/dev/ublkb%d", rec.ID), StateRecovering
-	if slot.failing != nil {
-		st.State = StateUnrecovered
-	}
+	st.ID, st.Path, st.State = rec.ID, fmt.Sprintf("/dev/ublkb%d", rec.ID), slot.waitState()
+	st.Size = rec.Size
 	s := &st.Standby
 	s.Consumers = append(slices.Clone(rec.Leases), rec.TargetLeases...)
 	slices.Sort(s.Consumers)
@@ -281,7 +298,7 @@ func (d *Daemon) waitingStatus(slot *slot) device.Status {
 }
 
 var driverErrors = []error{ublk.ErrNoDriver, ublk.ErrPermission, ublk.ErrIOUringDisabled, ublk.ErrTooOld, ublk.ErrTooManyDevices}
-var imageErrors = []error{ploop.ErrNotPloop, ploop.ErrNotImage, ploop.ErrCorrupt, ploop.ErrInUse, ploop.ErrLocked, ploop.ErrGeometry, ploop.ErrUnsupported, ploop.ErrLimit, ploop.ErrDiverged, ploop.ErrInFlight}
+var imageErrors = []error{ploop.ErrNotPloop, ploop.ErrNotImage, ploop.ErrCorrupt, ploop.ErrInUse, ploop.ErrLocked, ploop.ErrGeometry, ploop.ErrUnsupported, ploop.ErrLimit, ploop.ErrDiverged, ploop.ErrInFlight, ploop.ErrUnproven, ploop.ErrNoLock, ploop.ErrLocalLock}
 
 // classify gives an error of a creation its code.
 func classify(err error) *Error {

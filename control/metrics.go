@@ -71,7 +71,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	for kind, n := range key.Inconsistencies {
 		send(descInconsistencies, prometheus.CounterValue, float64(n), "", kind)
 	}
-	states := []string{device.StateLive, device.StateHung, device.StateParked, device.StateStandby, device.StateFailing, device.StateReplacing, device.StateStopped, StateRecovering, StateUnrecovered}
+	states := []string{device.StateLive, device.StateHung, device.StateParked, device.StateStandby, device.StateFailing, device.StateReplacing, device.StateStopped, StateRecovering, StateUnrecovered, StateUnreleased}
 	for _, st := range m.d.statuses() {
 		s, c, name := &st.Standby, &st.Counters, st.Name
 		gauge := func(d *prometheus.Desc, v float64, labels ...string) {
@@ -90,7 +90,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 		}
 		gauge(descStandby, truth(s.Value == "on"))
 		gauge(descSupported, truth(s.Value != "not supported"))
-		if st.State == StateRecovering || st.State == StateUnrecovered {
+		if waits(st.State) {
 			continue // the rest is not known
 		}
 		gauge(descSize, float64(st.Size))

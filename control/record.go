@@ -33,6 +33,12 @@ type record struct {
 	PID     int         `json:"pid"` // of the daemon that serves it
 	Created time.Time   `json:"created"`
 	Images  []imageID   `json:"images"` // in the order of Spec.Images
+	// Evidence is of the same files, as they were opened last; one that is zero, or missing
+	// in an old record, was never opened. Size is the disk's, in bytes, 0: not known.
+	Evidence []ploop.Evidence `json:"evidence,omitempty"`
+	Size     int64            `json:"size,omitempty"`
+	// Earlier are further mounts by which writes of the server may be under way.
+	Earlier []ploop.Mount `json:"earlier,omitempty"`
 	// Generation counts changes of the spec since the device was made.
 	Generation uint64 `json:"generation,omitempty"`
 	// Leases are those that were taken by hand, TargetLeases those of targets.
@@ -41,6 +47,8 @@ type record struct {
 	// Closed: the images of a persistent device were closed cleanly at the end of its
 	// daemon, and nobody knows what happened to them since.
 	Closed bool `json:"closed,omitempty"`
+	// Left: its server left it in order, and nothing was under way.
+	Left bool `json:"left,omitempty"`
 	// Standby is the one that the device is in.
 	Standby *standbyRecord `json:"standby,omitempty"`
 	// Serial counts the changes of the record: of two copies the higher one is right.
@@ -320,39 +328,6 @@ func damagedProblem(path, why string) Problem {
 		Reason: "damaged record of a device: " + why,
 		Advice: "the device's images may still be marked in use: look into the file for their names, run 'holdfast image check --repair' on them, then delete the file",
 	}
-}
-
-// identify looks up the files of a stack.
-func identify(refs []ploop.ImageRef) ([]imageID, error) {
-	ids := make([]imageID, len(refs))
-	for i, ref := range refs {
-		var st unix.Stat_t
-		if err := unix.Stat(ref.Path, &st); err != nil {
-			return nil, fail(CodeImage, "image %w", &fs.PathError{Op: "stat", Path: ref.Path, Err: err})
-		}
-		ids[i] = imageID{Dev: st.Dev, Ino: st.Ino}
-	}
-	return ids, nil
-}
-
-// changed names the first image that isn't the file it was when the record was
-// written, or why it can't be told; "" if all are the same. With remounted the file
-// systems may have been mounted anew since, which changes their numbers.
-func (rec *record) changed(boot string, remounted bool) string {
-	for i, ref := range rec.Spec.Images {
-		ids, err := identify(rec.Spec.Images[i : i+1])
-		if err != nil {
-			return err.Error()
-		}
-		was := rec.Images[i]
-		switch {
-		case ids[0].Ino == was.Ino && boot == rec.BootID && ids[0].Dev != was.Dev && !remounted:
-			return fmt.Sprintf("image %q lies on another file system than the one that was served, or on the same one mounted anew, which can't be told", ref.Path)
-		case ids[0].Ino != was.Ino:
-			return fmt.Sprintf("image %q is another file than the one that was served (inode %d, now %d)", ref.Path, was.Ino, ids[0].Ino)
-		}
-	}
-	return ""
 }
 
 // writable is the image that the device writes to, or nil.

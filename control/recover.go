@@ -212,9 +212,13 @@ func (d *Daemon) tryRecovery(ctx context.Context, s *slot, force bool) error {
 		d.tell(s.name, EventRecoverFailed, "the device is lost: %v", err)
 		return fail(CodeNotFound, "device %q: %w", s.name, err)
 	}
+	unreleased := errors.Is(err, ublk.ErrUnreleased)
+	if unreleased {
+		err = fmt.Errorf("%w: %s", ublk.ErrUnreleased, unreleasedText(rec.ID, d.kernel.holders(rec.ID)))
+	}
 	d.mu.Lock()
 	news := s.problem != err.Error()
-	s.problem = err.Error()
+	s.problem, s.unreleased = err.Error(), unreleased
 	d.mu.Unlock()
 	if news {
 		d.tell(s.name, EventRecoverFailed, "not yet: %v", err)
@@ -223,11 +227,22 @@ func (d *Daemon) tryRecovery(ctx context.Context, s *slot, force bool) error {
 	return fail(e.Code, "device %q can't be recovered now: %w", s.name, err)
 }
 
+// waitState is the state of a device that waits for its recovery; Daemon.mu is held.
+func (s *slot) waitState() string {
+	switch {
+	case s.failing != nil:
+		return StateUnrecovered
+	case s.unreleased:
+		return StateUnreleased
+	}
+	return StateRecovering
+}
+
 // takeOver becomes the device's server.
 func (d *Daemon) takeOver(ctx context.Context, s *slot, rec *record, failing failing, force bool) error {
 	ctx, cancel := context.WithTimeout(ctx, recoverTime)
 	defer cancel()
-	if err := d.lookAt(ctx, s, rec); err != nil {
+	if err := d.lookAt(ctx, s, rec, force); err != nil {
 		return err
 	}
 	if failing != nil {
@@ -237,8 +252,8 @@ func (d *Daemon) takeOver(ctx context.Context, s *slot, rec *record, failing fai
 		d.set(s, func() { s.failing = nil })
 	}
 	leases := append(slices.Clone(rec.Leases), d.targets.watched(rec.TargetLeases)...)
-	dev, err := d.kernel.open(ctx, rec.Spec, openOptions{takeOver: true, key: d.key, event: d.event(s),
-		recover: &device.Recovery{ID: rec.ID, Consumers: leases, Standby: rec.Standby.restored(), Force: force}})
+	dev, err := d.kernel.open(ctx, rec.Spec, openOptions{takeOver: true, key: d.key, event: d.event(s), known: rec.known(), opened: d.opened(s, rec),
+		recover: &device.Recovery{ID: rec.ID, Consumers: leases, Standby: rec.Standby.restored(), Left: rec.Left, Force: force}})
 	if err != nil {
 		if failing != nil {
 			d.failDevice(ctx, s) // as before
@@ -246,9 +261,9 @@ func (d *Daemon) takeOver(ctx context.Context, s *slot, rec *record, failing fai
 		return err
 	}
 	failpoint.Hit("recover-recorded")
-	d.set(s, func() { s.dev, s.phase, s.problem, d.driverProblem = dev, "", "", "" })
+	d.set(s, func() { s.dev, s.phase, s.problem, s.unreleased, d.driverProblem = dev, "", "", false, "" })
 	if err := d.noteChange(s, func(rec *record) {
-		rec.PID, rec.BootID = os.Getpid(), d.boot
+		rec.PID, rec.BootID, rec.Left = os.Getpid(), d.boot, false
 		rec.Standby = recordStandby(dev.Restored())
 	}); err != nil {
 		// The copy has it, or the next daemon sees for itself.
@@ -261,10 +276,14 @@ func (d *Daemon) takeOver(ctx context.Context, s *slot, rec *record, failing fai
 
 // lookAt sees whether the images answer, and are what they were, before anything is done
 // that could hang with their storage for longer.
-func (d *Daemon) lookAt(ctx context.Context, s *slot, rec *record) error {
+func (d *Daemon) lookAt(ctx context.Context, s *slot, rec *record, force bool) error {
 	return s.look(ctx, func() error {
-		if why := rec.changed(d.boot, true); why != "" {
-			return errors.New(why)
+		err := rec.changed(d.boot, true)
+		if notTheFile(err) && !force {
+			return fmt.Errorf("%w; if it is the one, or is meant to be, 'holdfast recover --force %s' takes it as it is", err, s.name)
+		}
+		if err != nil && !notTheFile(err) {
+			return err
 		}
 		return device.Probe(rec.Spec.Images)
 	})
@@ -364,8 +383,9 @@ func (d *Daemon) replaceLeft(ctx context.Context, s *slot, r ReplaceRequest) err
 		return err
 	}
 	was := rec
-	rec.Spec.Images, rec.Images = slices.Clone(rec.Spec.Images), slices.Clone(rec.Images)
-	rec.Spec.Images[level], rec.Images[level] = r.Image, ids[0]
+	rec.Spec.Images = slices.Clone(rec.Spec.Images)
+	rec.Spec.Images[level] = r.Image
+	rec.replaced(level, ids[0], r.Image)
 	rec.Generation++
 	if level == len(rec.Images)-1 {
 		rec.Standby = nil
@@ -384,7 +404,9 @@ func (d *Daemon) replaceLeft(ctx context.Context, s *slot, r ReplaceRequest) err
 	}
 	d.set(s, func() { s.rec = &rec })
 	if err := d.tryRecovery(ctx, s, r.Force); err != nil {
-		was.Serial = rec.Serial
+		d.mu.Lock()
+		was.Serial = max(rec.Serial, s.rec.Serial)
+		d.mu.Unlock()
 		if err := d.records.save(&was); err != nil {
 			d.log.Error().Err(err).Str("device", s.name).Msg("the record tells of a file that was not taken")
 		}
@@ -411,10 +433,16 @@ func (d *Daemon) removeLeft(ctx context.Context, s *slot, force bool) error {
 	} else {
 		err = d.kernel.delete(ctx, id)
 	}
+	if errors.Is(err, ublk.ErrUnreleased) {
+		d.set(s, func() { s.unreleased, s.problem = true, err.Error() })
+		return fail(CodeBusy, "device %q can't be given up now: %w", s.name, err)
+	}
 	if err != nil && !errors.Is(err, ublk.ErrNoDevice) {
 		return fail(CodeInternal, "device %q: %w", s.name, err)
 	}
-	d.set(s, func() { s.phase, s.failing, s.problem = "", nil, "it was given up before it could be recovered" })
+	d.set(s, func() {
+		s.phase, s.failing, s.problem, s.unreleased = "", nil, "it was given up before it could be recovered", false
+	})
 	return d.removeLost(s, force)
 }
 

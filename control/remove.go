@@ -143,10 +143,10 @@ func (d *Daemon) removeLost(s *slot, force bool) error {
 		ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
 		defer cancel()
 		err = s.look(ctx, func() error {
-			if why := rec.changed(d.boot, false); why != "" {
-				return fail(CodeConflict, "lost device %q: %s; 'holdfast remove --force %s' forgets the device and leaves its images as they are", s.name, why, s.name)
+			if why := rec.changed(d.boot, false); why != nil {
+				return fail(CodeConflict, "lost device %q: %w; 'holdfast remove --force %s' forgets the device and leaves its images as they are", s.name, why, s.name)
 			}
-			if cerr := d.kernel.closeImages(rec.Spec); cerr != nil {
+			if cerr := d.kernel.closeImages(rec.Spec, rec.known()); cerr != nil {
 				e := classify(cerr)
 				return fail(e.Code, "lost device %q: its images cannot be closed cleanly: %w; 'holdfast image check --repair' may help, 'holdfast remove --force %s' forgets the device", s.name, cerr, s.name)
 			}

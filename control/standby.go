@@ -319,11 +319,15 @@ func (d *Daemon) replace(ctx context.Context, s *slot, r ReplaceRequest) error {
 			return err
 		}
 	}
-	err = s.dev.Replace(ctx, device.Replace{Level: level, Image: r.Image, Force: r.Force, Drain: time.Duration(r.Drain), Commit: func(spec device.Spec) error {
+	var opened device.Opened
+	err = s.dev.Replace(ctx, device.Replace{Level: level, Image: r.Image, Force: r.Force, Drain: time.Duration(r.Drain), Opened: func(o device.Opened) { opened = o }, Commit: func(spec device.Spec) error {
 		return d.update(s, func(rec *record) {
 			rec.Spec, rec.Generation = spec, rec.Generation+1
 			rec.Images = slices.Clone(rec.Images)
 			rec.Images[level] = ids[0]
+			if len(opened.Evidence) > 0 {
+				rec.note(opened)
+			}
 			if level == len(rec.Images)-1 {
 				rec.Standby = nil // a standby ends with it
 			}

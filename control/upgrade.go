@@ -118,12 +118,15 @@ func (d *Daemon) upgrade(ctx context.Context, r UpgradeRequest) (*UpgradeResult,
 		h.kill()
 		return nil, err
 	}
+	if err := d.examineAll(slots); err != nil {
+		h.kill()
+		return nil, fmt.Errorf("the new daemon could not take every device over, and nothing has changed: %w", err)
+	}
 	begin := time.Now()
 	left, err := d.leaveAll(slots)
 	if err != nil {
 		h.kill()
-		d.takeBack(left)
-		return nil, fmt.Errorf("not every device can be left, and this daemon goes on: %w", err)
+		return nil, fmt.Errorf("not every device can be left, and this daemon goes on: %w%s", err, d.takeBack(left))
 	}
 	failpoint.Hit("upgrade-left")
 	d.letGo()
@@ -144,8 +147,8 @@ func (d *Daemon) upgrade(ctx context.Context, r UpgradeRequest) (*UpgradeResult,
 			d.cfgMu.Unlock()
 			return nil, fmt.Errorf("the new daemon has failed, and this one can't go on and ends: %w; start it again, its devices wait", err)
 		}
-		d.takeBack(left)
-		return nil, fmt.Errorf("the new daemon does not serve, and this one has taken everything back: %w", err)
+		d.readAgain(left)
+		return nil, fmt.Errorf("the new daemon does not serve, and this one goes on: %w%s", err, d.takeBack(left))
 	}
 	res := &UpgradeResult{PID: h.p.PID, Devices: len(left), Waiting: waiting, PauseMS: float64(pause.Microseconds()) / 1000}
 	d.cfgMu.Lock()
@@ -313,25 +316,13 @@ func (d *Daemon) leave(ctx context.Context, s *slot, dev live, failing failing) 
 	if err := dev.Leave(ctx, leaveDrain); err != nil {
 		return err
 	}
-	// What an error during the last requests has brought about, of which the keeper can't
+	// With what an error during the last requests has brought about, of which the keeper can't
 	// tell any more; and no other change of the record may come after the heir has read it.
-	d.mu.Lock()
-	standing := s.rec.Standby != nil
-	d.mu.Unlock()
-	if (dev.Restored() != nil) != standing {
-		d.noteStandby(s, dev)
-	}
 	s.recMu.Lock()
 	defer s.recMu.Unlock()
+	d.leftInOrder(s, dev)
 	d.set(s, func() { s.dev, s.phase, s.problem = nil, StateRecovering, "it was left for an upgrade" })
 	return nil
-}
-
-// takeBack recovers what was left.
-func (d *Daemon) takeBack(left []*slot) {
-	for _, s := range left {
-		d.watching.Go(func() { d.recover(d.alive, s) })
-	}
 }
 
 // letGo gives up everything that the heir needs.

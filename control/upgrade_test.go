@@ -1,9 +1,11 @@
 package control
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"holdfast/device"
@@ -87,5 +89,96 @@ func TestShutdownDuringUpgrade(t *testing.T) {
 	defer f.k.mu.Unlock()
 	if len(f.k.deleted) != 0 || !f.k.waiting[0] {
 		t.Errorf("deleted %v, waiting %v", f.k.deleted, f.k.waiting)
+	}
+}
+
+// What another server couldn't take over isn't left.
+func TestUpgradeExaminesFirst(t *testing.T) {
+	f := newFixture(t)
+	f.create("v", "i")
+	f.create("w", "j")
+	f.k.mu.Lock()
+	f.k.examineErr = map[string]error{"w": errors.New("it is shorter")}
+	opened := f.k.opening
+	f.k.mu.Unlock()
+	_, err := f.c.Upgrade(ctx, f.heir("echo serving 0 2 >&4; exec sleep 60"))
+	if err == nil || !strings.Contains(err.Error(), `device "w": it is shorter`) || !strings.Contains(err.Error(), "nothing has changed") {
+		t.Fatal(err)
+	}
+	// Another file by the same name.
+	f.k.mu.Lock()
+	f.k.examineErr = nil
+	f.k.mu.Unlock()
+	i := filepath.Join(f.dir, "i")
+	if err := errors.Join(os.Rename(i, i+".old"), os.WriteFile(i, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.c.Upgrade(ctx, f.heir("echo serving 0 2 >&4; exec sleep 60")); err == nil || !strings.Contains(err.Error(), `device "v"`) {
+		t.Fatal(err)
+	}
+	f.k.mu.Lock()
+	defer f.k.mu.Unlock()
+	if f.k.opening != opened || len(f.k.waiting) > 0 {
+		t.Errorf("devices were left: opened %d times, then %d; waiting %v", opened, f.k.opening, f.k.waiting)
+	}
+}
+
+// An upgrade that failed says what came of the devices, and doesn't say that of those that wait.
+func TestUpgradeSaysWhatWaits(t *testing.T) {
+	f := newFixture(t)
+	f.create("v", "i")
+	if _, err := f.c.Upgrade(ctx, f.heir("")); err == nil || !strings.Contains(err.Error(), "taken back all devices that were left (1)") {
+		t.Fatal(err)
+	}
+	f.k.mu.Lock()
+	f.k.d("v").leaving = func() { f.k.openErr = errors.New("no such luck") }
+	f.k.mu.Unlock()
+	_, err := f.c.Upgrade(ctx, f.heir(""))
+	if err == nil || !strings.Contains(err.Error(), "0 of the 1") || !strings.Contains(err.Error(), "no such luck") {
+		t.Fatal(err)
+	}
+	f.k.mu.Lock()
+	f.k.openErr = nil
+	f.k.mu.Unlock()
+	f.eventually("v", "live")
+}
+
+// A device that was left in order needs no fence. What the next server has noted counts, when this
+// one goes on after all.
+func TestUpgradeLeavesInOrder(t *testing.T) {
+	f := newFixture(t)
+	f.create("v", "i")
+	var first, again bool
+	f.k.mu.Lock()
+	f.k.recovered = func(r device.Recovery) { first = r.Left }
+	f.k.mu.Unlock()
+	if _, err := f.c.Upgrade(ctx, f.heir("")); err == nil {
+		t.Fatal("no error")
+	}
+	if !first {
+		t.Error("it was left in order, and recovered as if not")
+	}
+	f.eventually("v", "live")
+	// The other one has opened the image, and died with it.
+	f.k.mu.Lock()
+	f.k.recovered = func(r device.Recovery) { again = r.Left }
+	f.k.d("v").leaving = func() {
+		go func() {
+			waitFor(t, "that this is noted", func() bool {
+				rec, err := readRecord(f.d.records.path("v"))
+				if err != nil || !rec.Left {
+					return false
+				}
+				rec.Left = false
+				return f.d.records.save(rec) == nil
+			})
+		}()
+	}
+	f.k.mu.Unlock()
+	if _, err := f.c.Upgrade(ctx, f.heir("sleep 0.5")); err == nil {
+		t.Fatal("no error")
+	}
+	if again {
+		t.Error("another server had it in between, and it was recovered without a fence")
 	}
 }

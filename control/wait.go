@@ -19,7 +19,7 @@ const StateRemoved = "removed"
 // States are all that a device can be waited for in.
 var States = []string{
 	device.StateLive, device.StateHung, device.StateParked, device.StateStandby, device.StateFailing, device.StateReplacing, device.StateStopped,
-	StateCreating, StateRemoving, StateRecovering, StateUnrecovered, StateWaiting, StateLost, StateRemoved,
+	StateCreating, StateRemoving, StateRecovering, StateUnrecovered, StateUnreleased, StateWaiting, StateLost, StateRemoved,
 }
 
 // waitPeriod is how often a wait looks by itself: not every change of a live device's state
@@ -84,11 +84,11 @@ func (d *Daemon) stateOf(name string) string {
 		d.mu.Unlock()
 		return StateRemoved
 	}
-	dev, phase, failing := s.dev, s.phase, s.failing
+	dev, phase, state := s.dev, s.phase, s.waitState()
 	d.mu.Unlock()
 	switch {
-	case phase == StateRecovering && failing != nil:
-		return StateUnrecovered
+	case phase == StateRecovering:
+		return state
 	case phase != "":
 		return phase
 	case dev == nil:

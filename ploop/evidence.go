@@ -233,7 +233,7 @@ func (e *Evidence) fits(ref ImageRef) error {
 	if ref.Raw {
 		raw = e.Size
 	}
-	d, err := openKnown(ref, openUnlocked, false, true, damageTolerance{}, raw)
+	d, err := openKnown(ref, openUnlocked, false, true, damageTolerance{damaged: true}, raw)
 	if err != nil {
 		return err
 	}

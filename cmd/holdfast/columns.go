@@ -19,7 +19,7 @@ type listColumn struct {
 
 // served says that a device's figures are known: one that waits for a server has none.
 func served(d *control.Device) bool {
-	return d.Path != "" && d.State != control.StateRecovering && d.State != control.StateUnrecovered
+	return d.Path != "" && !d.Waits()
 }
 
 // size is a cell with a number of bytes.

@@ -9,13 +9,17 @@ import (
 
 	"holdfast/control"
 	"holdfast/device"
+	"holdfast/ploop"
 )
 
 // deviceTree is what show prints: what is wrong first, then what it is made of.
 func deviceTree(d *control.Device) *node {
 	head := quote(d.Name)
 	if d.Path != "" {
-		head += fmt.Sprintf("  %s  %s", quote(d.Path), formatSize(d.Size))
+		head += "  " + quote(d.Path)
+		if d.Size > 0 { // of a device that waits it may not be known
+			head += "  " + formatSize(d.Size)
+		}
 	}
 	if d.ReadOnly {
 		head += "  read-only"
@@ -33,7 +37,7 @@ func deviceTree(d *control.Device) *node {
 			n.add("%s", oneLine(d.Advice))
 		}
 	}
-	served := d.Path != ""
+	served := served(d)
 	images := root.add("images, top first")
 	for i := len(d.Images) - 1; i >= 0; i-- {
 		im := d.Images[i]
@@ -50,8 +54,11 @@ func deviceTree(d *control.Device) *node {
 			default:
 				text += "  buffered"
 			}
-			if !im.Locked {
+			switch {
+			case !im.Locked:
 				text += "  not locked (its file system has no locks)"
+			case im.Scope == ploop.ScopeMount:
+				text += "  locked in its mount only"
 			}
 			if i == len(d.Images)-1 && d.Clusters > 0 && im.Format != "raw" {
 				text += fmt.Sprintf("  %d of %d clusters of %s", d.Allocated, d.Clusters, formatSize(d.ClusterSize))
@@ -69,13 +76,15 @@ func deviceTree(d *control.Device) *node {
 		counters(root.add("requests"), d)
 		latencies(root, d)
 		standbyNode(root.add("standby: %s", d.Standby.Value), d)
+	} else if d.Path != "" {
+		standbyCause(root.add("standby: %s", d.Standby.Value), d)
 	}
 	if len(d.Users) > 0 {
 		users := root.add("users")
 		for _, u := range d.Users {
 			users.add("%s", u)
 		}
-	} else if served {
+	} else if d.Path != "" {
 		root.add("no users")
 	}
 	if len(d.Events) > 0 {
@@ -131,7 +140,8 @@ func below(l *device.Latency, part float64) string {
 	return "no bound"
 }
 
-func standbyNode(n *node, d *control.Device) {
+// standbyCause is what is known of a device's standby without a server, too.
+func standbyCause(n *node, d *control.Device) {
 	s := &d.Standby
 	if s.Flag && s.Since != nil {
 		n.add("since %s: %s", s.Since.Local().Format(time.DateTime), oneLine(s.Cause))
@@ -139,6 +149,11 @@ func standbyNode(n *node, d *control.Device) {
 	if len(s.Consumers) > 0 {
 		n.add("leases: %s", strings.Join(s.Consumers, ", "))
 	}
+}
+
+func standbyNode(n *node, d *control.Device) {
+	s := &d.Standby
+	standbyCause(n, d)
 	held := fmt.Sprintf("%d of %d requests held", s.Held, s.Tags)
 	if s.Held > 0 {
 		held += ", the oldest for " + seconds(s.HeldSeconds)

@@ -1,0 +1,99 @@
+package control
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/device"
+)
+
+// TestUnreleased: the driver takes a device for served, and its server is gone. It has a state of
+// its own, says who holds it, and can't be given up; once it is released it is recovered.
+func TestUnreleased(t *testing.T) {
+	f := newFixture(t)
+	f.create("a", "img")
+	if err := f.d.opened(f.d.slots["a"], nil)(device.Opened{Size: 64 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	f.crash()
+	f.k.mu.Lock()
+	f.k.dead, f.k.waiting = nil, map[int]bool{0: true}
+	f.k.unreleased = map[int]bool{0: true}
+	f.k.mu.Unlock()
+	f.start()
+	until(t, func() bool { return f.states()["a"] == StateUnreleased })
+	dev, err := f.c.Device(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(dev.Problem, "process 1 (init)") || !strings.Contains(dev.Problem, "/dev/ublkc0") {
+		t.Errorf("problem %q", dev.Problem)
+	}
+	if dev.Size != 64<<20 {
+		t.Errorf("size %d", dev.Size)
+	}
+	if why := strings.Join(Why(dev, &KeyInfo{}), "\n"); !strings.Contains(why, "unreleased") || !strings.Contains(why, "process 1 (init)") {
+		t.Errorf("why:\n%s", why)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if e := wantCode(t, f.c.Remove(ctx, "a", true), CodeBusy); !strings.Contains(e.Message, "process 1 (init)") {
+		t.Error(e)
+	}
+	if s := f.states()["a"]; s != StateUnreleased {
+		t.Errorf("after a removal that failed: %s", s)
+	}
+	f.k.mu.Lock()
+	f.k.unreleased = nil
+	f.k.mu.Unlock()
+	until(t, func() bool { return f.states()["a"] == "live" })
+}
+
+func until(t *testing.T, so func() bool) {
+	t.Helper()
+	for begin := time.Now(); !so(); time.Sleep(2 * time.Millisecond) {
+		if time.Since(begin) > 30*time.Second {
+			t.Fatal("it doesn't come to that")
+		}
+	}
+}
+
+// TestHolders finds who keeps a server's file.
+func TestHolders(t *testing.T) {
+	proc := t.TempDir()
+	for path, text := range map[string]string{
+		"7/comm": "sleep\n", "8/comm": "cat\n", "9/comm": "kworker/0:1+events\n", "10/comm": "kworker/0:2\n",
+		"9/stack":  "[<0>] folio_wait_bit+0x1/0x2\n[<0>] filemap_write_and_wait_range+0x1/0x2\n[<0>] bdev_release+0x1/0x2\n[<0>] __fput+0x1/0x2\n[<0>] delayed_fput+0x1/0x2\n",
+		"10/stack": "[<0>] worker_thread+0x1/0x2\n",
+	} {
+		if err := os.MkdirAll(filepath.Join(proc, filepath.Dir(path), "fd"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(proc, path), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for at, to := range map[string]string{"7/fd/3": "/dev/ublkc4", "8/fd/3": "/dev/ublkc40"} {
+		if err := os.Symlink(to, filepath.Join(proc, at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := holdersOf(proc, 4)
+	for _, want := range []string{"process 7 (sleep)", "kernel thread 9 (kworker/0:1+events)", "bdev_release"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q isn't in %q", want, got)
+		}
+	}
+	for _, not := range []string{"process 8", "thread 10"} {
+		if strings.Contains(got, not) {
+			t.Errorf("%q is in %q", not, got)
+		}
+	}
+	if got := holdersOf(proc, 5); strings.Contains(got, "process") {
+		t.Error(got)
+	}
+}
