@@ -9,5 +9,6 @@ import (
 
 func TestMain(m *testing.M) {
 	faultfs.Child()
+	fencedChild()
 	os.Exit(m.Run())
 }
