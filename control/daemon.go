@@ -142,8 +142,9 @@ type slot struct {
 	failing failing // what fails the I/O of a device that can't be recovered; nil: nothing
 	problem string
 	// unreleased: the last attempt to recover it found that the driver takes it for served.
-	unreleased bool
-	events     []device.Event
+	unreleased      bool
+	unreleasedSince time.Time // of the token's holder; zero: it isn't
+	events          []device.Event
 
 	errors      int // failed requests since errorsSince
 	errorsSince time.Time

@@ -46,8 +46,8 @@ type fakeKernel struct {
 	deleted   []int
 	stackErr  error // of closeImages
 	leftErr   error // of left, which then knows nothing
-	// unreleased are those of waiting that the driver takes for served.
-	unreleased map[int]bool
+	// kept are those of waiting that the driver takes for served.
+	kept map[int]bool
 
 	replaceErr error
 	examineErr map[string]error // by device name
@@ -123,7 +123,7 @@ func (k *fakeKernel) open(ctx context.Context, spec device.Spec, o openOptions) 
 		if !k.waiting[r.ID] {
 			return nil, ublk.ErrNoDevice
 		}
-		if k.unreleased[r.ID] {
+		if k.kept[r.ID] {
 			return nil, fmt.Errorf("ublk: device %d: %w", r.ID, ublk.ErrUnreleased)
 		}
 		if k.recovered != nil {
@@ -181,12 +181,18 @@ func (k *fakeKernel) left(context.Context) (map[int]bool, error) {
 	return left, nil
 }
 
+func (k *fakeKernel) unreleased(_ context.Context, id int) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.kept[id]
+}
+
 func (k *fakeKernel) holders(int) string { return "process 1 (init)" }
 
 func (k *fakeKernel) delete(_ context.Context, id int) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.unreleased[id] {
+	if k.kept[id] {
 		return fmt.Errorf("%w: %s", ublk.ErrUnreleased, unreleasedText(id, "process 1 (init)"))
 	}
 	k.dead = slices.DeleteFunc(k.dead, func(i int) bool { return i == id })

@@ -57,6 +57,8 @@ type kernel interface {
 	left(ctx context.Context) (map[int]bool, error)
 	// delete deletes one of these.
 	delete(ctx context.Context, id int) error
+	// unreleased says whether the driver takes one of these for served, and its server is gone.
+	unreleased(ctx context.Context, id int) bool
 	// holders says who keeps the reference of a server that is gone.
 	holders(id int) string
 	// fail takes one of them over to fail its I/O.
@@ -225,6 +227,15 @@ func (k *thisKernel) delete(ctx context.Context, id int) error {
 			return fmt.Errorf("the driver still takes it for served: %w", ctx.Err())
 		}
 	}
+}
+
+func (k *thisKernel) unreleased(ctx context.Context, id int) bool {
+	ctl, err := k.control()
+	if err != nil {
+		return false
+	}
+	info, err := ctl.GetInfo(ctx, id)
+	return err == nil && info.Unreleased()
 }
 
 func (k *thisKernel) holders(id int) string { return holdersOf("/proc", id) }

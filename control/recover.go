@@ -212,13 +212,17 @@ func (d *Daemon) tryRecovery(ctx context.Context, s *slot, force bool) error {
 		d.tell(s.name, EventRecoverFailed, "the device is lost: %v", err)
 		return fail(CodeNotFound, "device %q: %w", s.name, err)
 	}
-	unreleased := errors.Is(err, ublk.ErrUnreleased)
-	if unreleased {
+	if errors.Is(err, device.ErrNoFence) {
+		err = fmt.Errorf("%w: 'holdfast recover --force %s'", err, s.name)
+	}
+	// The images' locks may hang by the same reference.
+	unreleased := d.kernel.unreleased(ctx, rec.ID)
+	if unreleased && errors.Is(err, ublk.ErrUnreleased) || s.longUnreleased(unreleased) {
 		err = fmt.Errorf("%w: %s", ublk.ErrUnreleased, unreleasedText(rec.ID, d.kernel.holders(rec.ID)))
 	}
 	d.mu.Lock()
 	news := s.problem != err.Error()
-	s.problem, s.unreleased = err.Error(), unreleased
+	s.problem, s.unreleased = err.Error(), errors.Is(err, ublk.ErrUnreleased)
 	d.mu.Unlock()
 	if news {
 		d.tell(s.name, EventRecoverFailed, "not yet: %v", err)

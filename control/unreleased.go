@@ -24,6 +24,21 @@ import (
 // unreleasedTime is how long the removal of such a device waits for its release.
 const unreleasedTime = 10 * time.Second
 
+// unreleasedLong is for how long that has to be so, to be worth a word: it is so after every
+// death for a moment.
+const unreleasedLong = 2 * time.Second
+
+// longUnreleased takes what was just seen. The name's token is held.
+func (s *slot) longUnreleased(now bool) bool {
+	switch {
+	case !now:
+		s.unreleasedSince = time.Time{}
+	case s.unreleasedSince.IsZero():
+		s.unreleasedSince = time.Now()
+	}
+	return now && time.Since(s.unreleasedSince) > unreleasedLong
+}
+
 // holdersOf says who keeps /dev/ublkcN: processes that have it open, and threads of the kernel
 // that are about to release files and wait for something; "": nobody who can be seen.
 func holdersOf(proc string, id int) string {

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"holdfast/device"
+	"holdfast/ploop"
 )
 
 // TestUnreleased: the driver takes a device for served, and its server is gone. It has a state of
@@ -22,7 +24,7 @@ func TestUnreleased(t *testing.T) {
 	f.crash()
 	f.k.mu.Lock()
 	f.k.dead, f.k.waiting = nil, map[int]bool{0: true}
-	f.k.unreleased = map[int]bool{0: true}
+	f.k.kept = map[int]bool{0: true}
 	f.k.mu.Unlock()
 	f.start()
 	until(t, func() bool { return f.states()["a"] == StateUnreleased })
@@ -48,7 +50,35 @@ func TestUnreleased(t *testing.T) {
 		t.Errorf("after a removal that failed: %s", s)
 	}
 	f.k.mu.Lock()
-	f.k.unreleased = nil
+	f.k.kept = nil
+	f.k.mu.Unlock()
+	until(t, func() bool { return f.states()["a"] == "live" })
+}
+
+// TestUnreleasedBehindLock: what keeps the server's file may keep the locks of its images as well,
+// which is what recovering meets first.
+func TestUnreleasedBehindLock(t *testing.T) {
+	f := newFixture(t)
+	f.create("a", "img")
+	f.crash()
+	f.k.mu.Lock()
+	f.k.dead, f.k.waiting = nil, map[int]bool{0: true}
+	f.k.openErr = fmt.Errorf("img: %w", ploop.ErrLocked)
+	f.k.mu.Unlock()
+	f.start()
+	until(t, func() bool {
+		d, err := f.c.Device(t.Context(), "a")
+		return err == nil && strings.Contains(d.Problem, "locked")
+	})
+	if s := f.states()["a"]; s != StateRecovering {
+		t.Errorf("released, and %s", s)
+	}
+	f.k.mu.Lock()
+	f.k.kept = map[int]bool{0: true}
+	f.k.mu.Unlock()
+	until(t, func() bool { return f.states()["a"] == StateUnreleased })
+	f.k.mu.Lock()
+	f.k.kept, f.k.openErr = nil, nil
 	f.k.mu.Unlock()
 	until(t, func() bool { return f.states()["a"] == "live" })
 }
