@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"testing"
 	"time"
@@ -260,6 +261,39 @@ func TestSlowMemory(t *testing.T) {
 			t.Fatal(errno)
 		}
 	}
+}
+
+// TestThroughHangs has the flush hang that comes with the first lease of a device that is
+// served through the page cache: further leases don't add to it.
+func TestThroughHangs(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounts a file system")
+	}
+	w := newWays(t, faultfs.Options{})
+	s := newSlowDeviceOf(t, 8, ploop.Options{NoDirect: true}, testImageOn(t, w, 8))
+	t.Cleanup(w.a.Clear) // the end of a test that fails waits for nothing
+	if !s.gen.Load().stack.Status().Images[0].Cached {
+		t.Fatal("the image isn't cached")
+	}
+	id := w.a.Add(faultfs.Rule{Op: faultfs.Fsync, Path: "image", Hang: true})
+	if err := s.Attach("test"); err != nil {
+		t.Fatal(err)
+	}
+	g := s.gen.Load()
+	s.key.Enable("test")
+	eventually(t, "the flush hangs", func() bool { return w.a.Rule(id).Hanging == 1 })
+	before := runtime.NumGoroutine()
+	for range 20 {
+		s.key.Disable("test")
+		eventually(t, "no write goes through", func() bool { return !s.through.Load() })
+		s.key.Enable("test")
+		eventually(t, "writes go through", func() bool { return s.through.Load() })
+	}
+	if n := runtime.NumGoroutine() - before; n > 5 {
+		t.Errorf("%d goroutines more", n)
+	}
+	w.a.Clear()
+	eventually(t, "what was written is durable", func() bool { return g.through.Load() == 0 })
 }
 
 // TestBuffers: a buffer is not much larger than what it is for, is aligned, and is used again.

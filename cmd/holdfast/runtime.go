@@ -13,16 +13,21 @@ const (
 	// machine's. A queue's thread that is busy keeps one for turns of 10 ms: with as many busy
 	// queues as there are, others wait that long, although the kernel would share out the
 	// machine's processors more finely. On 2 processors, the 99th percentile of the time until
-	// an idle queue wakes up was, in ms (medians of 5 rounds of go run ./hack/bench procs):
+	// an idle queue wakes up was, in ms, in a VM whose clock counts instructions, and natively
+	// (the median of 5 rounds); hack/bench/procs.go says how to measure it again:
 	//
-	//	GOMAXPROCS        2     4     8   one for each queue and 2 (20, 22, 26)
-	//	2 queues busy     8.0   6.8   0.8   0.9
-	//	4 queues busy    13.5   5.6   1.0   0.7
-	//	8 queues busy    19.1   7.0   1.7   2.1
+	//	GOMAXPROCS             2      4      8     one for each queue and 2 (19 to 26)
+	//	VM      1 queue busy   3.8    0.3    0.2   11.0
+	//	        2 queues      30.4    6.1    4.0   58.0
+	//	        4 queues      23.9   22.5   13.8   10.7
+	//	native  2 queues       8.0    6.8    0.8    0.9
+	//	        4 queues      13.5    5.6    1.0    0.7
+	//	        8 queues      19.1    7.0    1.7    2.1
 	//
-	// More than four times as many gain nothing, and have a price: for collections of garbage
-	// all of Go's processors stop, which took 10 to 30 ms at worst with up to 8, 24 to 58 ms with
-	// the last column's, and 130 to 260 ms with 402.
+	// The rate at which the busy ones read was the same in the VM. More than four times as many
+	// gain little or lose, and have a price: for collections of garbage all of Go's processors
+	// stop, natively for 10 to 30 ms at worst with up to 8 of them, 24 to 58 ms with the last
+	// column's, and 130 to 260 ms with 402.
 	procsPerCPU = 4
 	// mostProcs bounds that where there are many: as many queues are hardly busy at once.
 	mostProcs = 128

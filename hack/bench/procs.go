@@ -22,10 +22,11 @@ import (
 
 // procs measures what GOMAXPROCS is good for queues: threads with a ring each, as package
 // ublk makes them, of which some are busy and the rest wait for a wake-up. Each setting has a
-// process of its own. In a VM (no -icount: processors have to compete):
+// process of its own. Natively the machine must have nothing else to do. In a VM, where
+// -icount makes the time a count of instructions, which the machine's load has no influence on:
 //
 //	CGO_ENABLED=0 go build -o build/bench/bench ./hack/bench
-//	go run ./hack/vm -icount=false -cpus 2 -files build/bench -- build/bench/bench procs
+//	go run ./hack/vm -icount -cpus 2 -timeout 30m -- build/bench/bench procs -run 1s
 func procs(args []string) error {
 	f := flag.NewFlagSet("procs", flag.ContinueOnError)
 	run := f.Duration("run", 2*time.Second, "`time` of one run")
