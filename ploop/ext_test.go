@@ -264,8 +264,30 @@ func TestInteropBitmap(t *testing.T) {
 	}
 }
 
+// TestBitsBehindTheEnd say nothing, and are gone after a write.
+func TestBitsBehindTheEnd(t *testing.T) {
+	im := newSmallImage(2).withBitmap()
+	bits := im.b[len(im.b)-2*smallCluster*SectorSize:]
+	for i := smallSectors / 8; i < 100; i++ {
+		bits[i] = 0xff
+	}
+	ref := writeSmall(t, im)
+	mustCheck(t, ExitClean, ref)
+	if b := bitmapsOf(t, ref); b[0].Dirty() != 3 {
+		t.Errorf("%d bits", b[0].Dirty())
+	}
+	if err := mustOpen(t, []ImageRef{ref}, Options{}).Close(); err != nil {
+		t.Fatal(err)
+	}
+	b, _ := os.ReadFile(ref.Path)
+	if bits := b[len(b)-2*smallCluster*SectorSize:]; bits[0] != 0b101 || bits[39] != 0x80 || !allZero(bits[40:100]) {
+		t.Errorf("%x", bits[:100])
+	}
+	mustCheck(t, ExitClean, ref)
+}
+
 // TestFreshBitmap: the ploop tool makes a bitmap without any L1; what is missing
-// is clear. Bits behind the disk's end say nothing.
+// is clear.
 func TestFreshBitmap(t *testing.T) {
 	im := newSmallImage(2).withBitmap()
 	at := im.ext()[extHeader+sectionHeader:]
