@@ -217,9 +217,20 @@ func TestRecoveryCutOff(t *testing.T) {
 		recover("all queues fetched")
 
 		other := cfg
-		other.Size = 2 << 20
+		other.Size /= 2
 		if _, err := c.Recover(t.Context(), id, other, ram); !errors.Is(err, ErrNotRecoverable) || !errors.Is(err, ErrOtherDisk) {
-			t.Errorf("another size: %v", err)
+			t.Errorf("a smaller one: %v", err)
+		}
+		other.Size = 4 * cfg.Size // the device keeps its own
+		larger, err := c.Recover(t.Context(), id, other, ram)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := larger.Config().Size; got != cfg.Size {
+			t.Errorf("from a larger one: %d bytes", got)
+		}
+		if err := larger.Leave(t.Context()); err != nil {
+			t.Fatal(err)
 		}
 		recover("after a refusal")
 		if err := c.Delete(t.Context(), id); err != nil {

@@ -17,7 +17,7 @@ func recoverCommand() *cli.Command {
 		Name: "recover", Usage: "try now to serve a device again whose daemon died", ArgsUsage: "NAME",
 		Description: "The daemon does so by itself, again and again; this tells what is in the way.",
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "go on where the image's file system has no locks to tell that the dead daemon's last write has landed"},
+			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "go on where nothing tells that the dead daemon's last write has landed, and take the images as they are"},
 			jsonFlag(), runDirFlag(),
 		},
 		Action: func(c *cli.Context) error {
