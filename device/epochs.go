@@ -123,8 +123,8 @@ func (d *Device) cameLate(r *ublk.Request, q *queue, state, rest, epoch uint64, 
 		_, _ = g.stack.FlushEnd(&q.flushes[r.Tag()].FlushWaiter, errorOf(errno))
 	} else {
 		g.readers[r.Queue().Index()].Leave(uint32(rest))
-		if state == stateDurable && !untouched(errno) {
-			g.stack.SyncFailed()
+		if errno != 0 && state == stateDurable {
+			g.stack.SyncFailed(errno)
 		}
 	}
 	d.beginsAnew(r, q)

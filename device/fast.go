@@ -181,8 +181,8 @@ func (d *Device) Transferred(r *ublk.Request, errno unix.Errno) {
 		return
 	}
 	q.reader.Leave(uint32(rest))
-	if state == stateDurable && !untouched(errno) {
-		q.stack.SyncFailed()
+	if errno != 0 && state == stateDurable {
+		q.stack.SyncFailed(errno)
 	}
 	switch {
 	case errno == 0 && state == stateThenSync:

@@ -103,9 +103,3 @@ func errorOf(errno unix.Errno) error {
 	}
 	return errno
 }
-
-// untouched says that a durable write can't have been told of anything lost: it succeeded, or
-// failed before anything was done.
-func untouched(errno unix.Errno) bool {
-	return errno == 0 || errno == unix.EINVAL || errno == unix.EAGAIN || errno == unix.EOPNOTSUPP
-}

@@ -1,6 +1,7 @@
 package ploop
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
@@ -186,9 +187,19 @@ func (s *Stack) FlushPass(w *FlushWaiter) {
 }
 
 // SyncFailed says that a write which was to be durable by itself (RWF_DSYNC)
-// failed: that is a sync too, and the storage may have told it, and nobody
-// else, that other data was lost.
-func (s *Stack) SyncFailed() { s.lose() }
+// failed by err: that is a sync too, and may have been told, and nobody else,
+// that the page cache lost other data. Past the page cache, and where the write
+// was refused before anything was done, it says nothing of others.
+func (s *Stack) SyncFailed(err error) {
+	for _, refused := range []error{unix.EINVAL, unix.EAGAIN, unix.EOPNOTSUPP} {
+		if errors.Is(err, refused) {
+			return
+		}
+	}
+	if s.top.cached() {
+		s.lose()
+	}
+}
 
 // sendAway ends the waits of those who wait for a sync on behalf of s.
 func (y *syncs) sendAway(s *Stack) {
