@@ -74,6 +74,7 @@ const (
 	EventCleared       = "standby-cleared" // the hold ended, and they failed
 	EventKept          = "standby-kept"    // by hand, and not to be ended by a reopening
 	EventTimeout       = "standby-timeout" // the hold goes on, and they fail
+	EventBadRange      = "bad-range"       // an error is its place's own, and not held
 	EventReopenRefused = "reopen-refused"  // the files answer and aren't what they were
 	EventReplaced      = "replaced"        // a file was replaced
 	EventReplaceFailed = "replace-failed"  // and here it was not

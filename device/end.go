@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"holdfast/ploop"
+	"holdfast/standby"
 )
 
 // endInterval is the time between two questions whether the top's file still ends where it
@@ -40,7 +41,7 @@ func (d *Device) askEnd(g *generation) {
 		}
 		// Asking stays set: it is told once.
 		g.mu.Lock()
-		d.judge(g, err)
+		d.judge(g, err, standby.Place{}, false)
 		over := g.over
 		g.mu.Unlock()
 		if !over {

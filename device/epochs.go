@@ -61,17 +61,29 @@ func (g *generation) isOver() bool {
 // leave ends a call, and says what its result err means for the request: Pass, it
 // stands; Hold, the request is to be done anew; Fail, standby has timed out.
 func (d *Device) leave(g *generation, err error) standby.Verdict {
+	p := errorPlace(g.stack, err)
+	answers := d.answers(g, err, p)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.calls--; g.over {
 		d.lateCalls.Add(-1)
 	}
-	return d.judge(g, err)
+	return d.judge(g, err, p, answers)
+}
+
+// end is leave for a call that has no request.
+func (d *Device) end(g *generation) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.calls--; g.over {
+		d.lateCalls.Add(-1)
+	}
 }
 
 // judge is the end check. g.mu is held, so that an error of a stack that has been
-// replaced can't send the new one to standby.
-func (d *Device) judge(g *generation, err error) standby.Verdict {
+// replaced can't send the new one to standby. p is the error's place; answers says that it was
+// found out that the storage answers elsewhere.
+func (d *Device) judge(g *generation, err error, p standby.Place, answers bool) standby.Verdict {
 	if g.over {
 		return standby.Hold
 	}
@@ -82,7 +94,7 @@ func (d *Device) judge(g *generation, err error) standby.Verdict {
 	if !ok {
 		return standby.Pass
 	}
-	v := d.machine.Fault(errno, err.Error())
+	v := d.machine.Fault(errno, err.Error(), p, answers)
 	if v == standby.Hold && d.ending.Load() {
 		return standby.Fail
 	}

@@ -23,7 +23,7 @@ func TestStandbyEvents(t *testing.T) {
 	}{
 		{"by hand, then replaced", []string{key, lease}, func(m *standby.Device) { m.Set(); m.Recovered() },
 			"by hand; requests are held|standby was ended by a replacement: what was held is served"},
-		{"an error, then reopened", []string{key, lease}, func(m *standby.Device) { m.Fault(unix.EIO, "a read"); m.Reopened() },
+		{"an error, then reopened", []string{key, lease}, func(m *standby.Device) { m.Fault(unix.EIO, "a read", standby.Place{}, false); m.Reopened() },
 			"a read; requests are held|standby was ended by reopening the files, which answer again: what was held is served"},
 		{"given up", []string{key, lease}, func(m *standby.Device) { m.Set(); m.Clear("by hand") },
 			"by hand; requests are held|standby was ended by hand, without a recovery: what was held failed"},

@@ -202,6 +202,10 @@ func (d *Device) Transferred(r *ublk.Request, errno unix.Errno) {
 // look and a line.
 func (d *Device) failed(r *ublk.Request, q *queue, f failedTransfer) {
 	q.stats.slow.Add(1)
+	if !f.sync {
+		f.len = int64(r.Len())
+		_, f.off = r.Transfer()
+	}
 	r.User = stateAgain
 	j := d.job(r, q, judging)
 	j.failed = f

@@ -29,7 +29,7 @@ const (
 	reading  class = iota // READ
 	changing              // WRITE, DISCARD, WRITE_ZEROES
 	flushing              // FLUSH, or a sync that an earlier failure makes necessary
-	judging               // what becomes of a failed transfer; waits for no storage
+	judging               // what becomes of a failed transfer; may read elsewhere, for a time
 	classes
 )
 
@@ -89,6 +89,8 @@ type failedTransfer struct {
 	g     *generation
 	level int
 	sync  bool
+	off   int64 // in the file, and how much; not of a sync
+	len   int64
 	errno unix.Errno
 }
 

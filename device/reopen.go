@@ -33,8 +33,14 @@ type reopening struct {
 	done   chan struct{}
 }
 
-func newReopening() *reopening {
-	a := &reopening{wait: firstReopen, done: make(chan struct{}, 1)}
+// newReopening is for a standby that follows another closely, whose attempts were last's, or,
+// with nil, for one by itself.
+func newReopening(last *reopening) *reopening {
+	wait := firstReopen
+	if last != nil {
+		wait = last.wait
+	}
+	a := &reopening{wait: wait, done: make(chan struct{}, 1)}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	return a
 }
@@ -88,7 +94,7 @@ func (d *Device) reopen(ctx context.Context) error {
 	for i := range all {
 		all[i] = true
 	}
-	return d.succeed(ctx, succession{images: images, reopen: all, drain: reopenDrain, recovered: d.machine.Reopened, commit: d.opened})
+	return d.succeed(ctx, succession{images: images, reopen: all, drain: reopenDrain, replaced: -1, recovered: d.machine.Reopened, commit: d.opened})
 }
 
 // reopenState is what is shown of the attempts.

@@ -87,7 +87,7 @@ func (d *Device) replace(ctx context.Context, r Replace) error {
 	}
 	reopen := make([]bool, len(spec.Images))
 	reopen[r.Level] = true
-	err := d.succeed(ctx, succession{images: spec.Images, reopen: reopen, force: r.Force, drain: r.Drain, recovered: d.machine.Recovered,
+	err := d.succeed(ctx, succession{images: spec.Images, reopen: reopen, force: r.Force, drain: r.Drain, replaced: r.Level, recovered: d.machine.Recovered,
 		commit: func(o Opened) error {
 			if r.Opened != nil {
 				r.Opened(o)
@@ -111,6 +111,8 @@ type succession struct {
 	force  bool
 	drain  time.Duration
 	commit func(Opened) error
+	// replaced is the level of the file that is another one; -1: none is.
+	replaced int
 	// recovered ends the standby.
 	recovered func() bool
 }
@@ -158,6 +160,9 @@ func (d *Device) succeed(ctx context.Context, c succession) (err error) {
 	d.spec.Images = c.images
 	d.specMu.Unlock()
 	old.stack.Retire()
+	if c.replaced >= 0 {
+		d.machine.Replaced(c.replaced)
+	}
 	if c.reopen[len(c.reopen)-1] {
 		c.recovered()
 	}

@@ -73,9 +73,11 @@ func (d *Device) try(g *generation, j *job) (standby.Verdict, error) {
 func (d *Device) judgeTransfer(j *job) (standby.Verdict, error) {
 	f := &j.failed
 	err := fmt.Errorf("%s of %s, in %q: %w", subject(j.r.Op(), j.r.Offset(), f.sync), d.Path(), f.g.stack.Status().Images[f.level].Path, f.errno)
+	p := f.place(j.r.Op())
+	answers := d.answers(f.g, err, p)
 	f.g.mu.Lock()
 	defer f.g.mu.Unlock()
-	return d.judge(f.g, err), err
+	return d.judge(f.g, err, p, answers), err
 }
 
 // subject says for a message what was being done. A FLUSH is about the whole device.

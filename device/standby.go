@@ -54,7 +54,7 @@ func (d *Device) changed(c standby.Change) {
 func (d *Device) keep() {
 	var since time.Time // of the standby that the rest is about; zero: none
 	var expire, retry <-chan time.Time
-	var again *reopening
+	var again, last *reopening
 	for {
 		select {
 		case <-d.closing:
@@ -87,10 +87,14 @@ func (d *Device) keep() {
 				continue
 			}
 			if t := time.Duration(d.spec.StandbyTimeout); t > 0 {
-				expire = time.After(time.Until(since.Add(t)))
+				expire = time.After(time.Until(deadline(&st, t)))
 			}
 			if !st.ByHand && d.spec.Recovery == RecoveryReopen {
-				again = newReopening()
+				if st.Spent == 0 {
+					last = nil
+				}
+				again = newReopening(last)
+				last = again
 				retry = time.After(d.reopenState.next(again.delay()))
 			}
 		case <-expire:
@@ -136,6 +140,8 @@ func (d *Device) note(c standby.Change) {
 		}
 	case standby.Expired:
 		d.tell(EventTimeout, "standby has lasted longer than its time-out of %v: requests fail until it ends", time.Duration(d.spec.StandbyTimeout))
+	case standby.FoundBad:
+		d.tell(EventBadRange, "%s: that came back after the files were opened anew, while they answer elsewhere, and is this place's own from now: it goes to its user, and nothing is held for it", c.Cause)
 	case standby.Attached:
 		d.tell(EventAttached, "%s has a lease", c.Consumer)
 	case standby.Detached:
@@ -206,10 +212,11 @@ func (d *Device) standbyStatus() (StandbyStatus, standby.Reason) {
 			s.Errno = ErrnoName(m.Errno)
 		}
 		if t := time.Duration(d.spec.StandbyTimeout); t > 0 && m.Supported {
-			deadline := m.Since.Add(t)
-			s.Deadline = &deadline
+			at := deadline(&m, t)
+			s.Deadline = &at
 		}
 	}
+	s.BadRanges = badRanges(m.Bad, d.gen.Load().stack.Status().Images)
 	for e, n := range m.Stats.Triggers {
 		s.Triggers[ErrnoName(e)] = n
 	}

@@ -76,6 +76,7 @@ type StandbyStatus struct {
 	Attempts     uint64     `json:"attempts"` // to reopen, in this standby
 	LastError    string     `json:"last_error,omitempty"`
 	NextAttempt  *time.Time `json:"next_attempt,omitempty"`
+	BadRanges    []BadRange `json:"bad_ranges,omitempty"` // whose errors are their own
 	// Totals since the device was made.
 	Seconds         float64           `json:"seconds"`   // with the flag set
 	Entered         uint64            `json:"entered"`   // times

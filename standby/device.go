@@ -21,6 +21,7 @@ const (
 	FuseChanged                 // the key went on or off
 	GateChanged                 // a reason other than standby came or went
 	Kept                        // a standby that an error began is by hand now
+	FoundBad                    // an error is its place's own
 	Inconsistent
 )
 
@@ -29,7 +30,7 @@ const (
 type Change struct {
 	Kind          Kind
 	Held          Verdict
-	Cause         string // of Entered, Recovered and Cleared
+	Cause         string // of Entered, Recovered, Cleared and FoundBad
 	Consumer      string // of Attached and Detached
 	Inconsistency Inconsistency
 }
@@ -60,6 +61,7 @@ type Device struct {
 	byHand  bool
 	since   time.Time
 	is      map[Inconsistency]bool
+	ep      episode
 	stats   Stats
 }
 
@@ -165,9 +167,10 @@ func (d *Device) Detach(consumer string) error {
 }
 
 // Fault is the check at the end of a request that met an error: errno is the error,
-// cause says it in words, with the place. Hold: the request is to be kept, since
-// the device is in standby, now or already. Pass: the error is the request's result.
-func (d *Device) Fault(errno unix.Errno, cause string) Verdict {
+// cause says it in words, p is its place, and answers says that the storage was found to
+// answer elsewhere since (see Known). Hold: the request is to be kept, since the device is in
+// standby, now or already. Pass: the error is the request's result.
+func (d *Device) Fault(errno unix.Errno, cause string, p Place, answers bool) Verdict {
 	if !slices.Contains(d.triggers, errno) {
 		return Pass
 	}
@@ -177,9 +180,13 @@ func (d *Device) Fault(errno unix.Errno, cause string) Verdict {
 		return Pass
 	}
 	d.stats.Triggers[errno]++
+	if answers && d.own(errno, cause, p) {
+		return Pass
+	}
 	if !d.flag {
 		d.set(errno, cause, false)
 	}
+	d.ep.suspects(errno, p)
 	return d.gate.Verdict()
 }
 
@@ -205,6 +212,7 @@ func (d *Device) Set() error {
 func (d *Device) set(errno unix.Errno, cause string, byHand bool) {
 	d.flag, d.expired, d.errno, d.cause, d.byHand, d.since = true, false, errno, cause, byHand, d.key.now()
 	d.stats.Entered++
+	d.ep.begin(d.since, byHand)
 	d.settle(Change{Kind: Entered, Cause: cause})
 }
 
@@ -252,7 +260,9 @@ func (d *Device) clear(c Change, unlessByHand bool) bool {
 		c.Held = Fail
 	}
 	d.flag, d.expired = false, false
-	d.stats.InStandby += d.key.now().Sub(d.since)
+	now := d.key.now()
+	d.stats.InStandby += now.Sub(d.since)
+	d.ep.end(now, now.Sub(d.since), c.Kind == Recovered)
 	if c.Kind == Recovered {
 		d.stats.Recovered++
 	}
@@ -300,8 +310,12 @@ type Status struct {
 	Cause     string
 	Errno     unix.Errno // 0: by hand
 	ByHand    bool
-	Reasons   Reason
-	Stats     Stats // InStandby with the current one
+	// Spent is the time in earlier standbys of the same episode: those that followed one
+	// another too closely for the device to have been well in between.
+	Spent   time.Duration
+	Bad     []BadRange // whose errors are their own
+	Reasons Reason
+	Stats   Stats // InStandby with the current one
 }
 
 // Value is how the attribute reads.
@@ -322,11 +336,12 @@ func (d *Device) Status() Status {
 	s := Status{
 		Supported: d.supported(), Enabled: len(d.leases) > 0, Flag: d.flag, Expired: d.expired,
 		Consumers: append([]string{}, slices.Sorted(maps.Keys(d.leases))...),
-		Reasons:   d.gate.Reasons(), Stats: d.stats,
+		Reasons:   d.gate.Reasons(), Stats: d.stats, Bad: slices.Clone(d.ep.bad),
 	}
 	s.Stats.Triggers, s.Stats.Inconsistencies = maps.Clone(s.Stats.Triggers), maps.Clone(s.Stats.Inconsistencies)
 	if d.flag {
 		s.Since, s.Cause, s.Errno, s.ByHand = d.since, d.cause, d.errno, d.byHand
+		s.Spent = d.ep.spent
 		s.Stats.InStandby += d.key.now().Sub(d.since)
 	}
 	return s

@@ -140,7 +140,7 @@ func TestAnySequence(t *testing.T) {
 				if trigger && !m.flag {
 					m.flag, m.expired = true, false
 				}
-				switch v := m.d.Fault(errno, "x"); v {
+				switch v := m.d.Fault(errno, "x", Place{}, false); v {
 				case Pass:
 					if trigger {
 						t.Fatal("the user sees an error that should be held")

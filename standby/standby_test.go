@@ -44,12 +44,12 @@ var steps = map[string]func(f *fixture) error{
 	"detach":       func(f *fixture) error { return f.d.Detach("lio") },
 	"attach b":     func(f *fixture) error { return f.d.Attach("b") },
 	"detach b":     func(f *fixture) error { return f.d.Detach("b") },
-	"EIO":          func(f *fixture) error { return asError(f.d.Fault(unix.EIO, "a read")) },
-	"EBUSY":        func(f *fixture) error { return asError(f.d.Fault(unix.EBUSY, "a read")) },
-	"ENOTCONN":     func(f *fixture) error { return asError(f.d.Fault(unix.ENOTCONN, "a read")) },
-	"ECONNABORTED": func(f *fixture) error { return asError(f.d.Fault(unix.ECONNABORTED, "a read")) },
-	"EBADFD":       func(f *fixture) error { return asError(f.d.Fault(unix.EBADFD, "a read")) },
-	"EINVAL":       func(f *fixture) error { return asError(f.d.Fault(unix.EINVAL, "a read")) },
+	"EIO":          func(f *fixture) error { return asError(f.d.Fault(unix.EIO, "a read", Place{}, false)) },
+	"EBUSY":        func(f *fixture) error { return asError(f.d.Fault(unix.EBUSY, "a read", Place{}, false)) },
+	"ENOTCONN":     func(f *fixture) error { return asError(f.d.Fault(unix.ENOTCONN, "a read", Place{}, false)) },
+	"ECONNABORTED": func(f *fixture) error { return asError(f.d.Fault(unix.ECONNABORTED, "a read", Place{}, false)) },
+	"EBADFD":       func(f *fixture) error { return asError(f.d.Fault(unix.EBADFD, "a read", Place{}, false)) },
+	"EINVAL":       func(f *fixture) error { return asError(f.d.Fault(unix.EINVAL, "a read", Place{}, false)) },
 	"on":           func(f *fixture) error { return f.d.Set() },
 	"off":          func(f *fixture) error { f.d.Clear("by hand"); return nil },
 	"recovered":    func(f *fixture) error { f.d.Recovered(); return nil },
@@ -174,10 +174,10 @@ func TestTriggerSet(t *testing.T) {
 	if err := d.Attach("lio"); err != nil {
 		t.Fatal(err)
 	}
-	if v := d.Fault(unix.EIO, ""); v != Pass {
+	if v := d.Fault(unix.EIO, "", Place{}, false); v != Pass {
 		t.Errorf("EIO: %v", v)
 	}
-	if v := d.Fault(unix.ESTALE, "it is gone"); v != Hold {
+	if v := d.Fault(unix.ESTALE, "it is gone", Place{}, false); v != Hold {
 		t.Errorf("ESTALE: %v", v)
 	}
 	st := d.Status()
@@ -196,7 +196,7 @@ func TestTimes(t *testing.T) {
 	f := newFixture()
 	f.k.Enable("lio")
 	f.d.Attach("lio")
-	f.d.Fault(unix.EIO, "x")
+	f.d.Fault(unix.EIO, "x", Place{}, false)
 	f.now = f.now.Add(3 * time.Second)
 	if got := f.d.Status().Stats.InStandby; got != 3*time.Second {
 		t.Errorf("in standby: %v", got)

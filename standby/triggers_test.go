@@ -26,7 +26,7 @@ func TestDefaultTriggers(t *testing.T) {
 		if err := f.d.Attach("x"); err != nil {
 			t.Fatal(err)
 		}
-		if v := f.d.Fault(e, "a read"); v != Hold {
+		if v := f.d.Fault(e, "a read", Place{}, false); v != Hold {
 			t.Errorf("%v: %v", e, v)
 		}
 	}

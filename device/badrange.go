@@ -1,0 +1,107 @@
+package device
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"holdfast/ploop"
+	"holdfast/standby"
+	"holdfast/ublk"
+)
+
+// BadRange is a range of a file whose errors are its own: they go to who asks for it, and the
+// rest of the device is served.
+type BadRange struct {
+	Op     string `json:"op"` // read, write, write index …
+	Level  int    `json:"level"`
+	File   string `json:"file"`
+	Offset int64  `json:"offset"` // in the file, in bytes
+	Length int64  `json:"length"`
+	Errno  string `json:"errno"`
+}
+
+// errorPlace is the place of an error in a stack's files. Of an operation whose length is not
+// known the first sector stands for the whole. Room at a file's end and a sync are matters of
+// the file as a whole.
+func errorPlace(s *ploop.Stack, err error) standby.Place {
+	var e *ploop.IOError
+	if !errors.As(err, &e) || e.Offset < 0 || e.Op == "allocate" || e.Op == "truncate" {
+		return standby.Place{}
+	}
+	for _, im := range s.Status().Images {
+		if im.Path == e.File {
+			return standby.Place{Op: e.Op, Level: im.Level, Off: e.Offset, Len: ploop.SectorSize}
+		}
+	}
+	return standby.Place{}
+}
+
+// place of a transfer that failed.
+func (f *failedTransfer) place(op ublk.Op) standby.Place {
+	switch {
+	case f.sync:
+		return standby.Place{}
+	case op == ublk.OpRead:
+		return standby.Place{Op: "read", Level: f.level, Off: f.off, Len: f.len}
+	}
+	return standby.Place{Op: "write", Level: f.level, Off: f.off, Len: f.len}
+}
+
+// answers says, of an error that may be its place's own, whether the file answers elsewhere.
+// It may read, which counts as a call on the stack for as long as that takes, and is not
+// waited for longer than probeTime.
+func (d *Device) answers(g *generation, err error, p standby.Place) bool {
+	errno, ok := storageError(err)
+	if !ok || p.Len == 0 || !d.machine.Known(errno, p) {
+		return false
+	}
+	key := fmt.Sprintf("elsewhere\x00%d", p.Level)
+	if !d.reopenState.beginProbe(key) {
+		return false
+	}
+	if !g.enter() {
+		d.reopenState.endProbe(key)
+		return false
+	}
+	answer := make(chan error, 1)
+	go func() {
+		defer d.reopenState.endProbe(key)
+		err := g.stack.Elsewhere(p.Level, p.Off, p.Len)
+		d.end(g)
+		answer <- err
+	}()
+	t := time.NewTimer(probeTime)
+	defer t.Stop()
+	select {
+	case err := <-answer:
+		return err == nil
+	case <-t.C:
+	case <-d.closing:
+	}
+	return false
+}
+
+// badRanges are those of a picture of the machine.
+func badRanges(list []standby.BadRange, images []ImageStatus) []BadRange {
+	var out []BadRange
+	for _, b := range list {
+		r := BadRange{Op: b.Op, Level: b.Level, Offset: b.Off, Length: b.Len, Errno: ErrnoName(b.Errno)}
+		if b.Level < len(images) {
+			r.File = images[b.Level].Path
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// String is the range in a few words.
+func (b BadRange) String() string {
+	return fmt.Sprintf("%s of %d bytes at offset %d of %q (level %d): %s", b.Op, b.Length, b.Offset, b.File, b.Level, b.Errno)
+}
+
+// deadline is when a standby has lasted too long, with what came before it in the same
+// episode.
+func deadline(m *standby.Status, limit time.Duration) time.Time {
+	return m.Since.Add(max(limit-m.Spent, 0))
+}

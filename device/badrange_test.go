@@ -1,0 +1,200 @@
+package device
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/hack/faultfs"
+	"holdfast/ploop"
+	"holdfast/standby"
+	"holdfast/ublk"
+)
+
+// TestErrorPlace: an error's place is a range of a file, and none where it is about the file.
+func TestErrorPlace(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "top")
+	if err := ploop.Create(path, ploop.CreateOptions{Size: 8 << 20, ClusterSize: 64 << 10}); err != nil {
+		t.Fatal(err)
+	}
+	s, err := ploop.Open([]ploop.ImageRef{{Path: path}}, ploop.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	wrap := func(op, file string, off int64) error {
+		return fmt.Errorf("it: %w", &ploop.IOError{Op: op, File: file, Offset: off, Err: unix.EIO})
+	}
+	for _, c := range []struct {
+		err  error
+		want standby.Place
+	}{
+		{wrap("read", path, 4096), standby.Place{Op: "read", Off: 4096, Len: 512}},
+		{wrap("write index", path, 512), standby.Place{Op: "write index", Off: 512, Len: 512}},
+		{wrap("sync", path, -1), standby.Place{}},
+		{wrap("allocate", path, 4096), standby.Place{}},
+		{wrap("truncate", path, 4096), standby.Place{}},
+		{wrap("read", "/elsewhere", 4096), standby.Place{}},
+		{unix.EIO, standby.Place{}},
+		{nil, standby.Place{}},
+	} {
+		if got := errorPlace(s, c.err); got != c.want {
+			t.Errorf("%v: %+v, want %+v", c.err, got, c.want)
+		}
+	}
+	f := failedTransfer{level: 2, off: 8192, len: 4096}
+	if p := f.place(ublk.OpRead); p != (standby.Place{Op: "read", Level: 2, Off: 8192, Len: 4096}) {
+		t.Errorf("%+v", p)
+	}
+	if p := f.place(ublk.OpWrite); p.Op != "write" {
+		t.Errorf("%+v", p)
+	}
+	if f.sync = true; f.place(ublk.OpFlush).Len != 0 {
+		t.Error("a sync has a place")
+	}
+}
+
+// TestReopeningGoesOn: intervals go on growing in a standby that follows another closely.
+func TestReopeningGoesOn(t *testing.T) {
+	a := newReopening(nil)
+	for range 3 {
+		a.delay()
+	}
+	if b := newReopening(a); b.delay() != 8*firstReopen {
+		t.Errorf("the next waits for less than twice the last")
+	}
+	if b := newReopening(nil); b.delay() != firstReopen {
+		t.Error("one by itself doesn't begin anew")
+	}
+	since := time.Unix(1000, 0)
+	for spent, want := range map[time.Duration]time.Duration{0: 5 * time.Second, 2 * time.Second: 3 * time.Second, time.Hour: 0} {
+		if got := deadline(&standby.Status{Since: since, Spent: spent}, 5*time.Second).Sub(since); got != want {
+			t.Errorf("after %v its time is up in %v, want %v", spent, got, want)
+		}
+	}
+}
+
+// TestBadRange has one place of an image be unreadable, or unwritable: with one standby it is
+// found out, its error goes to who asks for it, and everything else is served. Storage of which
+// only the first page answers is lost, and no error of it is passed.
+func TestBadRange(t *testing.T) {
+	ctl := openControl(t)
+	const bad = 3 // of the clusters, which are written in order
+	place := faultfs.Rule{Path: "top", Off: (1 + bad) * clusterBlocks * blockSize, Len: blockSize, Errno: unix.EIO}
+	read, write, data := place, place, place
+	read.Op, write.Op = faultfs.Read, faultfs.Write
+	data.Op, data.Off, data.Len = faultfs.Read, clusterBlocks*blockSize, 1<<40
+	for i, path := range dataPathsOf(t, ctl) {
+		for k, c := range []struct {
+			name     string
+			recovery string
+			rule     faultfs.Rule
+			do       func(fd rawDisk) error
+		}{
+			{"read, reopen", RecoveryReopen, read, func(fd rawDisk) error { return fd.expect(bad*clusterBlocks, 1) }},
+			{"read, manual", RecoveryManual, read, func(fd rawDisk) error { return fd.expect(bad*clusterBlocks, 1) }},
+			{"write, reopen", RecoveryReopen, write, func(fd rawDisk) error { return fd.write(bad*clusterBlocks, 2) }},
+		} {
+			if onOtherKernel(i + k) {
+				continue
+			}
+			t.Run(path+"/"+c.name, func(t *testing.T) {
+				f, w, fd := serveBad(t, ctl, Spec{Name: "bad", DataPath: path, Recovery: c.recovery})
+				w.a.Add(c.rule)
+				ended := make(chan error, 1)
+				go func() { ended <- c.do(fd) }()
+				if c.recovery == RecoveryManual {
+					f.until("held", func(s Status) bool { return standbyOn(s) && s.Standby.Held == 1 })
+					if err := f.Replace(t.Context(), Replace{Level: -1, Image: refs(w.a, "top")[0]}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := <-ended; !errors.Is(err, unix.EIO) {
+					t.Fatalf("it ended with %v", err)
+				}
+				f.untilEvent(EventBadRange)
+				for range 5 {
+					if err := c.do(fd); !errors.Is(err, unix.EIO) {
+						t.Errorf("again: %v", err)
+					}
+					for b := range uint64(8) {
+						if b == bad {
+							continue
+						}
+						if err := errors.Join(fd.expect(b*clusterBlocks, 1), fd.write(b*clusterBlocks, 1)); err != nil {
+							t.Error(err)
+						}
+					}
+				}
+				s := f.Status()
+				if s.State != StateLive || s.Standby.Entered != 1 || len(s.Standby.BadRanges) != 1 {
+					t.Fatalf("%s, %+v", s.State, s.Standby)
+				}
+				if b := s.Standby.BadRanges[0]; b.Op != string(c.rule.Op) || b.Offset != c.rule.Off || b.Length != blockSize || b.Errno != "EIO" || b.File != s.Images[0].Path {
+					t.Errorf("%+v", b)
+				}
+				w.a.Clear()
+				if err := c.do(fd); err != nil {
+					t.Errorf("when it is mended: %v", err)
+				}
+			})
+		}
+	}
+	t.Run("lost", func(t *testing.T) {
+		f, w, fd := serveBad(t, ctl, Spec{Name: "bad", Recovery: RecoveryReopen})
+		w.a.Add(data)
+		ended := make(chan error, 1)
+		go func() { ended <- fd.expect(bad*clusterBlocks, 1) }()
+		f.until("standby again and again", func(s Status) bool { return s.Standby.Entered >= 3 })
+		select {
+		case err := <-ended:
+			t.Fatalf("a request ended with %v", err)
+		default:
+		}
+		w.a.Clear()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if s := f.Status().Standby; len(s.BadRanges) != 0 {
+			t.Errorf("%+v", s.BadRanges)
+		}
+	})
+	t.Run("time-out", func(t *testing.T) {
+		f, w, fd := serveBad(t, ctl, Spec{Name: "bad", Recovery: RecoveryReopen, StandbyTimeout: Duration(time.Second)})
+		w.a.Add(data)
+		if err := fd.expect(bad*clusterBlocks, 1); !errors.Is(err, unix.EIO) {
+			t.Errorf("it ended with %v", err)
+		}
+		f.untilEvent(EventTimeout)
+		if s := f.Status().Standby; s.Entered < 2 {
+			t.Errorf("it timed out in the first of its standbys: %+v", s)
+		}
+		w.a.Clear()
+	})
+}
+
+// serveBad serves an image of which the first clusters are written, in order.
+func serveBad(t *testing.T, ctl *ublk.Control, spec Spec) (*standbyFixture, *ways, rawDisk) {
+	t.Helper()
+	w := newWays(t, faultfs.Options{})
+	if err := ploop.Create(filepath.Join(w.backing, "top"), ploop.CreateOptions{Size: 8 << 20, ClusterSize: clusterBlocks * blockSize}); err != nil {
+		t.Fatal(err)
+	}
+	spec.Images, spec.Queues = refs(w.a, "top"), 1
+	f := serveStandby(t, ctl, spec).arm()
+	fd := openDisk(t, f.Device)
+	for b := range uint64(8) {
+		if err := fd.write(b*clusterBlocks, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := fd.flush(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.a.Clear) // nothing of a test that fails waits for the rest of it
+	return f, w, fd
+}

@@ -1,0 +1,72 @@
+package ploop
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// otherPlaces is how many places of a file are tried before it is said not to answer: some of
+// them may be bad as well.
+const otherPlaces = 8
+
+// Elsewhere reads from a level's file outside of a range, past the page cache where that can
+// be, to tell storage that is lost from one that has a bad place. Places that hold data are
+// spread over the file; the file's first page, which some storage answers when it has nothing
+// else, counts only if there is no other. It hangs with the storage.
+func (s *Stack) Elsewhere(level int, off, n int64) error {
+	if level < 0 || level >= len(s.deltas) {
+		return fmt.Errorf("level %d: %w", level, ErrRange)
+	}
+	d := s.deltas[level]
+	size, err := d.file.Size()
+	if err != nil {
+		return d.ioError("size", -1, err)
+	}
+	const page = bufferAlign
+	b := AlignedBuffer(page)
+	err = nil
+	tried := 0
+	for i := int64(otherPlaces); i >= 0; i-- {
+		if i == 0 && tried > 0 {
+			break
+		}
+		at := d.dataAt(size / (otherPlaces + 1) * i &^ (page - 1))
+		if at < 0 || at+page > size || at < off+n && off < at+page {
+			continue
+		}
+		if fd := d.file.Fd(); fd >= 0 {
+			// Pages that are dirty stay; these were not read from the storage anyway.
+			_ = unix.Fadvise(fd, at, page, unix.FADV_DONTNEED)
+		}
+		tried++
+		_, e := d.file.ReadAt(b, at)
+		if e == nil {
+			return nil
+		}
+		err = errors.Join(err, d.ioError("read", at, e))
+	}
+	if tried == 0 {
+		return fmt.Errorf("%q has nothing outside of %d bytes at %d to read", d.ref.Path, n, off)
+	}
+	return err
+}
+
+// dataAt is where data of the file begins from off on, to a page; -1: there is none. What
+// can't say that is taken as full.
+func (d *delta) dataAt(off int64) int64 {
+	fd := d.file.Fd()
+	if fd < 0 {
+		return off
+	}
+	const seekData = 3 // SEEK_DATA
+	at, err := unix.Seek(fd, off, seekData)
+	switch {
+	case err == unix.ENXIO:
+		return -1
+	case err != nil:
+		return off
+	}
+	return at &^ (bufferAlign - 1)
+}
