@@ -116,3 +116,12 @@ func TestDisplacedIsTold(t *testing.T) {
 		t.Errorf("%q, %v", dev.Problem, err)
 	}
 }
+
+// TestBadRangeIsTold: who asks is told which places are bad.
+func TestBadRangeIsTold(t *testing.T) {
+	dev := &Device{Status: device.Status{Name: "v", State: device.StateLive}}
+	dev.Standby.BadRanges = []device.BadRange{{Op: "read", Level: 1, File: "/img/top", Offset: 8192, Length: 4096, Errno: "EIO"}}
+	if text := strings.Join(Why(dev, &KeyInfo{}), " "); !strings.Contains(text, `read of 4096 bytes at offset 8192 of "/img/top" (level 1): EIO`) {
+		t.Errorf("%q", text)
+	}
+}

@@ -44,6 +44,9 @@ func Why(dev *Device, key *KeyInfo) []string {
 	if w.s.Stuck > 0 {
 		w.say("%d requests have not come back from files that were replaced, the oldest came %s ago; each is served anew when it does. If that storage is gone for good, abort its mount (umount -f).", w.s.Stuck, age(w.s.StuckSeconds))
 	}
+	for _, b := range w.s.BadRanges {
+		w.say("Errors of this place of its files are its own and go to its users, while the rest is served: %s. Copy the image to other storage, and 'holdfast replace %s FILE --level %d'.", b, dev.Name, b.Level)
+	}
 	w.displaced()
 	if dev.Problem != "" && !adviseOnly[dev.State] && !slices.ContainsFunc(dev.Displaced, func(d device.Displaced) bool { return d.String() == dev.Problem }) {
 		w.say("Problem: %s; %s.", dev.Problem, dev.Advice)

@@ -173,6 +173,9 @@ func standbyNode(n *node, d *control.Device) {
 	if s.LastError != "" {
 		n.add("last failure: %s", oneLine(s.LastError))
 	}
+	for _, b := range s.BadRanges {
+		n.add("errors of its own: %s", b)
+	}
 	if s.Deadline != nil {
 		n.add("requests fail from %s", s.Deadline.Local().Format(time.DateTime))
 	}
