@@ -21,12 +21,15 @@ type BadRange struct {
 	Errno  string `json:"errno"`
 }
 
+// ofSpace are the operations that take or give back space.
+var ofSpace = map[string]bool{"allocate": true, "truncate": true, "zero": true, "punch": true}
+
 // errorPlace is the place of an error in a stack's files. Of an operation whose length is not
-// known the first sector stands for the whole. Room at a file's end and a sync are matters of
-// the file as a whole.
+// known the first sector stands for the whole. A sync, and what takes or gives back space, are
+// matters of the file as a whole.
 func errorPlace(s *ploop.Stack, err error) standby.Place {
 	var e *ploop.IOError
-	if !errors.As(err, &e) || e.Offset < 0 || e.Op == "allocate" || e.Op == "truncate" {
+	if !errors.As(err, &e) || e.Offset < 0 || ofSpace[e.Op] {
 		return standby.Place{}
 	}
 	for _, im := range s.Status().Images {

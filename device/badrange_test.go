@@ -38,6 +38,8 @@ func TestErrorPlace(t *testing.T) {
 		{wrap("sync", path, -1), standby.Place{}},
 		{wrap("allocate", path, 4096), standby.Place{}},
 		{wrap("truncate", path, 4096), standby.Place{}},
+		{wrap("zero", path, 4096), standby.Place{}},
+		{wrap("punch", path, 4096), standby.Place{}},
 		{wrap("read", "/elsewhere", 4096), standby.Place{}},
 		{unix.EIO, standby.Place{}},
 		{nil, standby.Place{}},
