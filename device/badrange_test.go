@@ -3,6 +3,7 @@ package device
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -199,4 +200,80 @@ func serveBad(t *testing.T, ctl *ublk.Control, spec Spec) (*standbyFixture, *way
 	}
 	t.Cleanup(w.a.Clear) // nothing of a test that fails waits for the rest of it
 	return f, w, fd
+}
+
+// do has a request done, and begun anew after a recovery each time that it was held, until it
+// ends. It says how often it was held.
+func (s *slowDevice) do(op ublk.Op, cluster int64, heldAtMost int) (errno unix.Errno, held int) {
+	s.t.Helper()
+	for {
+		one := s.request(&fakeRequest{op: op, off: cluster * testCluster, n: 4096, fill: 1})
+		s.tags--
+		select {
+		case errno = <-one.end:
+			return errno, held
+		case <-one.anew:
+		}
+		if held++; held == heldAtMost {
+			return 0, held
+		}
+		if !s.machine.Reopened() {
+			s.t.Fatal("held, and not in standby")
+		}
+	}
+}
+
+// TestSlowBadRange is TestBadRange without a driver, for the slow way.
+func TestSlowBadRange(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounts a file system")
+	}
+	w := newWays(t, faultfs.Options{})
+	s := newSlowDevice(t, 4, testImageOn(t, w, 64))
+	s.key.Enable("test")
+	if err := s.Attach("test"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.a.Clear)
+	for i := range int64(8) {
+		if errno, _ := s.do(ublk.OpWrite, i, 1); errno != 0 {
+			t.Fatal(errno)
+		}
+	}
+	const bad = 3
+	id := w.a.Add(faultfs.Rule{Op: faultfs.Read, Path: "image", Off: (1 + bad) * testCluster, Len: 4096, Errno: unix.EIO})
+	if errno, held := s.do(ublk.OpRead, bad, 10); errno != unix.EIO || held != 1 {
+		t.Errorf("%v, held %d times", errno, held)
+	}
+	for range 3 {
+		if errno, held := s.do(ublk.OpRead, bad, 10); errno != unix.EIO || held != 0 {
+			t.Errorf("again: %v, held %d times", errno, held)
+		}
+		for i := range int64(8) {
+			if i == bad {
+				continue
+			}
+			if errno, held := s.do(ublk.OpRead, i, 10); errno != 0 || held != 0 {
+				t.Errorf("another place: %v, held %d times", errno, held)
+			}
+		}
+	}
+	if st := s.machine.Status(); st.Stats.Entered != 1 || len(st.Bad) != 1 {
+		t.Errorf("entered %d times, %+v", st.Stats.Entered, st.Bad)
+	}
+	// When nothing of the file answers, the bad place's errors are held as well.
+	all := w.a.Add(faultfs.Rule{Op: faultfs.Read, Path: "image", Off: testCluster, Len: 1 << 40, Errno: unix.EIO})
+	for _, off := range []int64{bad, 5} {
+		if errno, held := s.do(ublk.OpRead, off, 3); held != 3 {
+			t.Errorf("of lost storage: %v, held %d times", errno, held)
+		}
+	}
+	w.a.Remove(all)
+	w.a.Remove(id)
+	s.machine.Reopened()
+	for i := range int64(8) {
+		if errno, _ := s.do(ublk.OpRead, i, 10); errno != 0 {
+			t.Errorf("at last: %v", errno)
+		}
+	}
 }
