@@ -130,10 +130,11 @@ func (d *Device) Known(errno unix.Errno, p Place) bool {
 func (d *Device) Replaced(level int) {
 	d.key.mu.Lock()
 	defer d.key.mu.Unlock()
-	d.ep.replaced(level)
-	if !d.flag {
-		d.ep.ended = d.key.now()
+	if now := d.key.now(); !d.flag {
+		d.ep.begin(now, false) // what was long ago is no part of what comes
+		d.ep.ended = now
 	}
+	d.ep.replaced(level)
 }
 
 // own decides about an error that may be its place's own, while the storage answers elsewhere.

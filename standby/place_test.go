@@ -180,6 +180,12 @@ func TestEpisode(t *testing.T) {
 	spent(0)
 	f.now = f.now.Add(time.Second)
 	f.d.Reopened()
+	f.now = f.now.Add(time.Hour)
+	f.d.Replaced(0) // which is no outage
+	f.fault(unix.EIO, at(0), false)
+	spent(0)
+	f.now = f.now.Add(time.Second)
+	f.d.Reopened()
 	if err := f.d.Set(); err != nil {
 		t.Fatal(err)
 	}
