@@ -13,8 +13,8 @@ const otherPlaces = 8
 
 // Elsewhere reads from a level's file outside of a range, past the page cache where that can
 // be, to tell storage that is lost from one that has a bad place. Places that hold data are
-// spread over the file; the file's first page, which some storage answers when it has nothing
-// else, counts only if there is no other. It hangs with the storage.
+// spread over the file's clusters; its first page, which some storage answers when it has
+// nothing else, counts only if there is no other. It hangs with the storage.
 func (s *Stack) Elsewhere(level int, off, n int64) error {
 	if level < 0 || level >= len(s.deltas) {
 		return fmt.Errorf("level %d: %w", level, ErrRange)
@@ -25,14 +25,20 @@ func (s *Stack) Elsewhere(level int, off, n int64) error {
 		return d.ioError("size", -1, err)
 	}
 	const page = bufferAlign
+	from := int64(0) // where data begins
+	if !d.ref.Raw {
+		from = int64(d.hdr.DataStart()) * SectorSize
+	}
 	b := AlignedBuffer(page)
 	err = nil
 	tried := 0
-	for i := int64(otherPlaces); i >= 0; i-- {
-		if i == 0 && tried > 0 {
+	for i := int64(otherPlaces - 1); i >= -1; i-- {
+		at := int64(0)
+		if i >= 0 {
+			at = d.dataAt((from + max(size-from, 0)/otherPlaces*i) &^ (page - 1))
+		} else if tried > 0 {
 			break
 		}
-		at := d.dataAt(size / (otherPlaces + 1) * i &^ (page - 1))
 		if at < 0 || at+page > size || at < off+n && off < at+page {
 			continue
 		}

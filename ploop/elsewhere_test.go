@@ -67,7 +67,19 @@ func TestElsewhere(t *testing.T) {
 	if err := ask(3*cluster, 4096); err != nil {
 		t.Errorf("a bad cluster: %v", err)
 	}
+	// Neither does the index count.
 	f.from, f.to = cluster, 1<<40
+	for _, clusters := range []int64{17, 16, 9, 3, 2} {
+		if err := unix.Truncate(path, clusters*cluster-cluster/2); err != nil {
+			t.Fatal(err)
+		}
+		if err := ask(cluster, 4096); clusters > 2 && !errors.Is(err, unix.EIO) {
+			t.Errorf("only the index of %d clusters answers: %v", clusters, err)
+		}
+	}
+	if err := unix.Truncate(path, 17*cluster); err != nil {
+		t.Fatal(err)
+	}
 	if err := ask(3*cluster, 4096); !errors.Is(err, unix.EIO) {
 		t.Errorf("only the first page answers: %v", err)
 	}
