@@ -553,7 +553,7 @@ func engineSites(t *testing.T) (sites []string) {
 	}
 	asks := regexp.MustCompile(`\bfile\.(ReadAt|WriteAt|Sync|Truncate|Allocate|Zero|Size)\(`)
 	// Those don't work on a live stack, or have tests of their own.
-	skip := []string{"check.go", "repair.go", "create.go", "convert.go", "ext.go"}
+	skip := []string{"check.go", "repair.go", "create.go", "convert.go", "elsewhere.go", "ext.go"}
 	for _, name := range names {
 		if strings.HasSuffix(name, "_test.go") || slices.Contains(skip, name) {
 			continue
