@@ -217,7 +217,7 @@ func (d *Daemon) tryRecovery(ctx context.Context, s *slot, force bool) error {
 	}
 	// The images' locks may hang by the same reference.
 	unreleased := d.kernel.unreleased(ctx, rec.ID)
-	if unreleased && errors.Is(err, ublk.ErrUnreleased) || s.longUnreleased(unreleased) {
+	if s.longUnreleased(unreleased) || errors.Is(err, ublk.ErrUnreleased) {
 		err = fmt.Errorf("%w: %s", ublk.ErrUnreleased, unreleasedText(rec.ID, d.kernel.holders(rec.ID)))
 	}
 	d.mu.Lock()

@@ -138,6 +138,9 @@ func (c *Control) sweep(ctx context.Context, info Info) error {
 	path := fmt.Sprintf("/dev/ublkc%d", info.ID)
 	var fd int
 	err := patiently(ctx, func() (err error) { fd, err = openChar(ctx, path); return err })
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("ublk: device %d: %w: %w", info.ID, ErrUnreleased, err)
+	}
 	if err != nil {
 		return err
 	}
