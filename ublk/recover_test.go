@@ -124,7 +124,8 @@ func TestLeaveAndRecover(t *testing.T) {
 // slowCommits makes the time long between the moment when a COMMIT_AND_FETCH gives its
 // command to the driver and the one when io_uring learns that it can be cancelled: by probes, with
 // stack traces for no use but their time, at the function that it learns it by. With it a
-// Leave by QUIESCE_DEV on Linux 7.2 ends in the kernel's fault within some 50 rounds.
+// Leave by QUIESCE_DEV on Linux 7.2 ended in the kernel's fault after some 90 rounds once, and
+// some 170 another time: -test.count 12 or more is wanted to tell.
 func slowCommits(t *testing.T) {
 	if os.Getenv("HOLDFAST_VM") == "" {
 		return // not on a machine that somebody uses
