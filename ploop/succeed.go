@@ -376,33 +376,3 @@ func (n *Stack) inheritSpace(s *Stack, c Succession) {
 		}
 	}
 }
-
-// mark sets in_use in the new top, durably.
-func (n *Stack) mark() error {
-	d := n.top
-	b := AlignedBuffer(SectorSize)
-	if err := d.readSectors(b, 0, min(SectorSize, d.size)); err != nil {
-		return d.ioError("read header", 0, err)
-	}
-	n.life.first = b
-	d.hdr.InUse, d.hdr.ExtOff = inUseDirty, 0
-	d.hdr.Flags &^= flagEmpty
-	if err := n.writeHeader(); err != nil {
-		return err
-	}
-	d.wroteFirst()
-	return nil
-}
-
-// unmark writes back what mark wrote over.
-func (n *Stack) unmark() error {
-	if n.life.first == nil {
-		return nil
-	}
-	d := n.top
-	if _, err := d.file.WriteAt(n.life.first, 0); err != nil {
-		return d.ioError("write header", 0, err)
-	}
-	n.life.first = nil
-	return d.ioError("sync", -1, d.file.Sync())
-}
