@@ -146,7 +146,7 @@ func TestHungSync(t *testing.T) {
 	if len(flushed) != 0 || a.ended() != 1 {
 		t.Error("acknowledged before the sync")
 	}
-	if err := f.Replace(t.Context(), Replace{Level: -1, Image: refs(w.b, "top")[0], Drain: 100 * time.Millisecond}); err != nil {
+	if err := f.Replace(t.Context(), Replace{Level: -1, Image: refs(w.b, "top")[0], Drain: 100 * time.Millisecond, Force: true}); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-flushed; err != nil {
