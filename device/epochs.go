@@ -60,9 +60,10 @@ func (g *generation) isOver() bool {
 
 // leave ends a call, and says what its result err means for the request: Pass, it
 // stands; Hold, the request is to be done anew; Fail, standby has timed out.
-func (d *Device) leave(g *generation, err error) standby.Verdict {
+// Its request may have erred before, and be done again.
+func (d *Device) leave(g *generation, err error, again bool) standby.Verdict {
 	p := errorPlace(g.stack, err)
-	answers := d.answers(g, err, p)
+	answers := d.answers(g, err, p, again)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.calls--; g.over {

@@ -29,6 +29,7 @@ type queue struct {
 	jobs    []job         // by tag: the slow way's
 	began   []int64       // by tag: when a sampled request came, in ns since born
 	came    []uint32      // by tag: when its request came, by the coarse clock
+	erred   []bool        // by tag: its request met an error already, and is done again
 	slow    []whereabouts // by tag
 	inquiry inquiry[survey]
 	stats   stats
@@ -79,7 +80,7 @@ func (d *Device) Begin(r *ublk.Request) {
 	op := r.Op()
 	if r.User == 0 {
 		failpoint.Hit("fetch")
-		q.came[r.Tag()] = coarse.seconds.Load()
+		q.came[r.Tag()], q.erred[r.Tag()] = coarse.seconds.Load(), false
 		q.stats.bytes[op].Add(uint64(r.Len()))
 		if n := q.stats.ops[op].Add(1); n%LatencySample == 1 {
 			q.began[r.Tag()] = max(int64(time.Since(q.born)), 1)
@@ -147,7 +148,7 @@ func classOf(op ublk.Op) class {
 func (q *queue) makeTags(depth int) {
 	q.flushes = newFlushes(depth)
 	q.began, q.came = make([]int64, depth), make([]uint32, depth)
-	q.jobs, q.slow = make([]job, depth), make([]whereabouts, depth)
+	q.jobs, q.slow, q.erred = make([]job, depth), make([]whereabouts, depth), make([]bool, depth)
 	q.held, q.spare = make([]*ublk.Request, 0, depth), make([]*ublk.Request, 0, depth)
 }
 

@@ -30,7 +30,7 @@ func TestRefusedLeaveForgetsNothing(t *testing.T) {
 	if err := d.declareLate(); err != nil {
 		t.Fatal(err)
 	}
-	if v := d.leave(call, nil); v != standby.Hold {
+	if v := d.leave(call, nil, false); v != standby.Hold {
 		t.Errorf("a call of files that were replaced: %v, want it begun anew", v)
 	}
 }

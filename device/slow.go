@@ -66,7 +66,7 @@ func (d *Device) try(g *generation, j *job) (standby.Verdict, error) {
 	w.in.Store(g)
 	err := d.attempt(g.stack, j)
 	w.in.Store(nil)
-	return d.leave(g, err), err
+	return j.erred(d.leave(g, err, j.q.erred[j.r.Tag()]), err), err
 }
 
 // judgeTransfer decides about a request whose transfer on the ring failed.
@@ -74,10 +74,18 @@ func (d *Device) judgeTransfer(j *job) (standby.Verdict, error) {
 	f := &j.failed
 	err := fmt.Errorf("%s of %s, in %q: %w", subject(j.r.Op(), j.r.Offset(), f.sync), d.Path(), f.g.stack.Status().Images[f.level].Path, f.errno)
 	p := f.place(j.r.Op())
-	answers := d.answers(f.g, err, p)
+	answers := d.answers(f.g, err, p, j.q.erred[j.r.Tag()])
 	f.g.mu.Lock()
 	defer f.g.mu.Unlock()
-	return d.judge(f.g, err, p, answers), err
+	return j.erred(d.judge(f.g, err, p, answers), err), err
+}
+
+// erred remembers that the job's request is held for an error of its own.
+func (j *job) erred(v standby.Verdict, err error) standby.Verdict {
+	if v == standby.Hold && err != nil {
+		j.q.erred[j.r.Tag()] = true
+	}
+	return v
 }
 
 // subject says for a message what was being done. A FLUSH is about the whole device.

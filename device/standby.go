@@ -185,7 +185,7 @@ func (d *Device) setThrough() {
 	go func() {
 		for n := int64(0); !g.through.CompareAndSwap(n, 0); {
 			if n = g.through.Load(); g.enter() {
-				d.leave(g, g.stack.Flush())
+				d.leave(g, g.stack.Flush(), false)
 			}
 		}
 	}()

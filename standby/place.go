@@ -116,13 +116,15 @@ func covered(list []BadRange, errno unix.Errno, p Place) bool {
 	return false
 }
 
-// Known says whether an error may be its place's own: the place is known to be bad, or erred
-// before a recovery that has just been. Who asks then finds out whether the storage answers
-// elsewhere, and says so to Fault.
-func (d *Device) Known(errno unix.Errno, p Place) bool {
+// Known says whether an error may be its place's own: the place is known to be bad, or it erred
+// before a recovery that has just been, and the request that met the error then does so again.
+// Another request's error says less: what erred before may have worked meanwhile, and storage
+// that is lost once more often shows at the same busy place first. Who asks then finds out
+// whether the storage answers elsewhere, and says so to Fault.
+func (d *Device) Known(errno unix.Errno, p Place, again bool) bool {
 	d.key.mu.Lock()
 	defer d.key.mu.Unlock()
-	return !d.flag && d.ep.known(d.key.now(), errno, p)
+	return !d.flag && d.ep.known(d.key.now(), errno, p) && (again || covered(d.ep.bad, errno, p))
 }
 
 // Replaced says that another file has taken the place of one: what was bad there may not be

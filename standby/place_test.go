@@ -23,7 +23,22 @@ func armed(t *testing.T) *fixture {
 
 // fault is an error at a place, as its owner deals with it; answers is what it would find out.
 func (f *fixture) fault(errno unix.Errno, p Place, answers bool) Verdict {
-	return f.d.Fault(errno, "it", p, answers && f.d.Known(errno, p))
+	return f.d.Fault(errno, "it", p, answers && f.d.Known(errno, p, true))
+}
+
+// TestOthersAtABusyPlace: an error at a place that erred before a recovery is its own only for
+// the request that was held for it. Another one comes when that has worked, and is held.
+func TestOthersAtABusyPlace(t *testing.T) {
+	f := armed(t)
+	f.fault(unix.EIO, at(0), true)
+	f.d.Reopened()
+	if f.d.Known(unix.EIO, at(0), false) || !f.d.Known(unix.EIO, at(0), true) {
+		t.Error("another request's error is taken for the one that came back, or that isn't")
+	}
+	f.fault(unix.EIO, at(0), true)
+	if !f.d.Known(unix.EIO, at(0), false) {
+		t.Error("a bad range is bad for everybody")
+	}
 }
 
 // TestBadRange: an error that comes back at its place right after a recovery, while the rest
