@@ -47,6 +47,10 @@ func (d *Daemon) endDevice(ctx context.Context, s *slot, force bool) error {
 	} else {
 		err = d.kernel.delete(ctx, id)
 	}
+	if errors.Is(err, ublk.ErrUnreleased) {
+		d.set(s, func() { s.unreleased, s.problem = true, err.Error() })
+		return fail(CodeBusy, "device %q can't be given up now: %w", s.name, err)
+	}
 	if err != nil && !errors.Is(err, ublk.ErrNoDevice) {
 		return fail(CodeInternal, "device %q: %w", s.name, err)
 	}

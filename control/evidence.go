@@ -74,7 +74,7 @@ func (rec *record) known() device.Known {
 	if e := rec.evidence(top); e != nil {
 		k.Before = append(k.Before, e.Mount)
 	} else if len(rec.Evidence) == 0 { // an old record
-		k.Before = append(k.Before, ploop.Mount{Boot: rec.BootID, Super: rec.Images[top].Dev})
+		k.Before = append(k.Before, ploop.Mount{Boot: rec.BootID, Super: rec.Images[top].Dev, Node: rec.Images[top].Ino})
 	}
 	return k
 }

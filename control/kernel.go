@@ -238,7 +238,7 @@ func (k *thisKernel) unreleased(ctx context.Context, id int) bool {
 	return err == nil && info.Unreleased()
 }
 
-func (k *thisKernel) holders(id int) string { return holdersOf("/proc", id) }
+func (k *thisKernel) holders(id int) string { return findHolders("/proc", id) }
 
 // deleteDevice does not wait for those who still have the dead device open,
 // where the driver lets us (6.9).

@@ -97,7 +97,11 @@ func (d *Daemon) removeOrphan(ctx context.Context, id int, force bool) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, closeLimit)
 	defer cancel()
-	if err := d.kernel.delete(ctx, id); err != nil {
+	err := d.kernel.delete(ctx, id)
+	if errors.Is(err, ublk.ErrUnreleased) {
+		return fail(CodeBusy, "/dev/ublkb%d can't be given up now: %w", id, err)
+	}
+	if err != nil {
 		return fail(CodeInternal, "/dev/ublkb%d: %w", id, err)
 	}
 	d.mu.Lock()

@@ -217,8 +217,13 @@ func (d *Daemon) tryRecovery(ctx context.Context, s *slot, force bool) error {
 	}
 	// The images' locks may hang by the same reference.
 	unreleased := d.kernel.unreleased(ctx, rec.ID)
-	if s.longUnreleased(unreleased) || errors.Is(err, ublk.ErrUnreleased) {
-		err = fmt.Errorf("%w: %s", ublk.ErrUnreleased, unreleasedText(rec.ID, d.kernel.holders(rec.ID)))
+	if is := errors.Is(err, ublk.ErrUnreleased); is || s.longUnreleased(unreleased) {
+		text := unreleasedText(rec.ID, d.kernel.holders(rec.ID))
+		if is {
+			err = fmt.Errorf("%w: %s", ublk.ErrUnreleased, text)
+		} else {
+			err = fmt.Errorf("%w: %s (%w)", ublk.ErrUnreleased, text, err)
+		}
 	}
 	d.mu.Lock()
 	news := s.problem != err.Error()

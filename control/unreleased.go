@@ -39,6 +39,37 @@ func (s *slot) longUnreleased(now bool) bool {
 	return now && time.Since(s.unreleasedSince) > unreleasedLong
 }
 
+// Looking at a process may have to wait for it, so it has a bound.
+const holdersTime = time.Second
+
+// holdersLooks holds one while a look is under way.
+var holdersLooks = make(chan struct{}, 1)
+
+// findHolders is holdersOf, with a bound.
+func findHolders(proc string, id int) string {
+	select {
+	case holdersLooks <- struct{}{}:
+	default:
+		return holdersUnknown
+	}
+	found := make(chan string, 1)
+	go func() {
+		who := holdersOf(proc, id)
+		<-holdersLooks
+		found <- who
+	}()
+	t := time.NewTimer(holdersTime)
+	defer t.Stop()
+	select {
+	case who := <-found:
+		return who
+	case <-t.C:
+		return holdersUnknown
+	}
+}
+
+const holdersUnknown = "somebody: a look at all processes for who it is doesn't end"
+
 // holdersOf says who keeps /dev/ublkcN: processes that have it open, and threads of the kernel
 // that are about to release files and wait for something; "": nobody who can be seen.
 func holdersOf(proc string, id int) string {
@@ -62,7 +93,7 @@ func holdersOf(proc string, id int) string {
 		stack, _ := os.ReadFile(filepath.Join(dir, "stack"))
 		for _, at := range []string{"delayed_fput", "io_ring_exit_work"} {
 			if bytes.Contains(stack, []byte(at)) {
-				found = append(found, fmt.Sprintf("kernel thread %d (%s) waits in %s", pid, bytes.TrimSpace(name), topOf(stack)))
+				found = append(found, fmt.Sprintf("perhaps kernel thread %d (%s), which waits in %s", pid, bytes.TrimSpace(name), topOf(stack)))
 				break
 			}
 		}
@@ -88,5 +119,5 @@ func unreleasedText(id int, holders string) string {
 	if holders == "" {
 		holders = "nobody who can be seen from here (look for kworker threads in state D: /proc/*/stack)"
 	}
-	return fmt.Sprintf("its server is gone, but the driver still takes /dev/ublkb%d for served: /dev/ublkc%[1]d is kept by %s", id, holders)
+	return fmt.Sprintf("its server is gone, and /dev/ublkc%d is kept by %s", id, holders)
 }

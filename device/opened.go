@@ -66,8 +66,9 @@ func (d *Device) awaitLate(g *generation) {
 			return
 		case <-time.After(lateTold):
 		}
-		if d.gen.Load() != g {
-			return // the next replacement sees to it
+		// A replacement that fails makes another generation of the same stack.
+		if d.gen.Load().stack != g.stack {
+			return // the next one sees to it
 		}
 	}
 	none := make([]bool, len(d.Spec().Images))

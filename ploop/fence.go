@@ -39,7 +39,8 @@ func (now Mount) fenceOff(before Mount, locked bool) string {
 	case before.Boot != now.Boot:
 		return "" // nothing outlives its kernel
 	case before.Disk != 0 || now.Disk != 0:
-		if locked && now.Disk == before.Disk && now.Node == before.Node && now.Super == before.Super {
+		// A record of an earlier version knows the node only, which stands for one disk as long as it lasts.
+		if locked && (now.Disk == before.Disk || before.Disk == 0) && now.Node == before.Node && now.Super == before.Super {
 			return ""
 		}
 		return "it is a block device, and was served by another device node: a lock is seen by those who use the same node"

@@ -396,3 +396,19 @@ func TestFenceOff(t *testing.T) {
 		}
 	}
 }
+
+// TestFenceOfOldRecord: a record of an earlier version knows of a block device its node only.
+func TestFenceOfOldRecord(t *testing.T) {
+	now := Mount{Boot: "b", Super: 5, Node: 77, Disk: unix.Mkdev(8, 16), Scope: ScopeHost}
+	old := Mount{Boot: "b", Super: 5, Node: 77}
+	if why := now.fenceOff(old, true); why != "" {
+		t.Errorf("the same node: %s", why)
+	}
+	if now.fenceOff(old, false) == "" {
+		t.Error("without the lock it is taken")
+	}
+	old.Node = 78
+	if now.fenceOff(old, true) == "" {
+		t.Error("another node is taken")
+	}
+}

@@ -57,7 +57,11 @@ func (e *timeUp) Error() string { return e.msg }
 
 func waitFor(c *cli.Context, name string, states []string) (*control.Device, error) {
 	begin, limit := time.Now(), c.Duration("timeout")
-	dev, err := currentState(c, name)
+	first := queryLimit
+	if c.IsSet("timeout") {
+		first = min(first, max(limit, lastQuery))
+	}
+	dev, err := currentState(c, name, first)
 	if err != nil {
 		return nil, err
 	}
@@ -81,8 +85,8 @@ func waitFor(c *cli.Context, name string, states []string) (*control.Device, err
 }
 
 // currentState is the device as it is now, or in the state removed.
-func currentState(c *cli.Context, name string) (*control.Device, error) {
-	ctx, cancel := context.WithTimeout(c.Context, queryLimit)
+func currentState(c *cli.Context, name string, limit time.Duration) (*control.Device, error) {
+	ctx, cancel := context.WithTimeout(c.Context, limit)
 	defer cancel()
 	dev, err := client(c).BriefDevice(ctx, name)
 	if control.CodeOf(err) == control.CodeNotFound {
@@ -96,10 +100,10 @@ func currentState(c *cli.Context, name string) (*control.Device, error) {
 const lastQuery = 2 * time.Second
 
 func inVain(c *cli.Context, name string, limit time.Duration) error {
-	ctx, cancel := context.WithTimeout(c.Context, lastQuery)
-	defer cancel()
-	what := "not to be asked, as no daemon answers"
-	if dev, err := client(c).BriefDevice(ctx, name); err == nil {
+	what := "not to be asked"
+	if dev, err := currentState(c, name, lastQuery); err != nil {
+		what += ": " + err.Error()
+	} else {
 		what = dev.State
 		if dev.Problem != "" {
 			what += ": " + dev.Problem
