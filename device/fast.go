@@ -111,8 +111,10 @@ func (d *Device) Begin(r *ublk.Request) {
 		if at.Where == ploop.Direct {
 			state, flags := uint64(stateTransfer), uint32(0)
 			if r.FUA() || q.through {
-				// With nothing else to make durable, the write alone is enough.
-				if q.stack.IndexDirty() {
+				// With nothing else to make durable, the write alone is enough. Through the page
+				// cache it isn't: of several writes at a time the storage tells only one that
+				// data was lost, as of several syncs.
+				if q.stack.IndexDirty() || q.stack.TopCached() {
 					state = stateThenSync
 				} else {
 					state, flags = stateDurable, unix.RWF_DSYNC
@@ -186,8 +188,8 @@ func (d *Device) Transferred(r *ublk.Request, errno unix.Errno) {
 		q.stack.SyncFailed(errno)
 	}
 	switch {
-	case errno == 0 && state == stateThenSync:
-		d.sync(r, q)
+	case errno == 0 && (state == stateThenSync || q.through && state == stateTransfer && r.Op() == ublk.OpWrite):
+		d.sync(r, q) // the latter began before writes were to go through
 	case errno == 0:
 		q.complete(r, 0)
 	case errno == unix.EINVAL || errno == unix.EAGAIN || noSpace(errno):

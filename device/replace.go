@@ -127,7 +127,12 @@ func (d *Device) succeed(ctx context.Context, c succession) (err error) {
 	}
 	d.replacingSince.Store(time.Now().UnixNano())
 	d.machine.Hold(standby.Replace)
+	swapping := false
 	defer func() {
+		if swapping {
+			// What began now would find neither the old stack nor the new one.
+			return
+		}
 		if errors.Is(err, ploop.ErrLockLost) {
 			// Somebody else may write to the image: better nobody of ours does,
 			// until a file was put there that we have for ourselves.
@@ -149,9 +154,11 @@ func (d *Device) succeed(ctx context.Context, c succession) (err error) {
 		// declared late stays so.
 		return errors.Join(err, d.adopt(&generation{stack: old.stack, readers: old.readers}))
 	}
+	swapping = true
 	if err := d.swap(next, c.reopen); err != nil {
-		return err // the queues have ended: nothing can be served any more
+		return fmt.Errorf("%w: the device holds its requests from now; what is left is to restart the daemon, or to remove the device", err)
 	}
+	swapping = false
 	if len(next.Earlier()) > 0 {
 		go d.awaitLate(d.gen.Load())
 	}

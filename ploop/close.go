@@ -23,7 +23,7 @@ func (s *Stack) Close() error {
 	}
 	err = errors.Join(err, s.closeFiles())
 	if s.idle() {
-		s.table.free()
+		s.freeTable()
 	}
 	return err
 }

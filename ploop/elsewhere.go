@@ -16,6 +16,10 @@ const otherPlaces = 8
 // spread over the file's clusters; its first page, which some storage answers when it has
 // nothing else, counts only if there is no other. It hangs with the storage.
 func (s *Stack) Elsewhere(level int, off, n int64) error {
+	defer s.endCall(s.beginCall())
+	if s.closed.Load() {
+		return ErrClosed
+	}
 	if level < 0 || level >= len(s.deltas) {
 		return fmt.Errorf("level %d: %w", level, ErrRange)
 	}

@@ -26,6 +26,7 @@ type lostIndex struct {
 	visits  int                // of recent's members by that, in all
 	sectors map[int64]struct{} // those that are lost
 	n       atomic.Int64       // how many; for looking without the lock
+	gone    bool               // the table was given back
 }
 
 // minPrune is how many sectors are kept at least before the durable ones are
@@ -88,6 +89,9 @@ func (x *index) lose(s *Stack) {
 	defer l.Unlock()
 	l.n.Add(1) // before the count, for those who look at both without the lock
 	x.syncFailed.Add(1)
+	if l.gone {
+		return // a sync of a stack that has ended; a successor with the same top is told by itself
+	}
 	synced := s.synced.Load()
 	for at, seq := range l.recent {
 		if seq > synced {
@@ -164,4 +168,14 @@ func adjacent(sectors []int64) int {
 		n++
 	}
 	return n
+}
+
+// freeTable gives the memory of the table back. Nobody reads places in it any more, but a sync
+// that hangs in old storage isn't counted as a transfer, and may end by a failure later.
+func (s *Stack) freeTable() {
+	l := &s.index.lost
+	l.Lock()
+	defer l.Unlock()
+	l.gone = true
+	s.table.free()
 }

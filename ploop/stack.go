@@ -161,6 +161,9 @@ func (d *delta) cached() bool {
 	return ok && !f.dio.bypasses
 }
 
+// TopCached says that the top goes through the page cache, or that nothing tells that it doesn't.
+func (s *Stack) TopCached() bool { return s.top.cached() }
+
 // start readies what all stacks begin with.
 func (s *Stack) start() {
 	s.grace.init()

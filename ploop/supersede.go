@@ -171,7 +171,7 @@ func (s *Stack) Retire() {
 				s.log("a replaced image: %v", err)
 			}
 		}
-		s.table.free()
+		s.freeTable()
 	}()
 }
 

@@ -91,6 +91,9 @@ func TestSparseTable(t *testing.T) {
 // TestRefusedSuccessionMemory wants a refused succession, an undone one and a retired stack to
 // give their tables back at once, not at the next collection.
 func TestRefusedSuccessionMemory(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a minute under the race detector, which has no say in it")
+	}
 	const size = 4 << 40
 	const tableSize = size >> 20 * 8
 	base := fullImage(t, size)
