@@ -14,8 +14,7 @@ import (
 
 // The interval between attempts to reopen doubles from the first to the longest.
 const (
-	firstReopen   = 250 * time.Millisecond
-	longestReopen = 10 * time.Second
+	firstReopen = 250 * time.Millisecond
 	// reopenDrain bounds the wait for requests under way at each attempt; they
 	// get more time at the next.
 	reopenDrain = time.Second
@@ -24,6 +23,9 @@ const (
 	probeTime  = 10 * time.Second
 	mostProbes = 4
 )
+
+// longestReopen is the longest interval. Tests, which have one outage after another, shorten it.
+var longestReopen = 10 * time.Second
 
 // reopening is the attempts of one standby.
 type reopening struct {

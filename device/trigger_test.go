@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -117,6 +118,9 @@ func newTriggered(t *testing.T, path, recovery string, deltas int) *triggered {
 }
 
 func newTriggeredOn(t *testing.T, w *ways, path, recovery string, deltas int) *triggered {
+	was := longestReopen
+	longestReopen = 500 * time.Millisecond
+	t.Cleanup(func() { longestReopen = was })
 	m := &triggered{t: t, ways: w, names: []string{"base", "top"}[2-deltas:], want: map[uint64]uint64{}}
 	m.way = m.ways.a
 	for _, n := range m.names {
