@@ -2,10 +2,7 @@ package control
 
 import (
 	"context"
-	"errors"
 	"fmt"
-
-	"holdfast/ublk"
 )
 
 // endDevice is what the daemon's end means for one device. One that still waits for its
@@ -40,21 +37,9 @@ func (d *Daemon) endDevice(ctx context.Context, s *slot, force bool) error {
 		}
 		return fail(CodeBusy, "device %q waits to be recovered (%s), and with it %s", s.name, problem, who)
 	}
-	ctx, cancel := context.WithTimeout(ctx, closeLimit)
-	defer cancel()
-	if failing != nil {
-		err = failing.Stop(ctx)
-	} else {
-		err = d.kernel.delete(ctx, id)
+	if err := d.giveUp(ctx, s, id, failing); err != nil {
+		return err
 	}
-	if errors.Is(err, ublk.ErrUnreleased) {
-		d.set(s, func() { s.unreleased, s.problem = true, err.Error() })
-		return fail(CodeBusy, "device %q can't be given up now: %w", s.name, err)
-	}
-	if err != nil && !errors.Is(err, ublk.ErrNoDevice) {
-		return fail(CodeInternal, "device %q: %w", s.name, err)
-	}
-	d.set(s, func() { s.phase, s.failing, s.problem = "", nil, "it was given up before it could be recovered" })
 	d.log.Warn().Str("device", s.name).Msg("given up before it could be recovered: I/O of its users fails")
 	return nil
 }

@@ -69,6 +69,14 @@ func (d *Daemon) removeLeft(ctx context.Context, s *slot, force bool) error {
 	if !force {
 		return fail(CodeBusy, "device %q waits to be recovered (%s), and whoever uses it waits with it; 'holdfast remove --force %s' gives it up: its I/O fails", s.name, s.problem, s.name)
 	}
+	if err := d.giveUp(ctx, s, id, failing); err != nil {
+		return err
+	}
+	return d.removeLost(s, force)
+}
+
+// giveUp takes a device that waits for its recovery from the driver.
+func (d *Daemon) giveUp(ctx context.Context, s *slot, id int, failing failing) error {
 	ctx, cancel := context.WithTimeout(ctx, closeLimit)
 	defer cancel()
 	var err error
@@ -87,7 +95,7 @@ func (d *Daemon) removeLeft(ctx context.Context, s *slot, force bool) error {
 	d.set(s, func() {
 		s.phase, s.failing, s.problem, s.unreleased = "", nil, "it was given up before it could be recovered", false
 	})
-	return d.removeLost(s, force)
+	return nil
 }
 
 // removeOrphan deletes a device of ours that has no record.
