@@ -3,7 +3,7 @@ package control
 import (
 	"time"
 
-	"holdfast/device"
+	"holdfast/api"
 )
 
 // A Snapshot is the daemon at one moment. Every view (list, show, later the
@@ -40,18 +40,18 @@ type DriverInfo struct {
 
 // A Device is one device as the daemon sees it.
 type Device struct {
-	device.Status
+	api.Status
 	// Created is when it was created, by the clock.
 	Created time.Time `json:"created"`
 	// Persist: it is created again after a reboot, and after the daemon's own end.
 	Persist bool `json:"persist"`
 	// Users is who holds the device now.
-	Users []device.User `json:"users"`
+	Users []api.User `json:"users"`
 	// Problem is what is wrong, Advice what to do about it; empty if nothing.
 	Problem string `json:"problem,omitempty"`
 	Advice  string `json:"advice,omitempty"`
 	// Events are the last few, oldest first.
-	Events []device.Event `json:"events"`
+	Events []api.Event `json:"events"`
 }
 
 // States of a device that the daemon adds to those of a live one.

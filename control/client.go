@@ -15,9 +15,9 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"holdfast/api"
 
-	"holdfast/device"
+	"golang.org/x/sys/unix"
 )
 
 // maxReply bounds what a client reads.
@@ -89,7 +89,7 @@ func (c *Client) device(ctx context.Context, name, query string) (*Device, error
 
 // Create makes a device. Image paths must be absolute: the daemon has another
 // working directory.
-func (c *Client) Create(ctx context.Context, spec device.Spec) (*Device, error) {
+func (c *Client) Create(ctx context.Context, spec api.Spec) (*Device, error) {
 	if err := checkSpec(&spec); err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"holdfast/api"
 	"holdfast/device"
 	"holdfast/ploop"
 )
@@ -18,7 +19,7 @@ import (
 // be the same, and in-use marks on them are taken for our own.
 //
 // When ctx ends first, the creation is taken back and nothing remains.
-func (d *Daemon) Create(ctx context.Context, spec device.Spec) (*Device, error) {
+func (d *Daemon) Create(ctx context.Context, spec api.Spec) (*Device, error) {
 	if err := checkSpec(&spec); err != nil {
 		return nil, err
 	}
@@ -39,7 +40,7 @@ func (d *Daemon) Create(ctx context.Context, spec device.Spec) (*Device, error) 
 	return d.Device(spec.Name)
 }
 
-func checkSpec(spec *device.Spec) error {
+func checkSpec(spec *api.Spec) error {
 	if err := spec.Validate(); err != nil {
 		return fail(CodeInvalid, "%w", err)
 	}
@@ -64,7 +65,7 @@ func checkImages(images []ploop.ImageRef) error {
 }
 
 // create does the work, with the name's token held.
-func (d *Daemon) create(ctx context.Context, s *slot, spec device.Spec) error {
+func (d *Daemon) create(ctx context.Context, s *slot, spec api.Spec) error {
 	old := s.rec
 	takeOver := false
 	if old != nil {
@@ -123,7 +124,7 @@ func (d *Daemon) create(ctx context.Context, s *slot, spec device.Spec) error {
 }
 
 // lookFirst sees what can be seen of a device's files before it is made.
-func (d *Daemon) lookFirst(ctx context.Context, s *slot, spec *device.Spec, old *record) (ids []imageID, err error) {
+func (d *Daemon) lookFirst(ctx context.Context, s *slot, spec *api.Spec, old *record) (ids []imageID, err error) {
 	ctx, cancel := context.WithTimeout(ctx, recoverTime)
 	defer cancel()
 	came := make(chan []imageID, 1)

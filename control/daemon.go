@@ -13,7 +13,7 @@ import (
 
 	"github.com/rs/zerolog"
 
-	"holdfast/device"
+	"holdfast/api"
 	"holdfast/internal/spawner"
 	"holdfast/standby"
 	"holdfast/sysfs"
@@ -144,7 +144,7 @@ type slot struct {
 	// unreleased: the last attempt to recover it found that the driver takes it for served.
 	unreleased      bool
 	unreleasedSince time.Time // of the token's holder; zero: it isn't
-	events          []device.Event
+	events          []api.Event
 
 	errors      int // failed requests since errorsSince
 	errorsSince time.Time
@@ -384,9 +384,9 @@ func (d *Daemon) worthTelling(s *slot) bool {
 }
 
 // event is the taker of a device's events, which the device has logged.
-func (d *Daemon) event(s *slot) func(device.Event) {
-	return func(e device.Event) {
-		if e.Kind == device.EventIOError && !d.worthTelling(s) {
+func (d *Daemon) event(s *slot) func(api.Event) {
+	return func(e api.Event) {
+		if e.Kind == api.EventIOError && !d.worthTelling(s) {
 			return
 		}
 		d.addEvent(e)
@@ -399,7 +399,7 @@ func (d *Daemon) event(s *slot) func(device.Event) {
 		if dev != nil && movesStandby[e.Kind] {
 			d.watching.Go(func() { d.noteStandby(s, dev) })
 		}
-		var spec device.Spec
+		var spec api.Spec
 		if s.rec != nil {
 			spec = s.rec.Spec
 		}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/api"
 	"holdfast/device"
 	"holdfast/ploop"
 	"holdfast/ublk"
@@ -54,7 +55,7 @@ func TestCreateListRemove(t *testing.T) {
 func TestCreateRefused(t *testing.T) {
 	f := newFixture(t)
 	f.create("a", "base", "a.top")
-	bad := func(name string, spec device.Spec, code Code, words ...string) {
+	bad := func(name string, spec api.Spec, code Code, words ...string) {
 		t.Helper()
 		_, err := f.d.Create(ctx, spec)
 		e := wantCode(t, err, code)
@@ -67,11 +68,11 @@ func TestCreateRefused(t *testing.T) {
 			t.Errorf("%s: records %v", name, got)
 		}
 	}
-	bad("name", device.Spec{Name: "../x", Images: []ploop.ImageRef{f.image("b")}}, CodeInvalid)
-	bad("no image", device.Spec{Name: "b"}, CodeInvalid)
-	bad("relative", device.Spec{Name: "b", Images: []ploop.ImageRef{{Path: "b"}}}, CodeInvalid, "absolute")
-	bad("bytes", device.Spec{Name: "b", Images: []ploop.ImageRef{{Path: "/\xff"}}}, CodeInvalid, "UTF-8")
-	bad("missing", device.Spec{Name: "b", Images: []ploop.ImageRef{{Path: f.dir + "/none"}}}, CodeImage, "none")
+	bad("name", api.Spec{Name: "../x", Images: []ploop.ImageRef{f.image("b")}}, CodeInvalid)
+	bad("no image", api.Spec{Name: "b"}, CodeInvalid)
+	bad("relative", api.Spec{Name: "b", Images: []ploop.ImageRef{{Path: "b"}}}, CodeInvalid, "absolute")
+	bad("bytes", api.Spec{Name: "b", Images: []ploop.ImageRef{{Path: "/\xff"}}}, CodeInvalid, "UTF-8")
+	bad("missing", api.Spec{Name: "b", Images: []ploop.ImageRef{{Path: f.dir + "/none"}}}, CodeImage, "none")
 	bad("written by another", f.spec("b", "a.top"), CodeConflict, "a.top", `"a"`)
 	bad("another's base", f.spec("b", "base"), CodeConflict, "base", `"a"`)
 	bad("on another's top", f.spec("b", "a.top", "b.top"), CodeConflict, "a.top")
@@ -171,7 +172,7 @@ func TestRemoveBusy(t *testing.T) {
 	f.create("v", "i")
 	f.k.setUsers("v", mounted)
 	e := wantCode(t, f.c.Remove(ctx, "v", false), CodeBusy)
-	if !strings.Contains(e.Message, "mounted on /mnt") || !reflect.DeepEqual(e.Users, []device.User{mounted}) {
+	if !strings.Contains(e.Message, "mounted on /mnt") || !reflect.DeepEqual(e.Users, []api.User{mounted}) {
 		t.Errorf("%q, %+v", e.Message, e.Users)
 	}
 	if f.states()["v"] != "live" {
@@ -191,13 +192,13 @@ func TestRemoveBusy(t *testing.T) {
 func TestRemoveWaitsForUdev(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
-	f.k.setUsers("v", device.User{Kind: "process", Name: "(udev-worker)", PID: 1})
+	f.k.setUsers("v", api.User{Kind: "process", Name: "(udev-worker)", PID: 1})
 	time.AfterFunc(100*time.Millisecond, func() { f.k.setUsers("v") })
 	if err := f.c.Remove(ctx, "v", false); err != nil {
 		t.Error(err)
 	}
 	f.create("v", "i")
-	f.k.setUsers("v", device.User{Kind: "process", Name: "blkid", PID: 1})
+	f.k.setUsers("v", api.User{Kind: "process", Name: "blkid", PID: 1})
 	e := wantCode(t, f.c.Remove(ctx, "v", false), CodeBusy)
 	if !strings.Contains(e.Message, "blkid") {
 		t.Errorf("%q", e.Message)
@@ -442,7 +443,7 @@ func TestEvents(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
 	for i := range maxEvents + 3 {
-		f.k.live["v"].event(device.Event{Device: "v", Kind: "parked", Message: fmt.Sprint(i)})
+		f.k.live["v"].event(api.Event{Device: "v", Kind: "parked", Message: fmt.Sprint(i)})
 	}
 	dev, err := f.c.Device(ctx, "v")
 	if err != nil || len(dev.Events) != maxEvents || dev.Events[0].Message != "3" {

@@ -5,13 +5,13 @@ import (
 	"testing"
 	"time"
 
-	"holdfast/device"
+	"holdfast/api"
 )
 
 // TestEndDuringRecovery: users of a device that waits for its recovery can't let go before it is
 // served again, so the end of the daemon waits for both.
 func TestEndDuringRecovery(t *testing.T) {
-	begin := func(users ...device.User) *fixture {
+	begin := func(users ...api.User) *fixture {
 		f := newFixture(t)
 		f.create("v", "i")
 		f.die()

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"net/http"
 
-	"holdfast/device"
+	"holdfast/api"
 )
 
 // A Code says what kind of failure an error is, for programs.
@@ -50,7 +50,7 @@ type Error struct {
 	Message string `json:"error"`
 	Code    Code   `json:"code"`
 	// Users holds the device, when Code is CodeBusy.
-	Users []device.User `json:"users,omitempty"`
+	Users []api.User `json:"users,omitempty"`
 
 	cause error
 }

@@ -12,7 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"holdfast/device"
+	"holdfast/api"
 )
 
 // Kinds of events that the daemon adds to those of devices.
@@ -38,21 +38,21 @@ const (
 // eventLog is the daemon's last events, and those who follow them.
 type eventLog struct {
 	mu      sync.Mutex
-	ring    []device.Event
+	ring    []api.Event
 	readers map[*eventReader]struct{}
 }
 
 // eventReader is one who follows. It never holds the others up.
 type eventReader struct {
-	events chan device.Event
+	events chan api.Event
 	missed atomic.Uint64
 }
 
-func newEvent(name, kind, message string) device.Event {
-	return device.Event{Time: time.Now(), Device: name, Kind: kind, Message: message}
+func newEvent(name, kind, message string) api.Event {
+	return api.Event{Time: time.Now(), Device: name, Kind: kind, Message: message}
 }
 
-func (l *eventLog) add(e device.Event) {
+func (l *eventLog) add(e api.Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.ring) == maxKept {
@@ -69,15 +69,15 @@ func (l *eventLog) add(e device.Event) {
 }
 
 // follow gives what there is, and a reader of what comes after it.
-func (l *eventLog) follow() ([]device.Event, *eventReader) {
+func (l *eventLog) follow() ([]api.Event, *eventReader) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r := &eventReader{events: make(chan device.Event, maxPending)}
+	r := &eventReader{events: make(chan api.Event, maxPending)}
 	if l.readers == nil {
 		l.readers = map[*eventReader]struct{}{}
 	}
 	l.readers[r] = struct{}{}
-	return append([]device.Event{}, l.ring...), r
+	return append([]api.Event{}, l.ring...), r
 }
 
 func (l *eventLog) leave(r *eventReader) {
@@ -94,7 +94,7 @@ func (d *Daemon) tell(name, kind, format string, args ...any) {
 }
 
 // addEvent adds an event, which may mean that a device's state is another.
-func (d *Daemon) addEvent(e device.Event) {
+func (d *Daemon) addEvent(e api.Event) {
 	d.events.add(e)
 	d.changed.ring()
 }
@@ -119,14 +119,14 @@ func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 	kept, reader := d.events.follow()
 	defer d.events.leave(reader)
 	// One that was removed has events yet.
-	if name != "" && d.stateOf(name) == StateRemoved && !slices.ContainsFunc(kept, func(e device.Event) bool { return e.Device == name }) {
+	if name != "" && d.stateOf(name) == StateRemoved && !slices.ContainsFunc(kept, func(e api.Event) bool { return e.Device == name }) {
 		replyError(w, fail(CodeNotFound, "there is no device %q, and no event of one", name))
 		return
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	enc := json.NewEncoder(w)
 	flush := http.NewResponseController(w)
-	send := func(e device.Event) error {
+	send := func(e api.Event) error {
 		if name != "" && e.Device != name && e.Kind != EventMissed {
 			return nil
 		}
@@ -166,7 +166,7 @@ type EventsQuery struct {
 }
 
 // Events calls do with each event, in order.
-func (c *Client) Events(ctx context.Context, q EventsQuery, do func(device.Event) error) error {
+func (c *Client) Events(ctx context.Context, q EventsQuery, do func(api.Event) error) error {
 	path := "/v1/events?follow=" + strconv.FormatBool(q.Follow)
 	if q.Device != "" {
 		path += "&device=" + url.QueryEscape(q.Device)
@@ -180,7 +180,7 @@ func (c *Client) Events(ctx context.Context, q EventsQuery, do func(device.Event
 		return c.failure(resp)
 	}
 	for dec := json.NewDecoder(resp.Body); ; {
-		var e device.Event
+		var e api.Event
 		if err := dec.Decode(&e); err != nil {
 			switch {
 			case ctx.Err() != nil:

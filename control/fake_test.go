@@ -13,6 +13,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"holdfast/api"
 	"holdfast/device"
 	"holdfast/ploop"
 	"holdfast/standby"
@@ -35,13 +36,13 @@ type fakeKernel struct {
 	closeErr map[string]error
 	// closeHold has the removal of a device wait, by name.
 	closeHold map[string]chan struct{}
-	inUse     map[string][]device.User // by device name
+	inUse     map[string][]api.User // by device name
 	live      map[string]*fakeDevice
 	next      int
 	taken     map[string]bool // opened or closed with take-over, by name
 	dead      []int           // left by crashed daemons
 	waiting   map[int]bool    // left by them, to be recovered
-	leftUsers []device.User   // of all these
+	leftUsers []api.User      // of all these
 	failed    []int           // of those, whose I/O failed
 	deleted   []int
 	stackErr  error // of closeImages
@@ -61,7 +62,7 @@ type fakeKernel struct {
 }
 
 func newFake(t *testing.T) *fakeKernel {
-	return &fakeKernel{t: t, closeErr: map[string]error{}, inUse: map[string][]device.User{},
+	return &fakeKernel{t: t, closeErr: map[string]error{}, inUse: map[string][]api.User{},
 		live: map[string]*fakeDevice{}, taken: map[string]bool{}, waiting: map[int]bool{}}
 }
 
@@ -71,16 +72,16 @@ func (k *fakeKernel) d(name string) *fakeDevice { return k.live[name] }
 type fakeDevice struct {
 	k      *fakeKernel
 	id     int
-	spec   device.Spec
-	event  func(device.Event)
+	spec   api.Spec
+	event  func(api.Event)
 	forced bool
 	// machine is the real one: what the daemon sees of standby is not made up.
 	machine  *standby.Device
 	replaced []device.Replace
 	// unanswered is what its queues owe.
 	unanswered time.Duration
-	oldest     *device.OldestRequest // with it the device is hung
-	displaced  []device.Displaced
+	oldest     *api.OldestRequest // with it the device is hung
+	displaced  []api.Displaced
 	leaving    func() // what happens meanwhile
 }
 
@@ -90,7 +91,7 @@ func (k *fakeKernel) ready() error {
 	return k.notReady
 }
 
-func (k *fakeKernel) open(ctx context.Context, spec device.Spec, o openOptions) (live, error) {
+func (k *fakeKernel) open(ctx context.Context, spec api.Spec, o openOptions) (live, error) {
 	rec, err := readRecord(records{dir: filepath.Join(k.stateDir, "devices")}.path(spec.Name))
 	if err != nil {
 		k.t.Errorf("open of %s without a good record: %v", spec.Name, err)
@@ -152,14 +153,14 @@ func (k *fakeKernel) open(ctx context.Context, spec device.Spec, o openOptions) 
 	return d, nil
 }
 
-func (k *fakeKernel) closeImages(spec device.Spec, _ device.Known) error {
+func (k *fakeKernel) closeImages(spec api.Spec, _ device.Known) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.taken[spec.Name] = true
 	return k.stackErr
 }
 
-func (k *fakeKernel) examine(spec device.Spec, _ device.Known) error {
+func (k *fakeKernel) examine(spec api.Spec, _ device.Known) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.examineErr[spec.Name]
@@ -227,7 +228,7 @@ func (f *fakeFailing) Leave(context.Context) error {
 
 func (f *fakeFailing) Stop(context.Context) error { return nil }
 
-func (k *fakeKernel) users(disks map[int]string) (map[int][]device.User, error) {
+func (k *fakeKernel) users(disks map[int]string) (map[int][]api.User, error) {
 	k.mu.Lock()
 	k.scans++
 	if hold := k.scanHold; hold != nil {
@@ -236,7 +237,7 @@ func (k *fakeKernel) users(disks map[int]string) (map[int][]device.User, error) 
 		k.mu.Lock()
 	}
 	defer k.mu.Unlock()
-	out := map[int][]device.User{}
+	out := map[int][]api.User{}
 	for name, d := range k.live {
 		if _, ok := disks[d.id]; ok {
 			out[d.id] = k.inUse[name]
@@ -252,7 +253,7 @@ func (k *fakeKernel) users(disks map[int]string) (map[int][]device.User, error) 
 
 func (k *fakeKernel) close() {}
 
-func (k *fakeKernel) setUsers(name string, users ...device.User) {
+func (k *fakeKernel) setUsers(name string, users ...api.User) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.inUse[name] = users
@@ -261,7 +262,7 @@ func (k *fakeKernel) setUsers(name string, users ...device.User) {
 func (d *fakeDevice) ID() int      { return d.id }
 func (d *fakeDevice) Path() string { return fmt.Sprintf("/dev/ublkb%d", d.id) }
 
-func (d *fakeDevice) Status() device.Status {
+func (d *fakeDevice) Status() api.Status {
 	d.k.mu.Lock()
 	if g := d.k.gather; g != nil {
 		d.k.mu.Unlock()
@@ -271,17 +272,17 @@ func (d *fakeDevice) Status() device.Status {
 	}
 	defer d.k.mu.Unlock()
 	d.k.asked++
-	st := device.Status{Name: d.spec.Name, ID: d.id, Path: d.Path(), Size: 1 << 30, State: "live", ReadOnly: d.spec.ReadOnly}
+	st := api.Status{Name: d.spec.Name, ID: d.id, Path: d.Path(), Size: 1 << 30, State: "live", ReadOnly: d.spec.ReadOnly}
 	m := d.machine.Status()
-	st.Standby = device.StandbyStatus{Value: m.Value(), Enabled: m.Enabled, Flag: m.Flag, Consumers: m.Consumers, Cause: m.Cause, ByHand: m.ByHand, Tags: 128, Recovery: device.RecoveryManual}
+	st.Standby = api.StandbyStatus{Value: m.Value(), Enabled: m.Enabled, Flag: m.Flag, Consumers: m.Consumers, Cause: m.Cause, ByHand: m.ByHand, Tags: 128, Recovery: api.RecoveryManual}
 	if m.Flag && m.Supported {
-		st.State, st.Since, st.Standby.Since = device.StateStandby, m.Since, &m.Since
+		st.State, st.Since, st.Standby.Since = api.StateStandby, m.Since, &m.Since
 	}
 	for i, r := range d.spec.Images {
 		st.Images = append(st.Images, ploop.ImageStatus{Path: r.Path, Level: i})
 	}
 	if d.oldest != nil {
-		st.State, st.Since, st.Oldest, st.Counters.InFlight = device.StateHung, d.oldest.Since, d.oldest, 1
+		st.State, st.Since, st.Oldest, st.Counters.InFlight = api.StateHung, d.oldest.Since, d.oldest, 1
 	}
 	st.Displaced = d.displaced
 	return st
@@ -465,8 +466,8 @@ func (f *fixture) image(name string) ploop.ImageRef {
 }
 
 // spec is a device on images of those names, base first.
-func (f *fixture) spec(name string, images ...string) device.Spec {
-	s := device.Spec{Name: name}
+func (f *fixture) spec(name string, images ...string) api.Spec {
+	s := api.Spec{Name: name}
 	for _, i := range images {
 		s.Images = append(s.Images, f.image(i))
 	}
@@ -519,4 +520,4 @@ func wantCode(t *testing.T, err error, code Code) *Error {
 	return e
 }
 
-var mounted = device.User{Kind: "mount", Device: "ublkb0", Name: "/mnt"}
+var mounted = api.User{Kind: "mount", Device: "ublkb0", Name: "/mnt"}

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"holdfast/device"
+	"holdfast/api"
 	"holdfast/internal/spawner"
 )
 
@@ -39,18 +39,18 @@ type hook struct {
 }
 
 // hookOf is the program that a spec has for an event; "": none.
-func hookOf(spec *device.Spec, kind string) string {
+func hookOf(spec *api.Spec, kind string) string {
 	switch kind {
-	case device.EventStandby:
+	case api.EventStandby:
 		return spec.OnStandby
-	case device.EventRecovered:
+	case api.EventRecovered:
 		return spec.OnRecovered
 	}
 	return ""
 }
 
 // checkHooks refuses programs that can't be run.
-func checkHooks(spec *device.Spec) error {
+func checkHooks(spec *api.Spec) error {
 	for _, path := range []string{spec.OnStandby, spec.OnRecovered} {
 		if path == "" {
 			continue
@@ -70,14 +70,14 @@ func checkHooks(spec *device.Spec) error {
 }
 
 // runHook has the device's hook for an event run, soon and elsewhere. Events come in order.
-func (d *Daemon) runHook(s *slot, spec device.Spec, dev live, e device.Event) {
+func (d *Daemon) runHook(s *slot, spec api.Spec, dev live, e api.Event) {
 	path := hookOf(&spec, e.Kind)
 	if path == "" {
 		return
 	}
 	st := dev.Status()
 	state := "off"
-	if e.Kind == device.EventStandby {
+	if e.Kind == api.EventStandby {
 		state = "on"
 	}
 	h := hook{path, append(os.Environ(),

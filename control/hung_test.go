@@ -6,11 +6,11 @@ import (
 	"testing"
 	"time"
 
-	"holdfast/device"
+	"holdfast/api"
 )
 
 // hang has a device's storage be as given.
-func (f *fixture) hang(name string, o *device.OldestRequest, displaced ...device.Displaced) {
+func (f *fixture) hang(name string, o *api.OldestRequest, displaced ...api.Displaced) {
 	f.k.mu.Lock()
 	defer f.k.mu.Unlock()
 	d := f.k.live[name]
@@ -47,7 +47,7 @@ func TestHungIsTold(t *testing.T) {
 		}
 		return a.Value
 	}
-	o := device.OldestRequest{Since: since, Seconds: 90, At: device.AtTransfer, Op: "write", Offset: 4096, Length: 512, File: "/img/top", Level: &level, FileOffset: &off}
+	o := api.OldestRequest{Since: since, Seconds: 90, At: api.AtTransfer, Op: "write", Offset: 4096, Length: 512, File: "/img/top", Level: &level, FileOffset: &off}
 	f.hang("v", &o)
 	has(why(), "v is hung since "+clock(since), "1m30s", "write of 512 bytes at offset 4096 of the disk", `offset 8192 of "/img/top" (level 1)`, "umount -f", "holdfast replace v FILE'", "--force")
 	if strings.Contains(why(), "are served") {
@@ -57,7 +57,7 @@ func TestHungIsTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if dev.State != device.StateHung || dev.Oldest == nil || dev.Oldest.Seconds != 90 {
+	if dev.State != api.StateHung || dev.Oldest == nil || dev.Oldest.Seconds != 90 {
 		t.Errorf("%+v", dev.Status)
 	}
 	has(dev.Problem, "hung since", "write of 512 bytes")
@@ -78,14 +78,14 @@ func TestHungIsTold(t *testing.T) {
 	base := 0
 	o.Level = &base
 	has(why(), "FILE --level 0")
-	f.hang("v", &device.OldestRequest{Since: since, Seconds: 11, At: device.AtStorage, Op: "flush"})
+	f.hang("v", &api.OldestRequest{Since: since, Seconds: 11, At: api.AtStorage, Op: "flush"})
 	has(why(), "It is a flush, on the slow path, in a call to the storage", "top")
-	f.hang("v", &device.OldestRequest{Since: since, Seconds: 11, At: device.AtWorker, Op: "write", Length: 1})
+	f.hang("v", &api.OldestRequest{Since: since, Seconds: 11, At: api.AtWorker, Op: "write", Length: 1})
 	has(why(), "waits for others")
-	f.hang("v", &device.OldestRequest{Since: since, Seconds: 11, At: device.AtQueue})
+	f.hang("v", &api.OldestRequest{Since: since, Seconds: 11, At: api.AtQueue})
 	has(why(), "doesn't answer")
 	// What another version leaves out harms nobody.
-	dev.State, dev.Oldest = device.StateHung, nil
+	dev.State, dev.Oldest = api.StateHung, nil
 	Why(dev, &KeyInfo{})
 }
 
@@ -93,12 +93,12 @@ func TestHungIsTold(t *testing.T) {
 func TestDisplacedIsTold(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "base", "top")
-	f.hang("v", nil, device.Displaced{Level: 1, Path: "/img/top", How: device.PathGone})
+	f.hang("v", nil, api.Displaced{Level: 1, Path: "/img/top", How: api.PathGone})
 	dev, err := f.c.Device(ctx, "v")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if dev.State != device.StateLive || !strings.Contains(dev.Problem, `"/img/top"`) || dev.Advice == "" {
+	if dev.State != api.StateLive || !strings.Contains(dev.Problem, `"/img/top"`) || dev.Advice == "" {
 		t.Errorf("%s, %q, %q", dev.State, dev.Problem, dev.Advice)
 	}
 	text := strings.Join(Why(dev, &KeyInfo{}), " ")
@@ -111,7 +111,7 @@ func TestDisplacedIsTold(t *testing.T) {
 		t.Errorf("%+v, %v", a, err)
 	}
 	// That a path doesn't answer is no problem by itself.
-	f.hang("v", nil, device.Displaced{Level: 1, Path: "/img/top", How: device.PathSilent})
+	f.hang("v", nil, api.Displaced{Level: 1, Path: "/img/top", How: api.PathSilent})
 	if dev, err = f.c.Device(ctx, "v"); err != nil || dev.Problem != "" {
 		t.Errorf("%q, %v", dev.Problem, err)
 	}
@@ -119,8 +119,8 @@ func TestDisplacedIsTold(t *testing.T) {
 
 // TestBadRangeIsTold: who asks is told which places are bad.
 func TestBadRangeIsTold(t *testing.T) {
-	dev := &Device{Status: device.Status{Name: "v", State: device.StateLive}}
-	dev.Standby.BadRanges = []device.BadRange{{Op: "read", Level: 1, File: "/img/top", Offset: 8192, Length: 4096, Errno: "EIO"}}
+	dev := &Device{Status: api.Status{Name: "v", State: api.StateLive}}
+	dev.Standby.BadRanges = []api.BadRange{{Op: "read", Level: 1, File: "/img/top", Offset: 8192, Length: 4096, Errno: "EIO"}}
 	if text := strings.Join(Why(dev, &KeyInfo{}), " "); !strings.Contains(text, `read of 4096 bytes at offset 8192 of "/img/top" (level 1): EIO`) {
 		t.Errorf("%q", text)
 	}

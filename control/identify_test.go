@@ -5,7 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"holdfast/device"
+	"holdfast/api"
 	"holdfast/ploop"
 )
 
@@ -18,7 +18,7 @@ func TestIdentify(t *testing.T) {
 		if err := os.MkdirAll(r.dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		spec := device.Spec{Name: name, Images: []ploop.ImageRef{{Path: "/i"}}}
+		spec := api.Spec{Name: name, Images: []ploop.ImageRef{{Path: "/i"}}}
 		rec := &record{Spec: spec, ID: number, BootID: boot, Images: make([]imageID, 1)}
 		if name == "holds" {
 			rec.Standby = &standbyRecord{Cause: "gone"}

@@ -13,6 +13,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/device"
 	"holdfast/internal/spawner"
 	"holdfast/ploop"
@@ -24,7 +25,7 @@ import (
 type live interface {
 	ID() int
 	Path() string
-	Status() device.Status
+	Status() api.Status
 	Close(ctx context.Context, force bool) error
 	Attach(consumer string) error
 	Detach(consumer string) error
@@ -44,13 +45,13 @@ type kernel interface {
 	// ready is nil when devices can be made, else what is missing. It tries
 	// anew each time, so that a modprobe needs no restart of the daemon.
 	ready() error
-	open(ctx context.Context, spec device.Spec, o openOptions) (live, error)
+	open(ctx context.Context, spec api.Spec, o openOptions) (live, error)
 	// closeImages opens the images of a spec that was being served by a dead
 	// daemon of ours, and closes them cleanly, if nothing of that one is under way.
-	closeImages(spec device.Spec, known device.Known) error
+	closeImages(spec api.Spec, known device.Known) error
 	// examine says what would keep another server from taking the images of a device that
 	// is served.
-	examine(spec device.Spec, known device.Known) error
+	examine(spec api.Spec, known device.Known) error
 	// left says what earlier daemons of this state directory left in the kernel: true
 	// for devices that wait, or will wait, for a new server. The caller holds the
 	// directory's lock, so that these daemons are known to be dead.
@@ -64,7 +65,7 @@ type kernel interface {
 	// fail takes one of them over to fail its I/O.
 	fail(ctx context.Context, id int) (failing, error)
 	// users says who holds disks, given as number → path.
-	users(disks map[int]string) (map[int][]device.User, error)
+	users(disks map[int]string) (map[int][]api.User, error)
 	close()
 }
 
@@ -78,7 +79,7 @@ type failing interface {
 type openOptions struct {
 	takeOver bool // the images' in-use marks are our own
 	key      *standby.Key
-	event    func(device.Event)
+	event    func(api.Event)
 	// recover takes over the device that a dead daemon left; nil: make one.
 	recover *device.Recovery
 	known   device.Known
@@ -132,7 +133,7 @@ func (k *thisKernel) ready() error {
 	return err
 }
 
-func (k *thisKernel) open(ctx context.Context, spec device.Spec, o openOptions) (live, error) {
+func (k *thisKernel) open(ctx context.Context, spec api.Spec, o openOptions) (live, error) {
 	ctl, err := k.control()
 	if err != nil {
 		return nil, err
@@ -145,7 +146,7 @@ func (k *thisKernel) open(ctx context.Context, spec device.Spec, o openOptions) 
 	return dev, nil
 }
 
-func (k *thisKernel) closeImages(spec device.Spec, known device.Known) error {
+func (k *thisKernel) closeImages(spec api.Spec, known device.Known) error {
 	stack, err := ploop.Open(spec.Images, ploop.Options{TakeOver: true, Locked: true, Before: known.Before, Log: func(format string, args ...any) {
 		k.log.Info().Str("device", spec.Name).Msgf(format, args...)
 	}})
@@ -155,7 +156,7 @@ func (k *thisKernel) closeImages(spec device.Spec, known device.Known) error {
 	return stack.Close()
 }
 
-func (k *thisKernel) examine(spec device.Spec, known device.Known) error {
+func (k *thisKernel) examine(spec api.Spec, known device.Known) error {
 	if err := device.Probe(spec.Images); err != nil {
 		return err
 	}
@@ -253,7 +254,7 @@ func deleteDevice(ctx context.Context, ctl *ublk.Control, id int) error {
 	return err
 }
 
-func (k *thisKernel) users(disks map[int]string) (map[int][]device.User, error) {
+func (k *thisKernel) users(disks map[int]string) (map[int][]api.User, error) {
 	return device.FindUsers("/proc", "/sys", disks)
 }
 
@@ -267,9 +268,9 @@ func (k *thisKernel) close() {
 }
 
 // offlineStatus is what can be said of a device that has nothing in the driver.
-func offlineStatus(rec *record) device.Status {
+func offlineStatus(rec *record) api.Status {
 	spec := &rec.Spec
-	st := device.Status{Name: spec.Name, ID: -1, ReadOnly: spec.ReadOnly, Damaged: spec.Damaged, Queues: spec.Queues, Depth: spec.Depth, DataPath: spec.DataPath,
+	st := api.Status{Name: spec.Name, ID: -1, ReadOnly: spec.ReadOnly, Damaged: spec.Damaged, Queues: spec.Queues, Depth: spec.Depth, DataPath: spec.DataPath,
 		LogicalBlock: max(spec.LogicalBlockSize, ploop.SectorSize)}
 	for i, ref := range spec.Images {
 		st.Images = append(st.Images, ploop.ImageStatus{Path: ref.Path, Level: i})
@@ -279,7 +280,7 @@ func offlineStatus(rec *record) device.Status {
 
 // waitingStatus is of a device that waits for its recovery: it has its disk, and perhaps its
 // standby. mu is held.
-func (d *Daemon) waitingStatus(slot *slot) device.Status {
+func (d *Daemon) waitingStatus(slot *slot) api.Status {
 	rec := slot.rec
 	st := offlineStatus(rec)
 	st.ID, st.Path, st.State = rec.ID, fmt.Sprintf("/dev/ublkb%d", rec.ID), slot.waitState()
@@ -297,12 +298,12 @@ func (d *Daemon) waitingStatus(slot *slot) device.Status {
 		s.Value = "off"
 	}
 	if s.Recovery = rec.Spec.Recovery; s.Recovery == "" {
-		s.Recovery = device.RecoveryManual
+		s.Recovery = api.RecoveryManual
 	}
 	if r := rec.Standby; r != nil {
 		s.Since, s.Cause, s.ByHand = &r.Since, r.Cause, r.ByHand
 		if r.Errno != 0 {
-			s.Errno = device.ErrnoName(unix.Errno(r.Errno))
+			s.Errno = api.ErrnoName(unix.Errno(r.Errno))
 		}
 	}
 	return st

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"slices"
 
-	"holdfast/device"
+	"holdfast/api"
 	"holdfast/ploop"
 	"holdfast/ublk"
 )
@@ -57,7 +57,7 @@ func (d *Daemon) replaceLeft(ctx context.Context, s *slot, r ReplaceRequest) err
 		d.set(s, func() { s.rec = &was })
 		return err
 	}
-	d.tell(s.name, device.EventReplaced, "level %d is %s now, and was %s", level, r.Image, was.Spec.Images[level])
+	d.tell(s.name, api.EventReplaced, "level %d is %s now, and was %s", level, r.Image, was.Spec.Images[level])
 	return nil
 }
 

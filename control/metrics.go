@@ -6,11 +6,11 @@ import (
 	"net/http"
 	"time"
 
+	"holdfast/api"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-
-	"holdfast/device"
 )
 
 // metrics draws all figures from one look at the devices.
@@ -28,7 +28,7 @@ var (
 	descBytes           = desc("bytes_total", "Bytes that these were about.", "device", "op")
 	descErrors          = desc("request_errors_total", "Requests that failed.", "device")
 	descSlow            = desc("slow_requests_total", "Requests off the fast path.", "device")
-	descLatency         = desc("request_duration_seconds", fmt.Sprintf("Time from a request's arrival to its completion, time held included; one request in %d is measured.", device.LatencySample), "device", "op")
+	descLatency         = desc("request_duration_seconds", fmt.Sprintf("Time from a request's arrival to its completion, time held included; one request in %d is measured.", api.LatencySample), "device", "op")
 	descInFlight        = desc("inflight_requests", "Requests that have come and not gone, those held included.", "device")
 	descOldest          = desc("oldest_request_seconds", "Age of the oldest request: under way, held, parked (waiting for space), or stuck (in replaced files); 0: there is none.", "device", "where")
 	descParked          = desc("parked_requests", "Requests that wait for space in the storage.", "device")
@@ -71,7 +71,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	for kind, n := range key.Inconsistencies {
 		send(descInconsistencies, prometheus.CounterValue, float64(n), "", kind)
 	}
-	states := []string{device.StateLive, device.StateHung, device.StateParked, device.StateStandby, device.StateFailing, device.StateReplacing, device.StateStopped, StateRecovering, StateUnrecovered, StateUnreleased}
+	states := []string{api.StateLive, api.StateHung, api.StateParked, api.StateStandby, api.StateFailing, api.StateReplacing, api.StateStopped, StateRecovering, StateUnrecovered, StateUnreleased}
 	for _, st := range m.d.statuses() {
 		s, c, name := &st.Standby, &st.Counters, st.Name
 		gauge := func(d *prometheus.Desc, v float64, labels ...string) {
@@ -107,7 +107,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 		count(descSlow, float64(c.Slow))
 		for _, l := range st.Latency {
 			buckets, sum := map[float64]uint64{}, uint64(0)
-			for i, bound := range device.LatencyBounds {
+			for i, bound := range api.LatencyBounds {
 				sum += l.Buckets[i]
 				buckets[bound] = sum
 			}

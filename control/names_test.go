@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"holdfast/device"
+	"holdfast/api"
 )
 
 // TestKernelNames: wherever a device is named, the kernel's name does as well, and means no
@@ -29,7 +29,7 @@ func TestKernelNames(t *testing.T) {
 	if _, err := f.c.SetKey(ctx, true); err != nil {
 		t.Fatal(err)
 	}
-	if dev, err := f.c.SetStandby(ctx, "ublkb1", true); err != nil || dev.Name != "b" || dev.State != device.StateStandby {
+	if dev, err := f.c.SetStandby(ctx, "ublkb1", true); err != nil || dev.Name != "b" || dev.State != api.StateStandby {
 		t.Errorf("%+v, %v", dev, err)
 	}
 	if dev, err := f.c.Replace(ctx, "ublkb1", ReplaceRequest{Image: f.image("new")}); err != nil || dev.Name != "b" || dev.Images[0].Path != f.image("new").Path {
@@ -42,7 +42,7 @@ func TestKernelNames(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	n := 0
-	if err := f.c.Events(ctx, EventsQuery{Device: "ublkb1"}, func(e device.Event) error {
+	if err := f.c.Events(ctx, EventsQuery{Device: "ublkb1"}, func(e api.Event) error {
 		if n++; e.Device != "b" {
 			return errors.New(e.Device)
 		}
@@ -85,7 +85,7 @@ func TestKernelNames(t *testing.T) {
 func TestEventsOfNobody(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
-	f.k.live["v"].event(device.Event{Device: "v", Kind: device.EventCreated})
+	f.k.live["v"].event(api.Event{Device: "v", Kind: api.EventCreated})
 	if err := f.c.Remove(ctx, "v", false); err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +94,7 @@ func TestEventsOfNobody(t *testing.T) {
 	}
 	for _, follow := range []bool{false, true} {
 		short, cancel := context.WithCancel(ctx)
-		err := f.c.Events(short, EventsQuery{Device: "u", Follow: follow}, func(device.Event) error { return nil })
+		err := f.c.Events(short, EventsQuery{Device: "u", Follow: follow}, func(api.Event) error { return nil })
 		cancel()
 		wantCode(t, err, CodeNotFound)
 	}

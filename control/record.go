@@ -20,19 +20,19 @@ import (
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
-	"holdfast/device"
+	"holdfast/api"
 	"holdfast/ploop"
 	"holdfast/standby"
 )
 
 // A record is what the state directory knows of a device.
 type record struct {
-	Spec    device.Spec `json:"spec"`
-	ID      int         `json:"id"` // device number, -1 until the driver gave one
-	BootID  string      `json:"boot_id"`
-	PID     int         `json:"pid"` // of the daemon that serves it
-	Created time.Time   `json:"created"`
-	Images  []imageID   `json:"images"` // in the order of Spec.Images
+	Spec    api.Spec  `json:"spec"`
+	ID      int       `json:"id"` // device number, -1 until the driver gave one
+	BootID  string    `json:"boot_id"`
+	PID     int       `json:"pid"` // of the daemon that serves it
+	Created time.Time `json:"created"`
+	Images  []imageID `json:"images"` // in the order of Spec.Images
 	// Evidence is of the same files, as they were opened last; one that is zero, or missing
 	// in an old record, was never opened. Size is the disk's, in bytes, 0: not known.
 	Evidence []ploop.Evidence `json:"evidence,omitempty"`

@@ -11,13 +11,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"holdfast/device"
+	"holdfast/api"
 	"holdfast/ploop"
 )
 
 func sampleRecord(name string) *record {
 	return &record{
-		Spec: device.Spec{Name: name, Depth: 64, Images: []ploop.ImageRef{{Path: "/srv/base <&>\u2028.raw", Raw: true}, {Path: "/srv/" + name}}},
+		Spec: api.Spec{Name: name, Depth: 64, Images: []ploop.ImageRef{{Path: "/srv/base <&>\u2028.raw", Raw: true}, {Path: "/srv/" + name}}},
 		ID:   7, BootID: "boot", PID: 42, Created: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
 		Images: []imageID{{1, 2}, {1<<64 - 1, 1<<64 - 1}},
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"holdfast/api"
 	"holdfast/device"
 	"holdfast/internal/failpoint"
 	"holdfast/ploop"
@@ -157,7 +158,7 @@ func (d *Daemon) recover(ctx context.Context, s *slot) {
 		if rec == nil {
 			return // it was given up
 		}
-		if rec.Spec.RecoverPolicy == device.RecoverFail && time.Since(begin) > recoverTimeout(&rec.Spec) {
+		if rec.Spec.RecoverPolicy == api.RecoverFail && time.Since(begin) > recoverTimeout(&rec.Spec) {
 			d.failLeft(ctx, s)
 		}
 		pause := wait
@@ -173,11 +174,11 @@ func (d *Daemon) recover(ctx context.Context, s *slot) {
 	}
 }
 
-func recoverTimeout(spec *device.Spec) time.Duration {
+func recoverTimeout(spec *api.Spec) time.Duration {
 	if t := time.Duration(spec.RecoverTimeout); t > 0 {
 		return t
 	}
-	return device.DefaultRecoverTimeout
+	return api.DefaultRecoverTimeout
 }
 
 // recoverNow makes one attempt. CodeNotFound: there is nothing to recover.
@@ -377,7 +378,7 @@ func (d *Daemon) Recover(ctx context.Context, name string, force bool) (*Device,
 
 // movesStandby are the events after which the record's standby is another.
 var movesStandby = map[string]bool{
-	device.EventStandby: true, device.EventKept: true, device.EventRecovered: true, device.EventCleared: true,
+	api.EventStandby: true, api.EventKept: true, api.EventRecovered: true, api.EventCleared: true,
 }
 
 // noteStandby brings the record in line with the device's standby.

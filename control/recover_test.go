@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"holdfast/device"
+	"holdfast/api"
 	"holdfast/ploop"
 )
 
@@ -59,7 +59,7 @@ func TestRecovery(t *testing.T) {
 		t.Fatal(err)
 	}
 	since := f.eventually("v", "standby").Standby.Since
-	f.k.live["v"].event(device.Event{Device: "v", Kind: device.EventStandby}) // the fake's machine tells nobody
+	f.k.live["v"].event(api.Event{Device: "v", Kind: api.EventStandby}) // the fake's machine tells nobody
 	for begin := time.Now(); ; time.Sleep(time.Millisecond) {
 		if rec, err := readRecord(f.d.records.path("v")); err == nil && rec.Standby != nil {
 			break
@@ -158,7 +158,7 @@ func TestRecoveryRefused(t *testing.T) {
 func TestRecoverPolicyFail(t *testing.T) {
 	f := newFixture(t)
 	spec := f.spec("v", "i")
-	spec.RecoverPolicy, spec.RecoverTimeout = device.RecoverFail, device.Duration(time.Millisecond)
+	spec.RecoverPolicy, spec.RecoverTimeout = api.RecoverFail, api.Duration(time.Millisecond)
 	if _, err := f.c.Create(ctx, spec); err != nil {
 		t.Fatal(err)
 	}

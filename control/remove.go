@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"holdfast/api"
 	"holdfast/device"
 )
 
@@ -167,7 +168,7 @@ func (d *Daemon) removeLost(s *slot, force bool) error {
 	return nil
 }
 
-func busy(s *slot, users []device.User) error {
+func busy(s *slot, users []api.User) error {
 	who := "somebody who cannot be seen from here"
 	if len(users) > 0 {
 		who = userList(users)
@@ -178,7 +179,7 @@ func busy(s *slot, users []device.User) error {
 }
 
 // userList names at most the first few.
-func userList(users []device.User) string {
+func userList(users []api.User) string {
 	const most = 5
 	var parts []string
 	for i, u := range users {

@@ -11,7 +11,7 @@ import (
 	"strconv"
 	"time"
 
-	"holdfast/device"
+	"holdfast/api"
 )
 
 // socketName is the socket's name in the run directory.
@@ -125,7 +125,7 @@ func (d *Daemon) handler() http.Handler {
 func brief(r *http.Request) bool { return r.URL.Query().Get("users") == "false" }
 
 func (d *Daemon) serveCreate(w http.ResponseWriter, r *http.Request) {
-	var spec device.Spec
+	var spec api.Spec
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRecord/2))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&spec); err != nil {

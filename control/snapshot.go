@@ -8,7 +8,7 @@ import (
 	"sort"
 	"sync"
 
-	"holdfast/device"
+	"holdfast/api"
 )
 
 // Info says who this daemon is.
@@ -100,7 +100,7 @@ func (d *Daemon) briefDevices(only string) []Device {
 		}
 		e := entry{dev: s.dev, phase: s.phase}
 		e.Created, e.Persist, e.Problem = s.rec.Created, s.rec.Spec.Persist, s.problem
-		e.Events = append([]device.Event{}, s.events...)
+		e.Events = append([]api.Event{}, s.events...)
 		if e.Status = offlineStatus(s.rec); s.phase == StateRecovering {
 			e.Status = d.waitingStatus(s)
 		}
@@ -136,7 +136,7 @@ func (d *Daemon) briefDevices(only string) []Device {
 		if e.phase != "" && e.phase != StateRecovering {
 			e.State = e.phase
 		}
-		e.Users = []device.User{}
+		e.Users = []api.User{}
 		out = append(out, e.Device)
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"holdfast/api"
 	"holdfast/device"
 	"holdfast/ploop"
 	"holdfast/standby"
@@ -232,10 +233,10 @@ func (d *Daemon) changeRecord(s *slot, change func(*record), failed func(was, re
 
 // ReplaceRequest is what a file is to be replaced by.
 type ReplaceRequest struct {
-	Level *int            `json:"level,omitempty"` // 0 is the base; nil: the top
-	Image ploop.ImageRef  `json:"image"`
-	Force bool            `json:"force,omitempty"`
-	Drain device.Duration `json:"drain,omitempty"` // "10s"; 0: device.DefaultDrain
+	Level *int           `json:"level,omitempty"` // 0 is the base; nil: the top
+	Image ploop.ImageRef `json:"image"`
+	Force bool           `json:"force,omitempty"`
+	Drain api.Duration   `json:"drain,omitempty"` // "10s"; 0: device.DefaultDrain
 }
 
 // Replace puts another file in the place of one of a device's, while its users wait.
@@ -320,7 +321,7 @@ func (d *Daemon) replace(ctx context.Context, s *slot, r ReplaceRequest) error {
 		}
 	}
 	var opened device.Opened
-	err = s.dev.Replace(ctx, device.Replace{Level: level, Image: r.Image, Force: r.Force, Drain: time.Duration(r.Drain), Opened: func(o device.Opened) { opened = o }, Commit: func(spec device.Spec) error {
+	err = s.dev.Replace(ctx, device.Replace{Level: level, Image: r.Image, Force: r.Force, Drain: time.Duration(r.Drain), Opened: func(o device.Opened) { opened = o }, Commit: func(spec api.Spec) error {
 		return d.update(s, func(rec *record) {
 			rec.Spec, rec.Generation = spec, rec.Generation+1
 			rec.Images = slices.Clone(rec.Images)
@@ -348,6 +349,6 @@ func (d *Daemon) replace(ctx context.Context, s *slot, r ReplaceRequest) error {
 
 // note tells of an inconsistency of the key. The machine's lock is held: nothing here blocks.
 func (d *Daemon) note(i standby.Inconsistency) {
-	d.log.Warn().Str("event", device.EventInconsistency).Str("kind", string(i)).Msg(i.String())
-	d.addEvent(newEvent("", device.EventInconsistency, string(i)+": "+i.String()))
+	d.log.Warn().Str("event", api.EventInconsistency).Str("kind", string(i)).Msg(i.String())
+	d.addEvent(newEvent("", api.EventInconsistency, string(i)+": "+i.String()))
 }

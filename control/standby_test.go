@@ -15,7 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
-	"holdfast/device"
+	"holdfast/api"
 	"holdfast/ploop"
 )
 
@@ -31,7 +31,7 @@ func (f *fixture) record(name string) *record {
 // events are those of a device, by kind.
 func (f *fixture) events(name string) (kinds []string) {
 	f.t.Helper()
-	err := f.c.Events(ctx, EventsQuery{Device: name}, func(e device.Event) error { kinds = append(kinds, e.Kind); return nil })
+	err := f.c.Events(ctx, EventsQuery{Device: name}, func(e api.Event) error { kinds = append(kinds, e.Kind); return nil })
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -129,7 +129,7 @@ func TestSetStandby(t *testing.T) {
 	}
 	f.arm("v")
 	dev, err := f.c.SetStandby(ctx, "v", true)
-	if err != nil || dev.Standby.Value != "on" || dev.State != device.StateStandby || dev.Problem == "" || !strings.Contains(dev.Advice, "holdfast replace v --top") {
+	if err != nil || dev.Standby.Value != "on" || dev.State != api.StateStandby || dev.Problem == "" || !strings.Contains(dev.Advice, "holdfast replace v --top") {
 		t.Fatalf("%+v, %v", dev, err)
 	}
 	if dev, err = f.c.SetStandby(ctx, "v", false); err != nil || dev.Standby.Value != "off" || dev.Problem != "" {
@@ -179,7 +179,7 @@ func TestReplace(t *testing.T) {
 		t.Errorf("a failed replacement changed the record: %+v", got)
 	}
 	f.k.set(func() { f.k.replaceErr = nil })
-	dev, err := f.c.Replace(ctx, "v", ReplaceRequest{Image: f.image("new"), Force: true, Drain: device.Duration(time.Second)})
+	dev, err := f.c.Replace(ctx, "v", ReplaceRequest{Image: f.image("new"), Force: true, Drain: api.Duration(time.Second)})
 	if err != nil || dev.Images[1].Path != f.image("new").Path {
 		t.Fatalf("%+v, %v", dev, err)
 	}
@@ -253,19 +253,19 @@ func TestEventsFollow(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
 	follow, stop := context.WithCancel(ctx)
-	got := make(chan device.Event, 10)
+	got := make(chan api.Event, 10)
 	ended := make(chan error, 1)
 	go func() {
-		ended <- f.c.Events(follow, EventsQuery{Follow: true, Device: "v"}, func(e device.Event) error { got <- e; return nil })
+		ended <- f.c.Events(follow, EventsQuery{Follow: true, Device: "v"}, func(e api.Event) error { got <- e; return nil })
 	}()
 	waitFor(t, "the reader", func() bool {
 		f.d.events.mu.Lock()
 		defer f.d.events.mu.Unlock()
 		return len(f.d.events.readers) == 1
 	})
-	f.k.live["v"].event(device.Event{Device: "w", Kind: "x"})
-	f.k.live["v"].event(device.Event{Device: "v", Kind: device.EventStandby, Message: "it is"})
-	if e := <-got; e.Kind != device.EventStandby || e.Message != "it is" {
+	f.k.live["v"].event(api.Event{Device: "w", Kind: "x"})
+	f.k.live["v"].event(api.Event{Device: "v", Kind: api.EventStandby, Message: "it is"})
+	if e := <-got; e.Kind != api.EventStandby || e.Message != "it is" {
 		t.Errorf("%+v", e)
 	}
 	stop()
@@ -279,7 +279,7 @@ func TestSlowReader(t *testing.T) {
 	var l eventLog
 	_, r := l.follow()
 	for range maxKept + maxPending {
-		l.add(device.Event{Kind: "x"})
+		l.add(api.Event{Kind: "x"})
 	}
 	if n := r.missed.Load(); n != maxKept {
 		t.Errorf("missed %d, want %d", n, maxKept)
@@ -301,14 +301,14 @@ func TestManyFailures(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
 	f.create("w", "j")
-	f.k.live["w"].event(device.Event{Device: "w", Kind: device.EventStandby})
+	f.k.live["w"].event(api.Event{Device: "w", Kind: api.EventStandby})
 	for range 2 * maxKept {
-		f.k.live["v"].event(device.Event{Device: "v", Kind: device.EventIOError})
+		f.k.live["v"].event(api.Event{Device: "v", Kind: api.EventIOError})
 	}
-	if got := f.events("w"); !slices.Contains(got, device.EventStandby) {
+	if got := f.events("w"); !slices.Contains(got, api.EventStandby) {
 		t.Errorf("w: %v", got)
 	}
-	if got := f.events("v"); !slices.Contains(got, device.EventIOError) {
+	if got := f.events("v"); !slices.Contains(got, api.EventIOError) {
 		t.Errorf("v: %v", got)
 	}
 }
@@ -332,8 +332,8 @@ func TestHooks(t *testing.T) {
 		t.Fatal(err)
 	}
 	dev := f.k.live["v"]
-	for _, kind := range []string{device.EventStandby, device.EventAttached, device.EventRecovered} {
-		dev.event(device.Event{Device: "v", Kind: kind})
+	for _, kind := range []string{api.EventStandby, api.EventAttached, api.EventRecovered} {
+		dev.event(api.Event{Device: "v", Kind: kind})
 	}
 	want := "v standby on /dev/ublkb0\nv recovered off /dev/ublkb0\n"
 	waitFor(t, "both hooks", func() bool { b, _ := os.ReadFile(out); return string(b) == want })
@@ -542,8 +542,8 @@ func TestWhy(t *testing.T) {
 // be ended by a reopening.
 func TestWhyByHand(t *testing.T) {
 	since := time.Now()
-	dev := &Device{Status: device.Status{Name: "v", State: device.StateStandby}}
-	dev.Standby = device.StandbyStatus{Value: "on", Since: &since, Errno: "EIO", Cause: "a read", Recovery: device.RecoveryReopen}
+	dev := &Device{Status: api.Status{Name: "v", State: api.StateStandby}}
+	dev.Standby = api.StandbyStatus{Value: "on", Since: &since, Errno: "EIO", Cause: "a read", Recovery: api.RecoveryReopen}
 	text := func() string { advise(dev); return dev.Advice + " " + strings.Join(Why(dev, &KeyInfo{}), " ") }
 	if s := text(); !strings.Contains(s, "one is under way") || !strings.Contains(s, "bring the storage") {
 		t.Errorf("%q", s)
@@ -556,7 +556,7 @@ func TestWhyByHand(t *testing.T) {
 
 // TestWhyReplacing: a device that a failed replacement left closed says how to open it.
 func TestWhyReplacing(t *testing.T) {
-	dev := &Device{Status: device.Status{Name: "v", State: device.StateReplacing}}
+	dev := &Device{Status: api.Status{Name: "v", State: api.StateReplacing}}
 	dev.Standby.LastError = "the lock was lost"
 	if text := strings.Join(Why(dev, &KeyInfo{}), " "); !strings.Contains(text, "the lock was lost") || !strings.Contains(text, "holdfast replace v FILE") {
 		t.Errorf("%q", text)

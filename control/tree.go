@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"holdfast/device"
+	"holdfast/api"
 	"holdfast/standby"
 	"holdfast/sysfs"
 	"holdfast/sysfs/fusefs"
@@ -153,7 +153,7 @@ func (d *Daemon) blockEntry(name string) sysfs.Entry {
 // deviceDir is the directory of one device. Each attribute finds the device anew, so that
 // one of a device that is gone says so.
 func (d *Daemon) deviceDir(name string) *sysfs.Dir {
-	show := func(attr string, value func(st *device.Status) string) *sysfs.Attr {
+	show := func(attr string, value func(st *api.Status) string) *sysfs.Attr {
 		return &sysfs.Attr{Name: attr, Mode: 0o444, Show: func() (string, error) {
 			st, err := d.status(name)
 			if err != nil {
@@ -162,8 +162,8 @@ func (d *Daemon) deviceDir(name string) *sysfs.Dir {
 			return value(st), nil
 		}}
 	}
-	number := func(attr string, value func(st *device.Status) int64) *sysfs.Attr {
-		return show(attr, func(st *device.Status) string { return strconv.FormatInt(value(st), 10) })
+	number := func(attr string, value func(st *api.Status) int64) *sysfs.Attr {
+		return show(attr, func(st *api.Status) string { return strconv.FormatInt(value(st), 10) })
 	}
 	kernels := func(attr string) *sysfs.Attr {
 		return &sysfs.Attr{Name: attr, Mode: 0o444, Show: func() (string, error) { return d.kernelAttr(name, attr) }}
@@ -174,23 +174,23 @@ func (d *Daemon) deviceDir(name string) *sysfs.Dir {
 	}
 	return &sysfs.Dir{Name: name, Entries: []sysfs.Entry{
 		&sysfs.Dir{Name: "queue", Entries: []sysfs.Entry{
-			rw(show("standby", func(st *device.Status) string { return st.Standby.Value }), func(v string) error { return d.storeStandby(name, v) }),
-			rw(show("standby_en", func(st *device.Status) string { return showSwitch(st.Standby.Enabled) }), func(v string) error { return d.storeEnabled(name, v) }),
+			rw(show("standby", func(st *api.Status) string { return st.Standby.Value }), func(v string) error { return d.storeStandby(name, v) }),
+			rw(show("standby_en", func(st *api.Status) string { return showSwitch(st.Standby.Enabled) }), func(v string) error { return d.storeEnabled(name, v) }),
 		}},
 		&sysfs.Dir{Name: "image", Entries: []sysfs.Entry{
-			show("deltas", func(st *device.Status) string {
+			show("deltas", func(st *api.Status) string {
 				var paths []string
 				for _, im := range st.Images {
 					paths = append(paths, im.Path)
 				}
 				return strings.Join(paths, "\n")
 			}),
-			show("top", func(st *device.Status) string { return st.Images[len(st.Images)-1].Path }),
-			show("format", func(st *device.Status) string { return st.Images[len(st.Images)-1].Format }),
-			number("top_level", func(st *device.Status) int64 { return int64(len(st.Images) - 1) }),
-			number("cluster_size", func(st *device.Status) int64 { return st.ClusterSize }),
-			number("allocated", func(st *device.Status) int64 { return st.Allocated }),
-			show("displaced", func(st *device.Status) string {
+			show("top", func(st *api.Status) string { return st.Images[len(st.Images)-1].Path }),
+			show("format", func(st *api.Status) string { return st.Images[len(st.Images)-1].Format }),
+			number("top_level", func(st *api.Status) int64 { return int64(len(st.Images) - 1) }),
+			number("cluster_size", func(st *api.Status) int64 { return st.ClusterSize }),
+			number("allocated", func(st *api.Status) int64 { return st.Allocated }),
+			show("displaced", func(st *api.Status) string {
 				var lines []string
 				for _, d := range st.Displaced {
 					lines = append(lines, fmt.Sprintf("%d %s", d.Level, d.How))
@@ -198,28 +198,28 @@ func (d *Daemon) deviceDir(name string) *sysfs.Dir {
 				return strings.Join(lines, "\n")
 			}),
 		}},
-		number("size", func(st *device.Status) int64 { return st.Size / 512 }),
-		show("ro", func(st *device.Status) string { return showSwitch(st.ReadOnly) }),
-		show("state", func(st *device.Status) string { return st.State }),
-		number("held", func(st *device.Status) int64 { return st.Standby.Held }),
-		number("oldest", func(st *device.Status) int64 {
+		number("size", func(st *api.Status) int64 { return st.Size / 512 }),
+		show("ro", func(st *api.Status) string { return showSwitch(st.ReadOnly) }),
+		show("state", func(st *api.Status) string { return st.State }),
+		number("held", func(st *api.Status) int64 { return st.Standby.Held }),
+		number("oldest", func(st *api.Status) int64 {
 			if st.Oldest == nil {
 				return 0
 			}
 			return int64(st.Oldest.Seconds)
 		}),
-		number("oldest_held", func(st *device.Status) int64 { return int64(st.Standby.HeldSeconds) }),
-		show("standby_cause", func(st *device.Status) string { return st.Standby.Cause }),
-		show("standby_consumers", func(st *device.Status) string { return strings.Join(st.Standby.Consumers, " ") }),
-		show("recovery", func(st *device.Status) string { return st.Standby.Recovery }),
+		number("oldest_held", func(st *api.Status) int64 { return int64(st.Standby.HeldSeconds) }),
+		show("standby_cause", func(st *api.Status) string { return st.Standby.Cause }),
+		show("standby_consumers", func(st *api.Status) string { return strings.Join(st.Standby.Consumers, " ") }),
+		show("recovery", func(st *api.Status) string { return st.Standby.Recovery }),
 		kernels("inflight"),
 		kernels("stat"),
 	}}
 }
 
 // status is a device's, without its users.
-func (d *Daemon) status(name string) (*device.Status, error) {
-	var st device.Status
+func (d *Daemon) status(name string) (*api.Status, error) {
+	var st api.Status
 	d.mu.Lock()
 	s := d.slots[name]
 	waits := s != nil && s.rec != nil && s.dev == nil && s.phase == StateRecovering
@@ -236,8 +236,8 @@ func (d *Daemon) status(name string) (*device.Status, error) {
 
 // statuses are those of all that have a disk, asked for at once: one that has to wait holds up
 // no other.
-func (d *Daemon) statuses() []*device.Status {
-	var out []*device.Status
+func (d *Daemon) statuses() []*api.Status {
+	var out []*api.Status
 	var mu sync.Mutex
 	var asked sync.WaitGroup
 	for name := range d.disks() {

@@ -5,7 +5,7 @@ import (
 	"os"
 	"testing"
 
-	"holdfast/device"
+	"holdfast/api"
 )
 
 // unwritable is a state directory that nothing can be written to, until the end of do: as good
@@ -60,7 +60,7 @@ func TestStandbyNotedInTheCopy(t *testing.T) {
 	})
 	f.die()
 	f.start()
-	f.eventually("v", device.StateStandby)
+	f.eventually("v", api.StateStandby)
 }
 
 // A standby that the last requests of an upgrade have led to is noted before the heir looks.

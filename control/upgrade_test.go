@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"holdfast/api"
 	"holdfast/device"
 )
 
@@ -67,7 +68,7 @@ func TestUpgradeFailsForBoth(t *testing.T) {
 func TestShutdownDuringUpgrade(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
-	f.k.leftUsers = []device.User{mounted}
+	f.k.leftUsers = []api.User{mounted}
 	upgraded := make(chan error, 1)
 	go func() {
 		_, err := f.d.Upgrade(ctx, f.heir("sleep 0.3; echo serving 0 >&4; exec sleep 1"))

@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"holdfast/device"
+	"holdfast/api"
 )
 
 // userScans shares the search for users of devices: each is a walk over all processes, and a
@@ -22,7 +22,7 @@ type userScans struct {
 type userScan struct {
 	disks map[int]string // number → path
 	done  chan struct{}
-	users map[int][]device.User
+	users map[int][]api.User
 	err   error
 }
 
@@ -31,7 +31,7 @@ const scanLimit = 20 * time.Second
 
 // findUsers says who holds disks, and perhaps others. The result is shared: it is not to be
 // changed. A search that hangs with what it reads is an error, and keeps nobody.
-func (d *Daemon) findUsers(disks map[int]string) (map[int][]device.User, error) {
+func (d *Daemon) findUsers(disks map[int]string) (map[int][]api.User, error) {
 	if len(disks) == 0 {
 		return nil, nil
 	}
@@ -75,7 +75,7 @@ func (d *Daemon) scanUsers() {
 
 // transient tells the processes that look at every new block device by
 // themselves and let go of it within moments.
-func transient(users []device.User) bool {
+func transient(users []api.User) bool {
 	for _, u := range users {
 		if u.Kind != "process" {
 			return false
@@ -90,7 +90,7 @@ func transient(users []device.User) bool {
 }
 
 // usersOf waits up to settle for transient users to go, and says who is left.
-func (d *Daemon) usersOf(ctx context.Context, dev live) ([]device.User, error) {
+func (d *Daemon) usersOf(ctx context.Context, dev live) ([]api.User, error) {
 	deadline := time.Now().Add(d.settle)
 	for {
 		all, err := d.findUsers(map[int]string{dev.ID(): dev.Path()})

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"holdfast/device"
+	"holdfast/api"
 )
 
 // TestManyDevices: a list of a hundred devices is one search for their users, and one question
@@ -55,7 +55,7 @@ func TestManyDevices(t *testing.T) {
 	hold := make(chan struct{})
 	f.k.set(func() { f.k.scanHold = hold })
 	for i := range n {
-		f.k.setUsers(fmt.Sprintf("v%d", i), device.User{Kind: "mount", Name: "/mnt"})
+		f.k.setUsers(fmt.Sprintf("v%d", i), api.User{Kind: "mount", Name: "/mnt"})
 	}
 	done := make(chan error, n)
 	remove := func(i int) { done <- f.c.Remove(ctx, fmt.Sprintf("v%d", i), false) }

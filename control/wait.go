@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"holdfast/device"
+	"holdfast/api"
 )
 
 // StateRemoved is what a wait calls a device that there is not.
@@ -18,7 +18,7 @@ const StateRemoved = "removed"
 
 // States are all that a device can be waited for in.
 var States = []string{
-	device.StateLive, device.StateHung, device.StateParked, device.StateStandby, device.StateFailing, device.StateReplacing, device.StateStopped,
+	api.StateLive, api.StateHung, api.StateParked, api.StateStandby, api.StateFailing, api.StateReplacing, api.StateStopped,
 	StateCreating, StateRemoving, StateRecovering, StateUnrecovered, StateUnreleased, StateWaiting, StateLost, StateRemoved,
 }
 
@@ -41,7 +41,7 @@ func (d *Daemon) Wait(ctx context.Context, name string, states []string) (*Devic
 		state := d.stateOf(name)
 		switch {
 		case slices.Contains(states, state) && state == StateRemoved:
-			return &Device{Status: device.Status{Name: name, ID: -1, State: StateRemoved}}, nil
+			return &Device{Status: api.Status{Name: name, ID: -1, State: StateRemoved}}, nil
 		case slices.Contains(states, state):
 			dev, err := d.BriefDevice(name)
 			if err == nil {

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"holdfast/device"
+	"holdfast/api"
 )
 
 // TestStates: all states of package device and of this one can be waited for.
@@ -78,24 +78,24 @@ func (f *fixture) inTime(w <-chan waited) waited {
 func TestWait(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
-	if w := f.inTime(f.wait("v", StateLost, device.StateLive)); w.err != nil || w.dev.State != device.StateLive || w.dev.Name != "v" {
+	if w := f.inTime(f.wait("v", StateLost, api.StateLive)); w.err != nil || w.dev.State != api.StateLive || w.dev.Name != "v" {
 		t.Errorf("live: %+v", w)
 	}
-	if w := f.inTime(f.wait("ublkb0", device.StateLive)); w.err != nil || w.dev.Name != "v" {
+	if w := f.inTime(f.wait("ublkb0", api.StateLive)); w.err != nil || w.dev.Name != "v" {
 		t.Errorf("by the kernel's name: %+v", w)
 	}
-	wantCode(t, f.inTime(f.wait("u", device.StateLive)).err, CodeNotFound)
+	wantCode(t, f.inTime(f.wait("u", api.StateLive)).err, CodeNotFound)
 	wantCode(t, f.inTime(f.wait("v", "alive")).err, CodeInvalid)
 	wantCode(t, f.inTime(f.wait("v")).err, CodeInvalid)
 	if w := f.inTime(f.wait("u", StateRemoved)); w.err != nil || w.dev.State != StateRemoved || w.dev.Name != "u" {
 		t.Errorf("removed: %+v", w)
 	}
-	held := f.wait("v", device.StateStandby, device.StateFailing)
+	held := f.wait("v", api.StateStandby, api.StateFailing)
 	f.arm("v")
 	if _, err := f.c.SetStandby(ctx, "v", true); err != nil {
 		t.Fatal(err)
 	}
-	if w := f.inTime(held); w.err != nil || w.dev.State != device.StateStandby {
+	if w := f.inTime(held); w.err != nil || w.dev.State != api.StateStandby {
 		t.Errorf("standby: %+v", w)
 	}
 	gone, other := f.wait("v", StateRemoved), f.wait("v", StateLost)

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"holdfast/api"
 	"holdfast/device"
 )
 
@@ -14,23 +15,23 @@ import (
 func Why(dev *Device, key *KeyInfo) []string {
 	w := why{dev: dev, key: key, s: &dev.Standby}
 	switch dev.State {
-	case device.StateStandby, device.StateFailing:
+	case api.StateStandby, api.StateFailing:
 		w.standby()
-	case device.StateReplacing:
+	case api.StateReplacing:
 		w.say("%s holds its requests since %s while a file below it is being replaced; %d wait.", dev.Name, clock(dev.Since), w.s.Held)
 		if w.s.LastError != "" {
 			w.say("The last attempt failed: %s.", w.s.LastError)
 			w.say("If that took its lock away, it holds until 'holdfast replace %s FILE' gives it a file that it can have for itself.", dev.Name)
 		}
-	case device.StateParked:
+	case api.StateParked:
 		w.say("%s is live, but %d requests wait since %s for space in the storage of %s; the others are served.", dev.Name, dev.Counters.Parked, clock(dev.Since), w.top())
 		w.say("Free some space there: they are tried again, at least every 20 seconds.")
-	case device.StateStopped:
+	case api.StateStopped:
 		w.say("The block device of %s was taken away by somebody else; 'holdfast remove %s' closes its images.", dev.Name, dev.Name)
-	case device.StateHung:
+	case api.StateHung:
 		w.say("%s is hung since %s: a request has not come back for %s. %s", dev.Name, clock(dev.Since), age(w.oldest().Seconds), w.whereHung())
 		w.hung()
-	case device.StateLive:
+	case api.StateLive:
 		w.say("%s is live since %s: requests are served.", dev.Name, clock(dev.Since))
 		if o := dev.Oldest; o != nil && o.Seconds >= 1 {
 			w.say("The oldest under way came %s ago. %s", age(o.Seconds), w.whereHung())
@@ -48,7 +49,7 @@ func Why(dev *Device, key *KeyInfo) []string {
 		w.say("Errors of this place of its files are its own and go to its users, while the rest is served: %s. Copy the image to other storage, and 'holdfast replace %s FILE --level %d'.", b, dev.Name, b.Level)
 	}
 	w.displaced()
-	if dev.Problem != "" && !adviseOnly[dev.State] && !slices.ContainsFunc(dev.Displaced, func(d device.Displaced) bool { return d.String() == dev.Problem }) {
+	if dev.Problem != "" && !adviseOnly[dev.State] && !slices.ContainsFunc(dev.Displaced, func(d api.Displaced) bool { return d.String() == dev.Problem }) {
 		w.say("Problem: %s; %s.", dev.Problem, dev.Advice)
 	}
 	return w.text
@@ -57,7 +58,7 @@ func Why(dev *Device, key *KeyInfo) []string {
 type why struct {
 	dev  *Device
 	key  *KeyInfo
-	s    *device.StandbyStatus
+	s    *api.StandbyStatus
 	text []string
 }
 
@@ -93,7 +94,7 @@ func (w *why) standby() {
 	if s.Deadline != nil && !s.Expired {
 		w.say("If it lasts until %s, what is held fails with EIO, and so do new requests.", clock(*s.Deadline))
 	}
-	if s.Recovery == device.RecoveryReopen && !s.ByHand {
+	if s.Recovery == api.RecoveryReopen && !s.ByHand {
 		next := "one is under way"
 		if s.NextAttempt != nil {
 			next = "the next is at " + clock(*s.NextAttempt)
@@ -112,18 +113,18 @@ func (w *why) standby() {
 }
 
 // adviseOnly are the states whose Problem and Advice repeat what is said at length.
-var adviseOnly = map[string]bool{device.StateStandby: true, device.StateFailing: true, device.StateHung: true}
+var adviseOnly = map[string]bool{api.StateStandby: true, api.StateFailing: true, api.StateHung: true}
 
-func oldestHeld(s *device.StandbyStatus) string {
+func oldestHeld(s *api.StandbyStatus) string {
 	if s.Held == 0 {
 		return ""
 	}
 	return fmt.Sprintf(", the oldest for %s", age(s.HeldSeconds))
 }
 
-func (w *why) oldest() *device.OldestRequest {
+func (w *why) oldest() *api.OldestRequest {
 	if w.dev.Oldest == nil {
-		return &device.OldestRequest{At: device.AtQueue}
+		return &api.OldestRequest{At: api.AtQueue}
 	}
 	return w.dev.Oldest
 }
@@ -131,7 +132,7 @@ func (w *why) oldest() *device.OldestRequest {
 // whereHung says where the oldest request is.
 func (w *why) whereHung() string {
 	o := w.oldest()
-	if o.At == device.AtQueue {
+	if o.At == api.AtQueue {
 		return "The thread of its queue doesn't answer, which takes storage that blocks where it should not, or a fault of ours."
 	}
 	what := "It is a flush"
@@ -139,11 +140,11 @@ func (w *why) whereHung() string {
 		what = fmt.Sprintf("It is a %s of %d bytes at offset %d of the disk", o.Op, o.Length, o.Offset)
 	}
 	switch {
-	case o.At == device.AtTransfer && o.FileOffset != nil && *o.FileOffset < 0:
+	case o.At == api.AtTransfer && o.FileOffset != nil && *o.FileOffset < 0:
 		return fmt.Sprintf("%s, which waits for a sync of %q (level %d).", what, o.File, *o.Level)
-	case o.At == device.AtTransfer && o.FileOffset != nil:
+	case o.At == api.AtTransfer && o.FileOffset != nil:
 		return fmt.Sprintf("%s, under way at offset %d of %q (level %d).", what, *o.FileOffset, o.File, *o.Level)
-	case o.At == device.AtStorage:
+	case o.At == api.AtStorage:
 		return fmt.Sprintf("%s, on the slow path, in a call to the storage of %s.", what, w.images())
 	}
 	return fmt.Sprintf("%s, on the slow path, and waits for others that are under way in the storage of %s.", what, w.images())
@@ -176,7 +177,7 @@ func (w *why) hung() {
 func (w *why) displaced() {
 	for _, d := range w.dev.Displaced {
 		switch text := d.String() + "."; d.How {
-		case device.PathGone, device.PathOther:
+		case api.PathGone, api.PathOther:
 			w.say("%s Its data is served all the same, but the next upgrade, recovery or reopening opens what is at the path. Put the file back there, or 'holdfast replace %s FILE --level %d' with its new path, or copy the data out of %s while it is served.", upper(text), w.dev.Name, d.Level, w.dev.Path)
 		default:
 			w.say("%s", upper(text))
@@ -196,7 +197,7 @@ func (w *why) fuses() {
 	s := w.s
 	switch {
 	case s.Value != "not supported":
-		if w.dev.State == device.StateLive || w.dev.State == device.StateHung {
+		if w.dev.State == api.StateLive || w.dev.State == api.StateHung {
 			w.say("If its storage fails, requests will be held: the standby check is on (%s), and leases are held by %s.", orNobody(w.key.Holders), orNobody(s.Consumers))
 		}
 		return
@@ -216,18 +217,18 @@ func (w *why) fuses() {
 func advise(dev *Device) {
 	s := &dev.Standby
 	switch dev.State {
-	case device.StateStandby:
+	case api.StateStandby:
 		dev.Problem = fmt.Sprintf("in standby since %s, %d of %d requests held: %s", clock(dev.Since), s.Held, s.Tags, s.Cause)
-	case device.StateFailing:
+	case api.StateFailing:
 		dev.Problem = fmt.Sprintf("its standby has timed out at %s and requests fail: %s", clock(dev.Since), s.Cause)
-	case device.StateHung:
+	case api.StateHung:
 		w := why{dev: dev, s: s}
 		dev.Problem = fmt.Sprintf("hung since %s, %s: %s", clock(dev.Since), plural(int(dev.Counters.InFlight), "request")+" in flight", strings.TrimSuffix(w.whereHung(), "."))
 		dev.Advice = fmt.Sprintf("bring its storage back, or abort its mount, or 'holdfast replace %s --top FILE'; 'holdfast why %s' tells more", dev.Name, dev.Name)
 		return
 	default:
 		for _, d := range dev.Displaced {
-			if d.How == device.PathGone || d.How == device.PathOther {
+			if d.How == api.PathGone || d.How == api.PathOther {
 				dev.Problem, dev.Advice = d.String(), fmt.Sprintf("'holdfast why %s' tells what to do", dev.Name)
 			}
 		}
@@ -244,7 +245,7 @@ func advise(dev *Device) {
 	switch {
 	case s.ByHand:
 		dev.Advice = fmt.Sprintf("'holdfast replace %s --top %s' ends it, by the same file or a copy", dev.Name, top)
-	case s.Recovery == device.RecoveryReopen:
+	case s.Recovery == api.RecoveryReopen:
 		dev.Advice = fmt.Sprintf("nothing needs to be done if the same files return, else 'holdfast replace %s --top FILE'", dev.Name)
 	}
 }

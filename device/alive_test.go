@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/api"
 	"holdfast/ublk"
 )
 
@@ -11,7 +12,7 @@ import (
 // moves, and nobody waits for it.
 func TestUnanswered(t *testing.T) {
 	ctl := openControl(t)
-	d := serve(t, ctl, Spec{Name: "pulse", Images: makeStack(t, t.TempDir(), 1, 2, 8<<20, 1<<20), Queues: 2})
+	d := serve(t, ctl, api.Spec{Name: "pulse", Images: makeStack(t, t.TempDir(), 1, 2, 8<<20, 1<<20), Queues: 2})
 	// answers asks until no question is out.
 	answers := func() {
 		t.Helper()

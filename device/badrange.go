@@ -5,21 +5,11 @@ import (
 	"fmt"
 	"time"
 
+	"holdfast/api"
 	"holdfast/ploop"
 	"holdfast/standby"
 	"holdfast/ublk"
 )
-
-// BadRange is a range of a file whose errors are its own: they go to who asks for it, and the
-// rest of the device is served.
-type BadRange struct {
-	Op     string `json:"op"` // read, write, write index …
-	Level  int    `json:"level"`
-	File   string `json:"file"`
-	Offset int64  `json:"offset"` // in the file, in bytes
-	Length int64  `json:"length"`
-	Errno  string `json:"errno"`
-}
 
 // ofSpace are the operations that take or give back space.
 var ofSpace = map[string]bool{"allocate": true, "truncate": true, "zero": true, "punch": true}
@@ -86,21 +76,16 @@ func (d *Device) answers(g *generation, err error, p standby.Place, again bool) 
 }
 
 // badRanges are those of a picture of the machine.
-func badRanges(list []standby.BadRange, images []ImageStatus) []BadRange {
-	var out []BadRange
+func badRanges(list []standby.BadRange, images []api.ImageStatus) []api.BadRange {
+	var out []api.BadRange
 	for _, b := range list {
-		r := BadRange{Op: b.Op, Level: b.Level, Offset: b.Off, Length: b.Len, Errno: ErrnoName(b.Errno)}
+		r := api.BadRange{Op: b.Op, Level: b.Level, Offset: b.Off, Length: b.Len, Errno: api.ErrnoName(b.Errno)}
 		if b.Level < len(images) {
 			r.File = images[b.Level].Path
 		}
 		out = append(out, r)
 	}
 	return out
-}
-
-// String is the range in a few words.
-func (b BadRange) String() string {
-	return fmt.Sprintf("%s of %d bytes at offset %d of %q (level %d): %s", b.Op, b.Length, b.Offset, b.File, b.Level, b.Errno)
 }
 
 // deadline is when a standby has lasted too long, with what came before it in the same

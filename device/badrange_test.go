@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/hack/faultfs"
 	"holdfast/ploop"
 	"holdfast/standby"
@@ -98,20 +99,20 @@ func TestBadRange(t *testing.T) {
 			rule     faultfs.Rule
 			do       func(fd rawDisk) error
 		}{
-			{"read, reopen", RecoveryReopen, read, func(fd rawDisk) error { return fd.expect(bad*clusterBlocks, 1) }},
-			{"read, manual", RecoveryManual, read, func(fd rawDisk) error { return fd.expect(bad*clusterBlocks, 1) }},
-			{"write, reopen", RecoveryReopen, write, func(fd rawDisk) error { return fd.write(bad*clusterBlocks, 2) }},
+			{"read, reopen", api.RecoveryReopen, read, func(fd rawDisk) error { return fd.expect(bad*clusterBlocks, 1) }},
+			{"read, manual", api.RecoveryManual, read, func(fd rawDisk) error { return fd.expect(bad*clusterBlocks, 1) }},
+			{"write, reopen", api.RecoveryReopen, write, func(fd rawDisk) error { return fd.write(bad*clusterBlocks, 2) }},
 		} {
 			if onOtherKernel(i + k) {
 				continue
 			}
 			t.Run(path+"/"+c.name, func(t *testing.T) {
-				f, w, fd := serveBad(t, ctl, Spec{Name: "bad", DataPath: path, Recovery: c.recovery})
+				f, w, fd := serveBad(t, ctl, api.Spec{Name: "bad", DataPath: path, Recovery: c.recovery})
 				w.a.Add(c.rule)
 				ended := make(chan error, 1)
 				go func() { ended <- c.do(fd) }()
-				if c.recovery == RecoveryManual {
-					f.until("held", func(s Status) bool { return standbyOn(s) && s.Standby.Held == 1 })
+				if c.recovery == api.RecoveryManual {
+					f.until("held", func(s api.Status) bool { return standbyOn(s) && s.Standby.Held == 1 })
 					if err := f.Replace(t.Context(), Replace{Level: -1, Image: refs(w.a, "top")[0]}); err != nil {
 						t.Fatal(err)
 					}
@@ -119,7 +120,7 @@ func TestBadRange(t *testing.T) {
 				if err := <-ended; !errors.Is(err, unix.EIO) {
 					t.Fatalf("it ended with %v", err)
 				}
-				f.untilEvent(EventBadRange)
+				f.untilEvent(api.EventBadRange)
 				for range 5 {
 					if err := c.do(fd); !errors.Is(err, unix.EIO) {
 						t.Errorf("again: %v", err)
@@ -134,7 +135,7 @@ func TestBadRange(t *testing.T) {
 					}
 				}
 				s := f.Status()
-				if s.State != StateLive || s.Standby.Entered != 1 || len(s.Standby.BadRanges) != 1 {
+				if s.State != api.StateLive || s.Standby.Entered != 1 || len(s.Standby.BadRanges) != 1 {
 					t.Fatalf("%s, %+v", s.State, s.Standby)
 				}
 				if b := s.Standby.BadRanges[0]; b.Op != string(c.rule.Op) || b.Offset != c.rule.Off || b.Length != blockSize || b.Errno != "EIO" || b.File != s.Images[0].Path {
@@ -148,11 +149,11 @@ func TestBadRange(t *testing.T) {
 		}
 	}
 	t.Run("lost", func(t *testing.T) {
-		f, w, fd := serveBad(t, ctl, Spec{Name: "bad", Recovery: RecoveryReopen})
+		f, w, fd := serveBad(t, ctl, api.Spec{Name: "bad", Recovery: api.RecoveryReopen})
 		w.a.Add(data)
 		ended := make(chan error, 1)
 		go func() { ended <- fd.expect(bad*clusterBlocks, 1) }()
-		f.until("standby again and again", func(s Status) bool { return s.Standby.Entered >= 3 })
+		f.until("standby again and again", func(s api.Status) bool { return s.Standby.Entered >= 3 })
 		select {
 		case err := <-ended:
 			t.Fatalf("a request ended with %v", err)
@@ -167,12 +168,12 @@ func TestBadRange(t *testing.T) {
 		}
 	})
 	t.Run("time-out", func(t *testing.T) {
-		f, w, fd := serveBad(t, ctl, Spec{Name: "bad", Recovery: RecoveryReopen, StandbyTimeout: Duration(time.Second)})
+		f, w, fd := serveBad(t, ctl, api.Spec{Name: "bad", Recovery: api.RecoveryReopen, StandbyTimeout: api.Duration(time.Second)})
 		w.a.Add(data)
 		if err := fd.expect(bad*clusterBlocks, 1); !errors.Is(err, unix.EIO) {
 			t.Errorf("it ended with %v", err)
 		}
-		f.untilEvent(EventTimeout)
+		f.untilEvent(api.EventTimeout)
 		if s := f.Status().Standby; s.Entered < 2 {
 			t.Errorf("it timed out in the first of its standbys: %+v", s)
 		}
@@ -181,7 +182,7 @@ func TestBadRange(t *testing.T) {
 }
 
 // serveBad serves an image of which the first clusters are written, in order.
-func serveBad(t *testing.T, ctl *ublk.Control, spec Spec) (*standbyFixture, *ways, rawDisk) {
+func serveBad(t *testing.T, ctl *ublk.Control, spec api.Spec) (*standbyFixture, *ways, rawDisk) {
 	t.Helper()
 	w := newWays(t, faultfs.Options{})
 	if err := ploop.Create(filepath.Join(w.backing, "top"), ploop.CreateOptions{Size: 8 << 20, ClusterSize: clusterBlocks * blockSize}); err != nil {

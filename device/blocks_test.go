@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/ploop"
 )
 
@@ -32,7 +33,7 @@ func TestBlockSizes(t *testing.T) {
 		if err := ploop.Create(refs[0].Path, ploop.CreateOptions{Size: 8 << 20, ClusterSize: 256 << 10}); err != nil {
 			t.Fatal(err)
 		}
-		d := serve(t, ctl, Spec{Name: "blocks", Images: refs, LogicalBlockSize: c.logical})
+		d := serve(t, ctl, api.Spec{Name: "blocks", Images: refs, LogicalBlockSize: c.logical})
 		for name, want := range map[string]int{"logical_block_size": c.want, "physical_block_size": 4096, "discard_granularity": 256 << 10} {
 			if got := queueAttr(t, d, name); got != fmt.Sprint(want) {
 				t.Errorf("%s is %s, want %d", name, got, want)
@@ -73,7 +74,7 @@ func TestBlockSizes(t *testing.T) {
 	if err := ploop.Create(odd, ploop.CreateOptions{Size: 8<<20 + 512}); err != nil {
 		t.Fatal(err)
 	}
-	_, err := Open(t.Context(), Spec{Name: "odd", Images: []ploop.ImageRef{{Path: odd}}, LogicalBlockSize: 4096}, Options{Control: ctl})
+	_, err := Open(t.Context(), api.Spec{Name: "odd", Images: []ploop.ImageRef{{Path: odd}}, LogicalBlockSize: 4096}, Options{Control: ctl})
 	if !errors.Is(err, ploop.ErrGeometry) {
 		t.Errorf("a disk of odd size in blocks of 4096: %v", err)
 	}
@@ -97,7 +98,7 @@ func TestNoDiscard(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d := serve(t, ctl, Spec{Name: "hints", Images: []ploop.ImageRef{ref}})
+		d := serve(t, ctl, api.Spec{Name: "hints", Images: []ploop.ImageRef{ref}})
 		if g, most := queueAttr(t, d, "discard_granularity"), queueAttr(t, d, "discard_max_bytes"); most != "0" {
 			t.Errorf("raw %v: discards of up to %s are offered, by %s", raw, most, g)
 		}

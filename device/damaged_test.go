@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/ploop"
 	"holdfast/ublk"
 )
@@ -48,7 +49,7 @@ func TestDamaged(t *testing.T) {
 
 // TestDamagedSpec: damaged images are served read-only, and who is refused hears so.
 func TestDamagedSpec(t *testing.T) {
-	spec := Spec{Name: "v", Images: []ploop.ImageRef{{Path: "/i"}}, Damaged: true}
+	spec := api.Spec{Name: "v", Images: []ploop.ImageRef{{Path: "/i"}}, Damaged: true}
 	if err := spec.Validate(); err == nil || !strings.Contains(err.Error(), "read-only") {
 		t.Errorf("%v", err)
 	}

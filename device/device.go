@@ -12,6 +12,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/internal/failpoint"
 	"holdfast/ploop"
 	"holdfast/standby"
@@ -36,7 +37,7 @@ type Options struct {
 	// TakeOver: in_use marks on the images are of our own crash.
 	TakeOver bool
 	// Event takes what happens to the device; it must not block. nil: nobody.
-	Event func(Event)
+	Event func(api.Event)
 	// Key is the process' switch for standby; nil: one that stays off.
 	Key *standby.Key
 	// Recover takes over a device whose server is gone, instead of making one. After
@@ -52,43 +53,12 @@ type Options struct {
 	Added func(id int) error
 }
 
-// Event is something that happened to a device.
-type Event struct {
-	Time    time.Time `json:"time"`
-	Device  string    `json:"device"`
-	Kind    string    `json:"kind"` // one of the Event constants
-	Message string    `json:"message"`
-}
-
-// Kinds of events.
-const (
-	EventCreated       = "created"
-	EventServed        = "served" // taken over from a server that is gone
-	EventRemoved       = "removed"
-	EventParked        = "parked"          // a request waits for space
-	EventUnparked      = "unparked"        // none does any more
-	EventIOError       = "io-error"        // a request failed
-	EventTruncated     = "truncated"       // the top's file became shorter
-	EventStandby       = "standby"         // requests are held from now
-	EventRecovered     = "recovered"       // the hold ended, and they are served
-	EventCleared       = "standby-cleared" // the hold ended, and they failed
-	EventKept          = "standby-kept"    // by hand, and not to be ended by a reopening
-	EventTimeout       = "standby-timeout" // the hold goes on, and they fail
-	EventBadRange      = "bad-range"       // an error is its place's own, and not held
-	EventReopenRefused = "reopen-refused"  // the files answer and aren't what they were
-	EventReplaced      = "replaced"        // a file was replaced
-	EventReplaceFailed = "replace-failed"  // and here it was not
-	EventAttached      = "attached"
-	EventDetached      = "detached"
-	EventInconsistency = "inconsistency" // see standby.Inconsistency
-)
-
 // Device is a live block device.
 type Device struct {
 	specMu sync.Mutex // for spec.Images, which Replace changes
-	spec   Spec
+	spec   api.Spec
 	log    zerolog.Logger
-	event  func(Event)
+	event  func(api.Event)
 	opened func(Opened) error
 
 	tag     uint64
@@ -128,7 +98,7 @@ const maxIO = 512 << 10
 
 // Open opens the images and starts the device. When it returns, the device can
 // be opened at Path.
-func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
+func Open(ctx context.Context, spec api.Spec, o Options) (*Device, error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
@@ -140,7 +110,7 @@ func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
 		journal:  journal{noted: make(chan struct{}, 1)},
 	}
 	if d.event == nil {
-		d.event = func(Event) {}
+		d.event = func(api.Event) {}
 	}
 	if d.opened == nil {
 		d.opened = func(Opened) error { return nil }
@@ -190,9 +160,9 @@ func Open(ctx context.Context, spec Spec, o Options) (*Device, error) {
 	}
 	if r != nil {
 		failpoint.Hit("recover-ended")
-		d.tell(EventServed, "%s is served again, from %s", d.Path(), spec.Images[len(spec.Images)-1])
+		d.tell(api.EventServed, "%s is served again, from %s", d.Path(), spec.Images[len(spec.Images)-1])
 	} else {
-		d.tell(EventCreated, "%s serves %s", d.Path(), spec.Images[len(spec.Images)-1])
+		d.tell(api.EventCreated, "%s serves %s", d.Path(), spec.Images[len(spec.Images)-1])
 	}
 	return d, nil
 }
@@ -228,7 +198,7 @@ func (d *Device) start(ctx context.Context, stack *ploop.Stack, o *Options) erro
 		q.born = time.Now()
 		q.makeTags(cfg.Depth)
 	}
-	set, err := triggers(d.spec.StandbyErrors)
+	set, err := api.Triggers(d.spec.StandbyErrors)
 	if err != nil {
 		return err
 	}
@@ -299,7 +269,7 @@ func granularity(unit int64, block int) int {
 }
 
 // Spec is what the device was made from, with the images that it has now.
-func (d *Device) Spec() Spec {
+func (d *Device) Spec() api.Spec {
 	d.specMu.Lock()
 	defer d.specMu.Unlock()
 	return d.spec
@@ -312,7 +282,7 @@ func (d *Device) ID() int { return d.dev.ID() }
 func (d *Device) Path() string { return d.dev.Path() }
 
 func (d *Device) tell(kind, format string, args ...any) {
-	e := Event{Time: time.Now(), Device: d.spec.Name, Kind: kind, Message: fmt.Sprintf(format, args...)}
+	e := api.Event{Time: time.Now(), Device: d.spec.Name, Kind: kind, Message: fmt.Sprintf(format, args...)}
 	d.log.Info().Str("event", kind).Msg(e.Message)
 	d.event(e)
 }
@@ -363,7 +333,7 @@ func (d *Device) Close(ctx context.Context, force bool) error {
 	d.closed = true
 	d.machine.Close()
 	err := errors.Join(stopErr, closeErr)
-	d.tell(EventRemoved, "%s is gone", d.Path())
+	d.tell(api.EventRemoved, "%s is gone", d.Path())
 	return err
 }
 

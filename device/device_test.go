@@ -13,6 +13,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"holdfast/api"
 	"holdfast/ploop"
 	"holdfast/ublk"
 )
@@ -58,7 +59,7 @@ func onOtherKernel(i int) bool {
 	return os.Getenv("HOLDFAST_CASES") == []string{"odd", "even"}[i%2]
 }
 
-func serve(t testing.TB, ctl *ublk.Control, spec Spec) *Device {
+func serve(t testing.TB, ctl *ublk.Control, spec api.Spec) *Device {
 	t.Helper()
 	log := zerolog.New(zerolog.NewTestWriter(t))
 	d, err := Open(t.Context(), spec, Options{Control: ctl, Log: log})
@@ -142,7 +143,7 @@ func TestFioVerify(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				spec := Spec{Name: "fio", Images: refs, DataPath: path, Queues: 2}
+				spec := api.Spec{Name: "fio", Images: refs, DataPath: path, Queues: 2}
 				d := serve(t, ctl, spec)
 				job := []string{"--name=v", "--filename=" + d.Path(), "--ioengine=io_uring", "--direct=1", "--iodepth=32",
 					"--bsrange=512-128k", "--blockalign=512", "--verify=crc32c", "--verify_fatal=1", "--randrepeat=1", "--random_generator=tausworthe64",

@@ -2,30 +2,13 @@ package device
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
 
+	"holdfast/api"
+
 	"golang.org/x/sys/unix"
-)
-
-// Displaced is an image that is served from an open file which is not known to be the one at
-// its path. I/O goes on all the same; but whoever opens the path, as an upgrade, a recovery or
-// a reopening does, gets something else.
-type Displaced struct {
-	Level int    `json:"level"`
-	Path  string `json:"path"`
-	How   string `json:"how"`             // one of the Path constants
-	Error string `json:"error,omitempty"` // of PathError
-}
-
-// How an image is displaced.
-const (
-	PathGone   = "gone"   // nothing is at its path: the file was deleted or renamed, or its mount is gone
-	PathOther  = "other"  // another file is at its path
-	PathError  = "error"  // its path can't be looked up
-	PathSilent = "silent" // looking it up hangs for longer than hungAfter
 )
 
 // pathFresh is for how long what a path leads to is taken as known.
@@ -38,13 +21,13 @@ type pathWatch struct {
 }
 
 type pathAsk struct {
-	image ImageStatus
-	inquiry[Displaced]
+	image api.ImageStatus
+	inquiry[api.Displaced]
 }
 
 // displaced says which images are not at their paths, as far as that is known within
 // surveyTime.
-func (d *Device) displaced(images []ImageStatus) []Displaced {
+func (d *Device) displaced(images []api.ImageStatus) []api.Displaced {
 	type answer struct {
 		ask  *pathAsk
 		done <-chan struct{}
@@ -62,14 +45,14 @@ func (d *Device) displaced(images []ImageStatus) []Displaced {
 			w.asks[i] = &pathAsk{image: im}
 		}
 		a := w.asks[i]
-		done, sent := a.ask(func(do func()) error { go do(); return nil }, func() *Displaced { return lookUp(&a.image) }, pathFresh)
+		done, sent := a.ask(func(do func()) error { go do(); return nil }, func() *api.Displaced { return lookUp(&a.image) }, pathFresh)
 		asked = append(asked, answer{a, done, sent})
 	}
 	w.mu.Unlock()
-	var out []Displaced
+	var out []api.Displaced
 	for _, a := range asked {
 		if !await(a.done, a.sent, surveyTime) && time.Since(a.sent) >= hungAfter {
-			out = append(out, Displaced{Level: a.ask.image.Level, Path: a.ask.image.Path, How: PathSilent})
+			out = append(out, api.Displaced{Level: a.ask.image.Level, Path: a.ask.image.Path, How: api.PathSilent})
 			continue
 		}
 		if is := a.ask.last.Load(); is != nil && is.How != "" {
@@ -79,40 +62,27 @@ func (d *Device) displaced(images []ImageStatus) []Displaced {
 	return slices.Clip(out)
 }
 
-func sameFile(a, b ImageStatus) bool {
+func sameFile(a, b api.ImageStatus) bool {
 	return a.Path == b.Path && a.Level == b.Level && a.Dev == b.Dev && a.Ino == b.Ino
 }
 
 // lookUp says whether an image's file is at its path. It hangs with its storage.
-func lookUp(im *ImageStatus) *Displaced {
-	d := &Displaced{Level: im.Level, Path: im.Path}
+func lookUp(im *api.ImageStatus) *api.Displaced {
+	d := &api.Displaced{Level: im.Level, Path: im.Path}
 	var st unix.Stat_t
 	err := unix.Stat(im.Path, &st)
 	switch {
 	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR):
-		d.How = PathGone
+		d.How = api.PathGone
 	case err != nil:
-		d.How, d.Error = PathError, err.Error()
+		d.How, d.Error = api.PathError, err.Error()
 	case st.Mode&unix.S_IFMT == unix.S_IFBLK && im.Rdev != 0:
 		// The name of a device may be made anew.
 		if uint64(st.Rdev) != im.Rdev {
-			d.How = PathOther
+			d.How = api.PathOther
 		}
 	case uint64(st.Dev) != im.Dev || st.Ino != im.Ino:
-		d.How = PathOther
+		d.How = api.PathOther
 	}
 	return d
-}
-
-// String says it in words.
-func (d Displaced) String() string {
-	switch d.How {
-	case PathGone:
-		return fmt.Sprintf("level %d is served from a file that is no longer at its path %q: it was deleted or renamed, or its mount is gone", d.Level, d.Path)
-	case PathOther:
-		return fmt.Sprintf("level %d is served from a file that is no longer at its path: %q is another file now", d.Level, d.Path)
-	case PathError:
-		return fmt.Sprintf("whether level %d is served from the file at its path %q is not known: %s", d.Level, d.Path, d.Error)
-	}
-	return fmt.Sprintf("whether level %d is served from the file at its path %q is not known: looking it up hangs", d.Level, d.Path)
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"time"
 
+	"holdfast/api"
 	"holdfast/ploop"
 	"holdfast/standby"
 )
@@ -45,7 +46,7 @@ func (d *Device) askEnd(g *generation) {
 		over := g.over
 		g.mu.Unlock()
 		if !over {
-			d.tell(EventTruncated, "%v", err)
+			d.tell(api.EventTruncated, "%v", err)
 		}
 	}()
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/api"
 	"holdfast/ploop"
 	"holdfast/standby"
 )
@@ -25,8 +26,8 @@ func TestCutOffIsSeen(t *testing.T) {
 	defer s.Close()
 	key := standby.NewKey(time.Now, nil)
 	key.Enable("a test")
-	events := make(chan Event, 10)
-	d := &Device{event: func(e Event) { events <- e }}
+	events := make(chan api.Event, 10)
+	d := &Device{event: func(e api.Event) { events <- e }}
 	d.machine = standby.NewDevice(key, standby.Options{})
 	defer d.machine.Close()
 	if err := d.machine.Attach("a test"); err != nil {
@@ -51,7 +52,7 @@ func TestCutOffIsSeen(t *testing.T) {
 	}
 	d.askEnd(g)
 	e := <-events
-	if e.Kind != EventTruncated || !strings.Contains(e.Message, path) {
+	if e.Kind != api.EventTruncated || !strings.Contains(e.Message, path) {
 		t.Errorf("told %+v", e)
 	}
 	if st := d.machine.Status(); !st.Flag || !strings.Contains(st.Cause, "cut off") {

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/standby"
 	"holdfast/ublk"
 )
@@ -34,7 +35,7 @@ func TestStandbyEvents(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var said []string
-			d := &Device{spec: Spec{Name: "v", StandbyTimeout: Duration(time.Second)}, event: func(e Event) { said = append(said, e.Message) }}
+			d := &Device{spec: api.Spec{Name: "v", StandbyTimeout: api.Duration(time.Second)}, event: func(e api.Event) { said = append(said, e.Message) }}
 			k := standby.NewKey(time.Now, nil)
 			m := standby.NewDevice(k, standby.Options{Changed: func(c standby.Change) {
 				switch c.Kind {

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/ploop"
 	"holdfast/standby"
 	"holdfast/ublk"
@@ -91,7 +92,7 @@ func newSlowDeviceOf(t *testing.T, depth int, o ploop.Options, refs ...ploop.Ima
 		t.Fatal(err)
 	}
 	s := &slowDevice{t: t, key: standby.NewKey(time.Now, nil)}
-	d := &Device{dev: new(ublk.Device), closing: make(chan struct{}), changing: make(chan struct{}, 1), event: func(Event) {}, queues: make([]queue, 1)}
+	d := &Device{dev: new(ublk.Device), closing: make(chan struct{}), changing: make(chan struct{}, 1), event: func(api.Event) {}, queues: make([]queue, 1)}
 	d.journal.noted = make(chan struct{}, 1)
 	d.machine = standby.NewDevice(s.key, standby.Options{Changed: d.changed})
 	d.gate = d.machine.Gate()

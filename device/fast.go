@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/internal/failpoint"
 	"holdfast/ploop"
 	"holdfast/standby"
@@ -82,7 +83,7 @@ func (d *Device) Begin(r *ublk.Request) {
 		failpoint.Hit("fetch")
 		q.came[r.Tag()], q.erred[r.Tag()] = coarse.seconds.Load(), false
 		q.stats.bytes[op].Add(uint64(r.Len()))
-		if n := q.stats.ops[op].Add(1); n%LatencySample == 1 {
+		if n := q.stats.ops[op].Add(1); n%api.LatencySample == 1 {
 			q.began[r.Tag()] = max(int64(time.Since(q.born)), 1)
 		}
 	}

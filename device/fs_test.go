@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/ploop"
 )
 
@@ -37,7 +38,7 @@ func TestFileSystems(t *testing.T) {
 				t.Parallel()
 				dir := t.TempDir()
 				refs := makeStack(t, dir, c.deltas, c.version, 320<<20, c.cluster)
-				d := serve(t, ctl, Spec{Name: "fs", Images: refs, DataPath: path})
+				d := serve(t, ctl, api.Spec{Name: "fs", Images: refs, DataPath: path})
 				mkfs := []string{"-q", d.Path()}
 				check := []string{"xfs_repair", "-n", d.Path()}
 				if c.fs == "ext4" {
@@ -96,7 +97,7 @@ func TestRawBase(t *testing.T) {
 	}
 	refs := []ploop.ImageRef{{Path: raw, Raw: true}}
 	want := hash(t, raw)
-	d := serve(t, ctl, Spec{Name: "raw", Images: refs})
+	d := serve(t, ctl, api.Spec{Name: "raw", Images: refs})
 	if got := hash(t, d.Path()); got != want {
 		t.Error("the raw file alone reads differently")
 	}
@@ -112,7 +113,7 @@ func TestRawBase(t *testing.T) {
 	if err := ploop.Create(top, ploop.CreateOptions{Backing: &refs[0]}); err != nil {
 		t.Fatal(err)
 	}
-	d = serve(t, ctl, Spec{Name: "raw", Images: append(refs, ploop.ImageRef{Path: top})})
+	d = serve(t, ctl, api.Spec{Name: "raw", Images: append(refs, ploop.ImageRef{Path: top})})
 	if got := hashPrefix(t, d.Path(), int64(len(content))); got != want {
 		t.Error("the raw base under a delta reads differently")
 	}
@@ -127,7 +128,7 @@ func TestReadOnly(t *testing.T) {
 	ctl := openControl(t)
 	refs := makeStack(t, t.TempDir(), 2, 2, 8<<20, 1<<20)
 	before := hash(t, refs[1].Path)
-	d := serve(t, ctl, Spec{Name: "ro", Images: refs, ReadOnly: true})
+	d := serve(t, ctl, api.Spec{Name: "ro", Images: refs, ReadOnly: true})
 	if fd, err := unix.Open(d.Path(), unix.O_WRONLY, 0); err == nil {
 		_, err = unix.Write(fd, make([]byte, 4096))
 		unix.Close(fd)
@@ -151,7 +152,7 @@ func TestTruncated(t *testing.T) {
 	for _, path := range dataPathsOf(t, ctl) {
 		t.Run(path, func(t *testing.T) {
 			refs := makeStack(t, t.TempDir(), 1, 2, 4<<20, 1<<20)
-			d := serve(t, ctl, Spec{Name: "cut", Images: refs, DataPath: path})
+			d := serve(t, ctl, api.Spec{Name: "cut", Images: refs, DataPath: path})
 			run(t, "dd", "if=/dev/urandom", "of="+d.Path(), "bs=1M", "count=4", "oflag=direct")
 			if err := os.Truncate(refs[0].Path, 3<<20+512); err != nil {
 				t.Fatal(err)
@@ -195,7 +196,7 @@ func TestNoSpace(t *testing.T) {
 	}
 	refs := makeStack(t, dir, 1, 2, 20<<20, 1<<20)
 	var parked atomic.Int64
-	d, err := Open(t.Context(), Spec{Name: "full", Images: refs}, Options{Control: ctl, Event: func(e Event) {
+	d, err := Open(t.Context(), api.Spec{Name: "full", Images: refs}, Options{Control: ctl, Event: func(e api.Event) {
 		if e.Kind == "parked" {
 			parked.Add(1)
 		}
@@ -250,7 +251,7 @@ func TestNoAllocation(t *testing.T) {
 	for _, path := range dataPathsOf(t, ctl) {
 		t.Run(path, func(t *testing.T) {
 			refs := makeStack(t, t.TempDir(), 1, 2, 32<<20, 1<<20)
-			d := serve(t, ctl, Spec{Name: "alloc", Images: refs, DataPath: path, Queues: 1})
+			d := serve(t, ctl, api.Spec{Name: "alloc", Images: refs, DataPath: path, Queues: 1})
 			run(t, "dd", "if=/dev/urandom", "of="+d.Path(), "bs=1M", "count=32", "oflag=direct")
 			job := func(ios int) {
 				run(t, "fio", "--name=a", "--filename="+d.Path(), "--ioengine=io_uring", "--direct=1", "--iodepth=16", "--bs=4k",

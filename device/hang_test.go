@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/hack/faultfs"
 	"holdfast/ploop"
 	"holdfast/ublk"
@@ -40,7 +41,7 @@ func TestHungStorage(t *testing.T) {
 				if err := ploop.Create(back("top"), ploop.CreateOptions{Size: 8 << 20, ClusterSize: 64 << 10}); err != nil {
 					t.Fatal(err)
 				}
-				f := serveStandby(t, ctl, Spec{Name: "hung", Images: refs(w.a, "top"), DataPath: path, Queues: 1, Depth: 64}).arm()
+				f := serveStandby(t, ctl, api.Spec{Name: "hung", Images: refs(w.a, "top"), DataPath: path, Queues: 1, Depth: 64}).arm()
 				fd := openDisk(t, f.Device)
 				for b := range uint64(2 * hung) {
 					if err := fd.write(b*clusterBlocks/2, 1); err != nil {
@@ -69,7 +70,7 @@ func TestHungStorage(t *testing.T) {
 					t.Fatal(err)
 				}
 				hanging := w.a.Rule(id).Hanging
-				if s := f.Status(); s.Standby.Stuck == 0 || s.State != StateLive {
+				if s := f.Status(); s.Standby.Stuck == 0 || s.State != api.StateLive {
 					t.Errorf("after the replacement, with %d hanging: %s, %+v", hanging, s.State, s.Standby)
 				}
 				before := w.a.Counts()[faultfs.Write]
@@ -121,7 +122,7 @@ func TestHungSync(t *testing.T) {
 	if err := ploop.Create(back, ploop.CreateOptions{Size: 8 << 20, ClusterSize: 64 << 10}); err != nil {
 		t.Fatal(err)
 	}
-	f := serve(t, ctl, Spec{Name: "sync", Images: refs(w.a, "top"), Queues: 1, Depth: 64})
+	f := serve(t, ctl, api.Spec{Name: "sync", Images: refs(w.a, "top"), Queues: 1, Depth: 64})
 	fd := openDisk(t, f)
 	// The last one leaves an index that isn't known to be durable, so that a FUA write wants a sync.
 	if err := errors.Join(fd.write(0, 1), fd.flush(), fd.write(clusterBlocks, 1)); err != nil {
@@ -178,7 +179,7 @@ func TestHungStructure(t *testing.T) {
 			if err := ploop.Create(filepath.Join(w.backing, "top"), ploop.CreateOptions{Size: 8 << 20, ClusterSize: 64 << 10}); err != nil {
 				t.Fatal(err)
 			}
-			f := serveStandby(t, ctl, Spec{Name: "hung", Images: refs(w.a, "top"), Queues: 1}).arm()
+			f := serveStandby(t, ctl, api.Spec{Name: "hung", Images: refs(w.a, "top"), Queues: 1}).arm()
 			fd := openDisk(t, f.Device)
 			if err := fd.write(0, 1); err != nil {
 				t.Fatal(err)

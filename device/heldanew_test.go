@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/hack/faultfs"
 	"holdfast/ploop"
 	"holdfast/ublk"
@@ -20,7 +21,7 @@ func TestHeldAnew(t *testing.T) {
 	if err := ploop.Create(filepath.Join(w.backing, "top"), ploop.CreateOptions{Size: 8 << 20, ClusterSize: 64 << 10}); err != nil {
 		t.Fatal(err)
 	}
-	f := serveStandby(t, ctl, Spec{Name: "anew", Images: refs(w.a, "top"), Queues: 1}).arm()
+	f := serveStandby(t, ctl, api.Spec{Name: "anew", Images: refs(w.a, "top"), Queues: 1}).arm()
 	fd := openDisk(t, f.Device)
 	if err := fd.write(0, 1); err != nil {
 		t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/ploop"
 	"holdfast/standby"
 	"holdfast/ublk"
@@ -75,11 +76,11 @@ type standbyFixture struct {
 	seen []string
 }
 
-func serveStandby(t *testing.T, ctl *ublk.Control, spec Spec) *standbyFixture {
+func serveStandby(t *testing.T, ctl *ublk.Control, spec api.Spec) *standbyFixture {
 	t.Helper()
 	f := &standbyFixture{t: t, key: standby.NewKey(time.Now, nil)}
 	d, err := Open(t.Context(), spec, Options{Control: ctl, Key: f.key, Log: zerolog.New(zerolog.NewTestWriter(t)),
-		Event: func(e Event) { f.mu.Lock(); f.seen = append(f.seen, e.Kind); f.mu.Unlock() }})
+		Event: func(e api.Event) { f.mu.Lock(); f.seen = append(f.seen, e.Kind); f.mu.Unlock() }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +98,7 @@ func (f *standbyFixture) arm() *standbyFixture {
 	return f
 }
 
-func (f *standbyFixture) until(what string, ok func(s Status) bool) {
+func (f *standbyFixture) until(what string, ok func(s api.Status) bool) {
 	f.t.Helper()
 	for deadline := time.Now().Add(time.Minute); !ok(f.Status()); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -108,7 +109,7 @@ func (f *standbyFixture) until(what string, ok func(s Status) bool) {
 
 func (f *standbyFixture) untilEvent(kind string) {
 	f.t.Helper()
-	f.until("event "+kind, func(Status) bool {
+	f.until("event "+kind, func(api.Status) bool {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return slices.Contains(f.seen, kind)
@@ -171,7 +172,7 @@ func all(t *testing.T, ended <-chan error, want error) {
 	}
 }
 
-func standbyOn(s Status) bool { return s.Standby.Value == "on" && s.State == StateStandby }
+func standbyOn(s api.Status) bool { return s.Standby.Value == "on" && s.State == api.StateStandby }
 
 // TestHold has the storage of a device die and come back in every way that a hold can end.
 func TestHold(t *testing.T) {
@@ -180,39 +181,39 @@ func TestHold(t *testing.T) {
 	for _, path := range dataPathsOf(t, ctl) {
 		for i, c := range []struct {
 			name string
-			spec func(*Spec)
+			spec func(*api.Spec)
 			// end ends the hold; revived says that the storage is back.
 			end  func(t *testing.T, f *standbyFixture, d *disk)
 			want error // of what was held
 			kind string
 		}{
-			{"reopen", func(s *Spec) { s.Recovery = RecoveryReopen }, func(t *testing.T, f *standbyFixture, d *disk) { d.revive() }, nil, EventRecovered},
+			{"reopen", func(s *api.Spec) { s.Recovery = api.RecoveryReopen }, func(t *testing.T, f *standbyFixture, d *disk) { d.revive() }, nil, api.EventRecovered},
 			{"replace", nil, func(t *testing.T, f *standbyFixture, d *disk) {
 				d.revive()
 				if err := f.Replace(t.Context(), Replace{Level: -1, Image: d.ref()}); err != nil {
 					t.Fatal(err)
 				}
-			}, nil, EventReplaced},
+			}, nil, api.EventReplaced},
 			{"off by hand", nil, func(t *testing.T, f *standbyFixture, d *disk) {
 				if err := f.SetStandby(false); err != nil {
 					t.Fatal(err)
 				}
-			}, unix.EIO, EventCleared},
-			{"detach", nil, func(t *testing.T, f *standbyFixture, d *disk) { f.Detach("test") }, unix.EIO, EventInconsistency},
-			{"detach with the storage back", nil, func(t *testing.T, f *standbyFixture, d *disk) { d.revive(); f.Detach("test") }, nil, EventInconsistency},
-			{"key off", nil, func(t *testing.T, f *standbyFixture, d *disk) { f.key.Disable("test") }, unix.EIO, EventInconsistency},
-			{"time-out", func(s *Spec) { s.StandbyTimeout = Duration(time.Second) }, func(*testing.T, *standbyFixture, *disk) {}, unix.EIO, EventTimeout},
+			}, unix.EIO, api.EventCleared},
+			{"detach", nil, func(t *testing.T, f *standbyFixture, d *disk) { f.Detach("test") }, unix.EIO, api.EventInconsistency},
+			{"detach with the storage back", nil, func(t *testing.T, f *standbyFixture, d *disk) { d.revive(); f.Detach("test") }, nil, api.EventInconsistency},
+			{"key off", nil, func(t *testing.T, f *standbyFixture, d *disk) { f.key.Disable("test") }, unix.EIO, api.EventInconsistency},
+			{"time-out", func(s *api.Spec) { s.StandbyTimeout = api.Duration(time.Second) }, func(*testing.T, *standbyFixture, *disk) {}, unix.EIO, api.EventTimeout},
 			{"removal", nil, func(t *testing.T, f *standbyFixture, d *disk) {
 				// Whether a raw image closes cleanly depends on what was dirty.
 				_ = f.Close(t.Context(), true)
-			}, unix.EIO, EventRemoved},
+			}, unix.EIO, api.EventRemoved},
 		} {
 			if onOtherKernel(i) {
 				continue
 			}
 			t.Run(path+"/"+c.name, func(t *testing.T) {
 				d := newDisk(t, strings.ReplaceAll(path+"-"+c.name, " ", "-"))
-				spec := Spec{Name: "hold", Images: []ploop.ImageRef{d.ref()}, DataPath: path}
+				spec := api.Spec{Name: "hold", Images: []ploop.ImageRef{d.ref()}, DataPath: path}
 				if c.spec != nil {
 					c.spec(&spec)
 				}
@@ -220,7 +221,7 @@ func TestHold(t *testing.T) {
 				all(t, f.write(n, 1), nil)
 				d.die()
 				ended := f.write(n, 2)
-				f.until("all held", func(s Status) bool { return standbyOn(s) && s.Standby.Held == n })
+				f.until("all held", func(s api.Status) bool { return standbyOn(s) && s.Standby.Held == n })
 				if s := f.Status().Standby; s.Errno != "EIO" || s.Entered != 1 || s.Triggers["EIO"] == 0 || s.Since == nil {
 					t.Errorf("%+v", s)
 				}
@@ -276,7 +277,7 @@ func TestFusesOff(t *testing.T) {
 		}
 		t.Run(c.name, func(t *testing.T) {
 			d := newDisk(t, "off-"+strings.ReplaceAll(c.name, " ", "-"))
-			spec := Spec{Name: "off", Images: []ploop.ImageRef{d.ref()}}
+			spec := api.Spec{Name: "off", Images: []ploop.ImageRef{d.ref()}}
 			if c.name == "other set" {
 				spec.StandbyErrors = []string{"ENOTCONN", "ESTALE"}
 			}
@@ -284,7 +285,7 @@ func TestFusesOff(t *testing.T) {
 			c.prepare(f)
 			d.die()
 			all(t, f.write(8, 1), unix.EIO)
-			if s := f.Status(); s.State != StateLive || s.Standby.Flag || s.Standby.HeldTotal != 0 || s.Standby.Entered != 0 {
+			if s := f.Status(); s.State != api.StateLive || s.Standby.Flag || s.Standby.HeldTotal != 0 || s.Standby.Entered != 0 {
 				t.Errorf("%+v", s)
 			}
 			d.revive()
@@ -303,8 +304,8 @@ func TestMixed(t *testing.T) {
 	run(t, "mkfs.ext4", "-q", d.ref().Path)
 	run(t, "mount", d.ref().Path, fs)
 	t.Cleanup(func() { unix.Unmount(fs, unix.MNT_DETACH) })
-	held := serveStandby(t, ctl, Spec{Name: "a", Images: makeStack(t, mkdir(t, fs, "a"), 1, 2, 4<<20, 1<<20)}).arm()
-	other, err := Open(t.Context(), Spec{Name: "b", Images: makeStack(t, mkdir(t, fs, "b"), 1, 2, 4<<20, 1<<20)}, Options{Control: ctl, Key: held.key})
+	held := serveStandby(t, ctl, api.Spec{Name: "a", Images: makeStack(t, mkdir(t, fs, "a"), 1, 2, 4<<20, 1<<20)}).arm()
+	other, err := Open(t.Context(), api.Spec{Name: "b", Images: makeStack(t, mkdir(t, fs, "b"), 1, 2, 4<<20, 1<<20)}, Options{Control: ctl, Key: held.key})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -318,7 +319,7 @@ func TestMixed(t *testing.T) {
 	for range cap(waiting) / 2 {
 		all(t, b.write(1, 2), unix.EIO)
 	}
-	if s := b.Status(); s.Standby.Value != "not supported" || s.Standby.HeldTotal != 0 || s.State != StateLive {
+	if s := b.Status(); s.Standby.Value != "not supported" || s.Standby.HeldTotal != 0 || s.State != api.StateLive {
 		t.Errorf("the other device: %+v", s)
 	}
 	d.revive()

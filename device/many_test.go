@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/hack/faultfs"
 	"holdfast/ploop"
 	"holdfast/standby"
@@ -37,7 +38,7 @@ func TestMany(t *testing.T) {
 		if err := ploop.Create(filepath.Join(w.backing, name), ploop.CreateOptions{Size: 4 << 20, ClusterSize: 64 << 10}); err != nil {
 			t.Fatal(err)
 		}
-		spec := Spec{Name: name, Images: refs(w.a, name), Queues: 1, Depth: requests, Recovery: []string{RecoveryManual, RecoveryReopen}[i%2]}
+		spec := api.Spec{Name: name, Images: refs(w.a, name), Queues: 1, Depth: requests, Recovery: []string{api.RecoveryManual, api.RecoveryReopen}[i%2]}
 		d, err := Open(t.Context(), spec, Options{Control: ctl, Key: key})
 		if err != nil {
 			t.Fatal(err)
@@ -77,7 +78,7 @@ func TestMany(t *testing.T) {
 	replaced := make(chan error, devices)
 	n := 0
 	for _, o := range all {
-		if spec := o.Spec(); spec.Recovery == RecoveryManual {
+		if spec := o.Spec(); spec.Recovery == api.RecoveryManual {
 			n++
 			go func() {
 				replaced <- o.Replace(context.Background(), Replace{Level: -1, Image: refs(w.b, spec.Name)[0]})
@@ -99,7 +100,7 @@ func TestMany(t *testing.T) {
 			}
 		}
 		s := o.Status()
-		if s.State != StateLive || s.Standby.Recovered != 1 || s.Standby.HeldFailed != 0 || s.Standby.Held != 0 || s.Counters.InFlight != 0 {
+		if s.State != api.StateLive || s.Standby.Recovered != 1 || s.Standby.HeldFailed != 0 || s.Standby.Held != 0 || s.Counters.InFlight != 0 {
 			t.Errorf("%s: %s, %+v", s.Name, s.State, s.Standby)
 		}
 	}
@@ -116,7 +117,7 @@ func TestMixedWays(t *testing.T) {
 			if err := ploop.Create(filepath.Join(w.backing, name), ploop.CreateOptions{Size: 4 << 20, ClusterSize: 64 << 10}); err != nil {
 				t.Fatal(err)
 			}
-			devices[i] = serveStandby(t, ctl, Spec{Name: name, Images: refs(w.a, name)})
+			devices[i] = serveStandby(t, ctl, api.Spec{Name: name, Images: refs(w.a, name)})
 			devices[i].key.Enable("test")
 			fds[i] = openDisk(t, devices[i].Device)
 			if err := fds[i].write(0, 1); err != nil {
@@ -135,7 +136,7 @@ func TestMixedWays(t *testing.T) {
 				t.Errorf("%v: %s without a lease succeeded", errno, name)
 			}
 		}
-		if s := devices[1].Status(); s.State != StateLive || s.Standby.Value != "not supported" || s.Standby.Flag || s.Standby.HeldTotal+s.Standby.Entered != 0 {
+		if s := devices[1].Status(); s.State != api.StateLive || s.Standby.Value != "not supported" || s.Standby.Flag || s.Standby.HeldTotal+s.Standby.Entered != 0 {
 			t.Errorf("%v: the device without a lease: %+v", errno, s.Standby)
 		}
 		w.a.Dead(0)

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/ublk"
 )
 
@@ -47,7 +48,7 @@ func (d *Device) park(j *job, err error) {
 		j.q.slow[j.r.Tag()].parked.Store(true)
 		if d.parked.Add(1) == 1 {
 			d.parkedSince.Store(time.Now().UnixNano())
-			d.tell(EventParked, "%v; requests wait, are tried again after %v and then ever more seldom, at last every %v, and go on when space is freed", err, firstPause, longestPause)
+			d.tell(api.EventParked, "%v; requests wait, are tried again after %v and then ever more seldom, at last every %v, and go on when space is freed", err, firstPause, longestPause)
 		}
 	}
 	if !d.parking.add(d, j) {
@@ -77,7 +78,7 @@ func (d *Device) unpark(j *job, served bool) {
 	j.q.slow[j.r.Tag()].parked.Store(false)
 	if d.parked.Add(-1) == 0 {
 		d.flowing()
-		d.tell(EventUnparked, "no request waits for space any more")
+		d.tell(api.EventUnparked, "no request waits for space any more")
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/ploop"
 )
 
@@ -76,7 +77,7 @@ func (a *reopening) try(d *Device) {
 		err = d.reopen(a.ctx)
 	}
 	if a.ctx.Err() == nil && d.reopenState.tried(err) {
-		d.tell(EventReopenRefused, "%v", err)
+		d.tell(api.EventReopenRefused, "%v", err)
 	}
 	a.done <- struct{}{}
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"holdfast/api"
 	"holdfast/internal/failpoint"
 	"holdfast/ploop"
 	"holdfast/standby"
@@ -26,7 +27,7 @@ type Replace struct {
 	// Commit makes the changed spec durable. It is called once, when everything
 	// was checked and before anything is served from the new file; its error
 	// undoes the replacement. nil: nothing to do.
-	Commit func(Spec) error
+	Commit func(api.Spec) error
 	// Opened takes what there is to remember of the new file, just before Commit; nil:
 	// nobody.
 	Opened func(Opened)
@@ -58,7 +59,7 @@ func (d *Device) Replace(ctx context.Context, r Replace) error {
 	err := d.replace(ctx, r)
 	d.reopenState.replaced(err)
 	if err != nil {
-		d.tell(EventReplaceFailed, "%v", err)
+		d.tell(api.EventReplaceFailed, "%v", err)
 	}
 	return err
 }
@@ -100,7 +101,7 @@ func (d *Device) replace(ctx context.Context, r Replace) error {
 	if err != nil {
 		return err
 	}
-	d.tell(EventReplaced, "level %d is %s now, and was %s", r.Level, r.Image, was)
+	d.tell(api.EventReplaced, "level %d is %s now, and was %s", r.Level, r.Image, was)
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/internal/failpoint"
 	"holdfast/ploop"
 	"holdfast/standby"
@@ -212,7 +213,7 @@ func (d *Device) finish(j *job, err error) {
 		line = line.Int64("offset", r.Offset()).Int("length", r.Len())
 	}
 	line.Msg("request failed")
-	d.event(Event{Time: time.Now(), Device: d.spec.Name, Kind: EventIOError, Message: err.Error()})
+	d.event(api.Event{Time: time.Now(), Device: d.spec.Name, Kind: api.EventIOError, Message: err.Error()})
 	r.Complete(errnoOf(err))
 }
 

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"holdfast/api"
 	"holdfast/standby"
 	"holdfast/ublk"
 )
@@ -89,7 +90,7 @@ func (d *Device) keep() {
 			if t := time.Duration(d.spec.StandbyTimeout); t > 0 {
 				expire = time.After(time.Until(deadline(&st, t)))
 			}
-			if !st.ByHand && d.spec.Recovery == RecoveryReopen {
+			if !st.ByHand && d.spec.Recovery == api.RecoveryReopen {
 				if st.Spent == 0 {
 					last = nil
 				}
@@ -122,33 +123,33 @@ func (d *Device) note(c standby.Change) {
 	switch c.Kind {
 	case standby.Entered:
 		if c.Held == standby.Hold {
-			d.tell(EventStandby, "%s; requests are held", c.Cause)
+			d.tell(api.EventStandby, "%s; requests are held", c.Cause)
 		} else {
-			d.tell(EventStandby, "%s; nothing is held, as a fuse is off", c.Cause)
+			d.tell(api.EventStandby, "%s; nothing is held, as a fuse is off", c.Cause)
 		}
 	case standby.Kept:
-		d.tell(EventKept, "standby is by hand now: it is not ended by reopening the files")
+		d.tell(api.EventKept, "standby is by hand now: it is not ended by reopening the files")
 	case standby.Recovered:
 		d.flowing()
-		d.tell(EventRecovered, "standby was ended %s: what was held is served", c.Cause)
+		d.tell(api.EventRecovered, "standby was ended %s: what was held is served", c.Cause)
 	case standby.Cleared:
 		d.flowing()
 		if c.Held == standby.Fail {
-			d.tell(EventCleared, "standby was ended %s, without a recovery: what was held failed", c.Cause)
+			d.tell(api.EventCleared, "standby was ended %s, without a recovery: what was held failed", c.Cause)
 		} else {
-			d.tell(EventCleared, "the mark of a standby was cleared %s; nothing was held, as a fuse was off", c.Cause)
+			d.tell(api.EventCleared, "the mark of a standby was cleared %s; nothing was held, as a fuse was off", c.Cause)
 		}
 	case standby.Expired:
-		d.tell(EventTimeout, "standby has lasted longer than its time-out of %v: requests fail until it ends", time.Duration(d.spec.StandbyTimeout))
+		d.tell(api.EventTimeout, "standby has lasted longer than its time-out of %v: requests fail until it ends", time.Duration(d.spec.StandbyTimeout))
 	case standby.FoundBad:
-		d.tell(EventBadRange, "%s: that came back after the files were opened anew, while they answer elsewhere, and is this place's own from now: it goes to its user, and nothing is held for it", c.Cause)
+		d.tell(api.EventBadRange, "%s: that came back after the files were opened anew, while they answer elsewhere, and is this place's own from now: it goes to its user, and nothing is held for it", c.Cause)
 	case standby.Attached:
-		d.tell(EventAttached, "%s has a lease", c.Consumer)
+		d.tell(api.EventAttached, "%s has a lease", c.Consumer)
 	case standby.Detached:
-		d.tell(EventDetached, "%s has dropped its lease", c.Consumer)
+		d.tell(api.EventDetached, "%s has dropped its lease", c.Consumer)
 	case standby.Inconsistent:
-		d.log.Warn().Str("event", EventInconsistency).Str("kind", string(c.Inconsistency)).Msg(c.Inconsistency.String())
-		d.event(Event{Time: time.Now(), Device: d.spec.Name, Kind: EventInconsistency, Message: string(c.Inconsistency) + ": " + c.Inconsistency.String()})
+		d.log.Warn().Str("event", api.EventInconsistency).Str("kind", string(c.Inconsistency)).Msg(c.Inconsistency.String())
+		d.event(api.Event{Time: time.Now(), Device: d.spec.Name, Kind: api.EventInconsistency, Message: string(c.Inconsistency) + ": " + c.Inconsistency.String()})
 	}
 	switch c.Kind {
 	case standby.Attached, standby.Detached, standby.FuseChanged, standby.GateChanged: // perhaps another top
@@ -195,21 +196,21 @@ func (d *Device) setThrough() {
 func (d *Device) flowing() { d.since.Store(time.Now().UnixNano()) }
 
 // standbyStatus is the part of Status.
-func (d *Device) standbyStatus() (StandbyStatus, standby.Reason) {
+func (d *Device) standbyStatus() (api.StandbyStatus, standby.Reason) {
 	m := d.machine.Status()
-	s := StandbyStatus{
+	s := api.StandbyStatus{
 		Value: m.Value(), Enabled: m.Enabled, Flag: m.Flag, Consumers: m.Consumers, Expired: m.Expired,
 		Stuck: d.lateCalls.Load() + d.lateTransfers.Load(), Recovery: d.spec.Recovery,
 		Seconds: m.Stats.InStandby.Seconds(), Entered: m.Stats.Entered, Recovered: m.Stats.Recovered,
 		Triggers: map[string]uint64{}, Inconsistencies: map[string]uint64{},
 	}
 	if s.Recovery == "" {
-		s.Recovery = RecoveryManual
+		s.Recovery = api.RecoveryManual
 	}
 	if m.Flag {
 		s.Since, s.Cause, s.ByHand = &m.Since, m.Cause, m.ByHand
 		if m.Errno != 0 {
-			s.Errno = ErrnoName(m.Errno)
+			s.Errno = api.ErrnoName(m.Errno)
 		}
 		if t := time.Duration(d.spec.StandbyTimeout); t > 0 && m.Supported {
 			at := deadline(&m, t)
@@ -218,7 +219,7 @@ func (d *Device) standbyStatus() (StandbyStatus, standby.Reason) {
 	}
 	s.BadRanges = badRanges(m.Bad, d.gen.Load().stack.Status().Images)
 	for e, n := range m.Stats.Triggers {
-		s.Triggers[ErrnoName(e)] = n
+		s.Triggers[api.ErrnoName(e)] = n
 	}
 	for i, n := range m.Stats.Inconsistencies {
 		s.Inconsistencies[string(i)] = n

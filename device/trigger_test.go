@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/hack/faultfs"
 	"holdfast/ploop"
 )
@@ -35,9 +36,9 @@ func TestTriggers(t *testing.T) {
 	ctl := openControl(t)
 	dataStart := int64(clusterBlocks * blockSize) // header and BAT lie before
 	for _, path := range dataPathsOf(t, ctl) {
-		for _, recovery := range []string{RecoveryManual, RecoveryReopen} {
+		for _, recovery := range []string{api.RecoveryManual, api.RecoveryReopen} {
 			for _, deltas := range []int{2, 1} {
-				if testing.Short() && (recovery == RecoveryReopen) != (deltas == 1) || onOtherKernel(deltas) {
+				if testing.Short() && (recovery == api.RecoveryReopen) != (deltas == 1) || onOtherKernel(deltas) {
 					continue // to save time
 				}
 				t.Run(fmt.Sprintf("%s/%s/%d deltas", path, recovery, deltas), func(t *testing.T) {
@@ -86,7 +87,7 @@ func TestTriggers(t *testing.T) {
 							continue
 						}
 						for k, errno := range []unix.Errno{unix.EBUSY, unix.ENOTCONN, unix.EIO} {
-							if (testing.Short() || path != "copy" || recovery != RecoveryManual) && k != i%3 && os.Getenv(longEnv) == "" {
+							if (testing.Short() || path != "copy" || recovery != api.RecoveryManual) && k != i%3 && os.Getenv(longEnv) == "" {
 								continue // to save time
 							}
 							c.rule.Errno = errno
@@ -144,7 +145,7 @@ func newTriggeredOn(t *testing.T, w *ways, path, recovery string, deltas int) *t
 			t.Fatal(err)
 		}
 	}
-	f := serveStandby(t, openControl(t), Spec{Name: "trigger", Images: refs(m.way, m.names...), DataPath: path, Recovery: recovery, Queues: 1}).arm()
+	f := serveStandby(t, openControl(t), api.Spec{Name: "trigger", Images: refs(m.way, m.names...), DataPath: path, Recovery: recovery, Queues: 1}).arm()
 	m.Device, m.fd = f.Device, openDisk(t, f.Device)
 	return m
 }
@@ -229,7 +230,7 @@ func (m *triggered) fault(name string, rule faultfs.Rule, may bool, do func(plac
 		m.t.Fatalf("%s: ended in standby: %v", name, err)
 	default:
 	}
-	if m.Spec().Recovery == RecoveryReopen {
+	if m.Spec().Recovery == api.RecoveryReopen {
 		m.way.Remove(id)
 	} else {
 		// By the other way while this one fails, or when it works again; or the
@@ -300,7 +301,7 @@ func TestShort(t *testing.T) {
 }
 
 func testShort(t *testing.T, path string, o faultfs.Options) {
-	m := newTriggeredOn(t, newWays(t, o), path, RecoveryManual, 2)
+	m := newTriggeredOn(t, newWays(t, o), path, api.RecoveryManual, 2)
 	p := m.places()
 	version := uint64(10)
 	for _, part := range []int64{512, 1536, 4096} {

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"holdfast/api"
 	"holdfast/ublk"
 )
 
@@ -15,28 +16,6 @@ var hungAfter = 10 * time.Second
 // surveyTime bounds how long Status waits for the queues, and for what the images' paths lead
 // to: their answers take microseconds, and a picture without them is better than none.
 const surveyTime = 100 * time.Millisecond
-
-// Where a request is.
-const (
-	AtTransfer = "transfer" // its data is being moved between its pages and a file, or a file synced
-	AtStorage  = "storage"  // a call of the slow path is under way in the storage
-	AtWorker   = "worker"   // it waits its turn on the slow path
-	AtQueue    = "queue"    // not known: the thread of its queue doesn't answer
-)
-
-// OldestRequest is the one that is under way for the longest time.
-type OldestRequest struct {
-	Since   time.Time `json:"since"`            // when it came, to a second
-	Seconds float64   `json:"seconds"`          // since then
-	At      string    `json:"at"`               // one of the At constants
-	Op      string    `json:"op,omitempty"`     // as in Latency
-	Offset  int64     `json:"offset,omitempty"` // on the disk, in bytes; of a flush 0
-	Length  int64     `json:"length,omitempty"` // bytes
-	// Of a transfer: the file, the image's level, and where in it; -1: it is synced.
-	File       string `json:"file,omitempty"`
-	Level      *int   `json:"level,omitempty"`
-	FileOffset *int64 `json:"file_offset,omitempty"`
-}
 
 // coarse is a clock for the fast path, which reads no other: the seconds since it was first
 // used, stored by one goroutine for all devices.
@@ -94,14 +73,14 @@ func (q *queue) survey(uq *ublk.Queue) *survey {
 	uq.Outstanding(func(r *ublk.Request, transfers bool) {
 		tag := r.Tag()
 		w := &q.slow[tag]
-		see := sighting{came: q.came[tag], at: AtWorker, op: r.Op(), offset: r.Offset(), len: int64(r.Len())}
+		see := sighting{came: q.came[tag], at: api.AtWorker, op: r.Op(), offset: r.Offset(), len: int64(r.Len())}
 		sort := &s.underWay
 		in := w.in.Load()
 		switch {
 		case held[tag]:
 			sort = &s.held
 		case transfers:
-			see.at = AtTransfer
+			see.at = api.AtTransfer
 			see.level, see.fileOffset = r.Transfer()
 			if r.User>>stateBits&epochMask != q.epoch {
 				sort = &s.late
@@ -109,7 +88,7 @@ func (q *queue) survey(uq *ublk.Queue) *survey {
 		case in != nil && in != q.gen:
 			sort = &s.late
 		case in != nil:
-			see.at = AtStorage
+			see.at = api.AtStorage
 		case w.parked.Load():
 			sort = &s.parked
 		}
@@ -134,7 +113,7 @@ func (s *survey) add(t *survey) {
 
 // oldest fills in how old the requests are. It wakes only queues that have some, and never
 // waits for long.
-func (d *Device) oldest(st *Status) {
+func (d *Device) oldest(st *api.Status) {
 	type answer struct {
 		q    *queue
 		done <-chan struct{}
@@ -162,7 +141,7 @@ func (d *Device) oldest(st *Status) {
 	now := clockNow()
 	st.Oldest = oldestRequest(all.underWay, now, st.Images)
 	if s := silent.Seconds(); silent > 0 && (st.Oldest == nil || st.Oldest.Seconds < s) {
-		st.Oldest = &OldestRequest{Since: time.Now().Add(-silent), Seconds: s, At: AtQueue}
+		st.Oldest = &api.OldestRequest{Since: time.Now().Add(-silent), Seconds: s, At: api.AtQueue}
 	}
 	st.Counters.ParkedSeconds = all.parked.age(now)
 	st.Standby.HeldSeconds = all.held.age(now)
@@ -177,15 +156,15 @@ func (s *sighting) age(now uint32) float64 {
 	return float64(now - s.came - 1)
 }
 
-func oldestRequest(s *sighting, now uint32, images []ImageStatus) *OldestRequest {
+func oldestRequest(s *sighting, now uint32, images []api.ImageStatus) *api.OldestRequest {
 	if s == nil {
 		return nil
 	}
-	o := &OldestRequest{Since: coarse.start.Add(time.Duration(s.came+1) * time.Second), Seconds: s.age(now), At: s.at, Op: opNames[s.op], Offset: s.offset, Length: s.len}
+	o := &api.OldestRequest{Since: coarse.start.Add(time.Duration(s.came+1) * time.Second), Seconds: s.age(now), At: s.at, Op: opNames[s.op], Offset: s.offset, Length: s.len}
 	if s.op == ublk.OpFlush {
 		o.Offset, o.Length = 0, 0
 	}
-	if s.at == AtTransfer && s.level < len(images) {
+	if s.at == api.AtTransfer && s.level < len(images) {
 		o.File, o.Level, o.FileOffset = images[s.level].Path, &s.level, &s.fileOffset
 	}
 	return o

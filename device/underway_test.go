@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/hack/faultfs"
 	"holdfast/ploop"
 	"holdfast/ublk"
@@ -49,7 +50,7 @@ func TestInquiry(t *testing.T) {
 
 // TestOldestRequest: ages are whole seconds, and never more than the true ones.
 func TestOldestRequest(t *testing.T) {
-	images := []ImageStatus{{Path: "/base"}, {Path: "/top", Level: 1}}
+	images := []api.ImageStatus{{Path: "/base"}, {Path: "/top", Level: 1}}
 	for _, c := range []struct{ came, now, want uint32 }{{5, 4, 0}, {5, 5, 0}, {5, 6, 0}, {5, 7, 1}, {0, 11, 10}} {
 		if got := (&sighting{came: c.came}).age(c.now); got != float64(c.want) {
 			t.Errorf("came at %d: %v at %d, want %d", c.came, got, c.now, c.want)
@@ -58,11 +59,11 @@ func TestOldestRequest(t *testing.T) {
 	if oldestRequest(nil, 5, images) != nil || (*sighting)(nil).age(5) != 0 {
 		t.Error("one is under way")
 	}
-	o := oldestRequest(&sighting{came: 1, at: AtTransfer, op: ublk.OpWrite, offset: 4096, len: 512, level: 1, fileOffset: 8192}, 4, images)
+	o := oldestRequest(&sighting{came: 1, at: api.AtTransfer, op: ublk.OpWrite, offset: 4096, len: 512, level: 1, fileOffset: 8192}, 4, images)
 	if o.Op != "write" || o.Offset != 4096 || o.Length != 512 || o.File != "/top" || *o.Level != 1 || *o.FileOffset != 8192 || o.Seconds != 2 {
 		t.Errorf("%+v", o)
 	}
-	o = oldestRequest(&sighting{at: AtStorage, op: ublk.OpFlush, offset: -512}, 4, images)
+	o = oldestRequest(&sighting{at: api.AtStorage, op: ublk.OpFlush, offset: -512}, 4, images)
 	if o.Op != "flush" || o.Offset != 0 || o.File != "" || o.Level != nil {
 		t.Errorf("%+v", o)
 	}
@@ -90,14 +91,14 @@ func TestDisplaced(t *testing.T) {
 	if err := os.Symlink(path("a"), path("link")); err != nil {
 		t.Fatal(err)
 	}
-	image := func(level int, at, file string) ImageStatus {
+	image := func(level int, at, file string) api.ImageStatus {
 		var st unix.Stat_t
 		if err := unix.Stat(path(file), &st); err != nil {
 			t.Fatal(err)
 		}
-		return ImageStatus{Path: path(at), Level: level, Dev: st.Dev, Ino: st.Ino}
+		return api.ImageStatus{Path: path(at), Level: level, Dev: st.Dev, Ino: st.Ino}
 	}
-	images := []ImageStatus{image(0, "a", "a"), image(1, "link", "a"), image(2, "b", "b")}
+	images := []api.ImageStatus{image(0, "a", "a"), image(1, "link", "a"), image(2, "b", "b")}
 	d := new(Device)
 	is := func(want ...string) {
 		t.Helper()
@@ -117,19 +118,19 @@ func TestDisplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	d = new(Device) // what is known stays so for a second
-	is(PathGone, PathGone)
+	is(api.PathGone, api.PathGone)
 	put("a")
 	if err := os.Remove(path("b")); err != nil {
 		t.Fatal(err)
 	}
 	d = new(Device)
-	is(PathOther, PathOther, PathGone)
-	images = []ImageStatus{image(0, "a", "a"), image(1, "a", "a")} // replaced: asked anew at once
+	is(api.PathOther, api.PathOther, api.PathGone)
+	images = []api.ImageStatus{image(0, "a", "a"), image(1, "a", "a")} // replaced: asked anew at once
 	is()
 	images[0].Path = path("a/b")
-	is(PathGone)
+	is(api.PathGone)
 	images[0].Path = path(strings.Repeat("x", 300))
-	is(PathError)
+	is(api.PathError)
 }
 
 // TestHungIsShown has requests hang in the storage on the fast and the slow path: the device
@@ -147,12 +148,12 @@ func TestHungIsShown(t *testing.T) {
 			op   string
 			at   string
 		}{
-			{"read", faultfs.Rule{Op: faultfs.Read, Path: "top", Off: 64 << 10, Len: 1 << 30}, func(fd rawDisk) error { return fd.expect(3, 1) }, "read", AtTransfer},
-			{"write", faultfs.Rule{Op: faultfs.Write, Path: "top"}, func(fd rawDisk) error { return fd.write(3, 1) }, "write", AtTransfer},
+			{"read", faultfs.Rule{Op: faultfs.Read, Path: "top", Off: 64 << 10, Len: 1 << 30}, func(fd rawDisk) error { return fd.expect(3, 1) }, "read", api.AtTransfer},
+			{"write", faultfs.Rule{Op: faultfs.Write, Path: "top"}, func(fd rawDisk) error { return fd.write(3, 1) }, "write", api.AtTransfer},
 			{"flush", faultfs.Rule{Op: faultfs.Fsync, Path: "top"}, func(fd rawDisk) error {
 				return errors.Join(fd.write(3, 1), fd.flush())
-			}, "flush", AtTransfer},
-			{"allocation", faultfs.Rule{Op: faultfs.Write, Path: "top"}, func(fd rawDisk) error { return fd.write(3*clusterBlocks, 1) }, "write", AtStorage},
+			}, "flush", api.AtTransfer},
+			{"allocation", faultfs.Rule{Op: faultfs.Write, Path: "top"}, func(fd rawDisk) error { return fd.write(3*clusterBlocks, 1) }, "write", api.AtStorage},
 		} {
 			if onOtherKernel(i) {
 				continue
@@ -168,12 +169,12 @@ func testHung(t *testing.T, ctl *ublk.Control, path string, rule faultfs.Rule, d
 	if err := ploop.Create(top, ploop.CreateOptions{Size: 8 << 20, ClusterSize: 64 << 10}); err != nil {
 		t.Fatal(err)
 	}
-	f := serveStandby(t, ctl, Spec{Name: "hung", Images: refs(w.a, "top"), DataPath: path, Queues: 1}).arm()
+	f := serveStandby(t, ctl, api.Spec{Name: "hung", Images: refs(w.a, "top"), DataPath: path, Queues: 1}).arm()
 	fd := openDisk(t, f.Device)
 	if err := errors.Join(fd.write(3, 1), fd.flush()); err != nil {
 		t.Fatal(err)
 	}
-	if s := f.Status(); s.State != StateLive || s.Oldest != nil || len(s.Displaced) != 0 {
+	if s := f.Status(); s.State != api.StateLive || s.Oldest != nil || len(s.Displaced) != 0 {
 		t.Fatalf("%s, %+v, %+v", s.State, s.Oldest, s.Displaced)
 	}
 	// What is held is counted apart.
@@ -182,8 +183,8 @@ func testHung(t *testing.T, ctl *ublk.Control, path string, rule faultfs.Rule, d
 	}
 	held := make(chan error, 1)
 	go func() { held <- fd.expect(100, 0) }()
-	f.until("held", func(s Status) bool {
-		return s.State == StateStandby && s.Standby.HeldSeconds >= 1 && s.Oldest == nil
+	f.until("held", func(s api.Status) bool {
+		return s.State == api.StateStandby && s.Standby.HeldSeconds >= 1 && s.Oldest == nil
 	})
 	if err := f.Replace(t.Context(), Replace{Level: -1, Image: refs(w.a, "top")[0]}); err != nil {
 		t.Fatal(err)
@@ -196,11 +197,11 @@ func testHung(t *testing.T, ctl *ublk.Control, path string, rule faultfs.Rule, d
 	t.Cleanup(w.a.Clear)
 	hung := make(chan error, 1)
 	go func() { hung <- do(fd) }()
-	f.until("hung", func(s Status) bool { return s.State == StateHung })
+	f.until("hung", func(s api.Status) bool { return s.State == api.StateHung })
 	s := f.Status()
 	if o := s.Oldest; o == nil || o.Op != op || o.At != at || o.Seconds < 1 || op != "flush" && o.Length != blockSize || s.Since != o.Since {
 		t.Errorf("%+v, since %v", o, s.Since)
-	} else if at == AtTransfer && (o.File != f.Spec().Images[0].Path || *o.Level != 0 || (*o.FileOffset < 0) != (op == "flush")) {
+	} else if at == api.AtTransfer && (o.File != f.Spec().Images[0].Path || *o.Level != 0 || (*o.FileOffset < 0) != (op == "flush")) {
 		t.Errorf("%+v, level %d, offset %d", o, *o.Level, *o.FileOffset)
 	}
 	if s.Counters.InFlight != 1 || s.Standby.Held != 0 || s.Standby.Flag {
@@ -210,24 +211,24 @@ func testHung(t *testing.T, ctl *ublk.Control, path string, rule faultfs.Rule, d
 	if err := f.Replace(t.Context(), Replace{Level: -1, Image: refs(w.b, "top")[0], Drain: 50 * time.Millisecond, Force: true}); err != nil {
 		t.Fatal(err)
 	}
-	f.until("served", func(s Status) bool {
-		return s.State == StateLive && s.Oldest == nil && s.Standby.Stuck == 1 && s.Standby.StuckSeconds >= 1
+	f.until("served", func(s api.Status) bool {
+		return s.State == api.StateLive && s.Oldest == nil && s.Standby.Stuck == 1 && s.Standby.StuckSeconds >= 1
 	})
 	w.a.Remove(id)
 	if err := <-hung; err != nil {
 		t.Errorf("what hung: %v", err)
 	}
-	f.until("back", func(s Status) bool { return s.Counters.InFlight == 0 && s.Standby.StuckSeconds == 0 })
+	f.until("back", func(s api.Status) bool { return s.Counters.InFlight == 0 && s.Standby.StuckSeconds == 0 })
 	// The image's path hangs, and then leads elsewhere.
 	id = w.b.Add(faultfs.Rule{Op: faultfs.Lookup, Hang: true})
 	if err := os.Rename(top, top+".moved"); err != nil {
 		t.Fatal(err)
 	}
-	f.until("a path that hangs", func(s Status) bool { return len(s.Displaced) == 1 && s.Displaced[0].How == PathSilent })
+	f.until("a path that hangs", func(s api.Status) bool { return len(s.Displaced) == 1 && s.Displaced[0].How == api.PathSilent })
 	w.b.Remove(id)
-	f.until("a file that was renamed", func(s Status) bool { return len(s.Displaced) == 1 && s.Displaced[0].How == PathGone })
+	f.until("a file that was renamed", func(s api.Status) bool { return len(s.Displaced) == 1 && s.Displaced[0].How == api.PathGone })
 	if err := os.Rename(top+".moved", top); err != nil {
 		t.Fatal(err)
 	}
-	f.until("all in place", func(s Status) bool { return len(s.Displaced) == 0 })
+	f.until("all in place", func(s api.Status) bool { return len(s.Displaced) == 0 })
 }

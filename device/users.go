@@ -11,56 +11,9 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"holdfast/api"
 )
-
-// A User is one thing that holds a block device: while it does, taking the
-// device away would be a failure for somebody.
-type User struct {
-	// Kind is "mount", "swap", "holder" (a block device built on this one:
-	// device mapper, MD, bcache), "loop", "target" (a LIO backstore) or
-	// "process" (a program that has the device open).
-	Kind string `json:"kind"`
-	// Device is the kernel's name of what is held: the disk ("ublkb0") or one
-	// of its partitions ("ublkb0p1").
-	Device string `json:"device"`
-	// Name says who: the mount point, the holder's name, the backstore, the
-	// process' command.
-	Name string `json:"name"`
-	// PID is the process, for processes and for mounts that only exist in a
-	// mount namespace other than ours (then of one process inside it).
-	PID int `json:"pid,omitempty"`
-}
-
-// String is the user in a few words, for messages: "mounted on /mnt". Names
-// come from file systems and processes, so those that could garble a terminal
-// are quoted.
-func (u User) String() string {
-	name := printable(u.Name)
-	var s string
-	switch u.Kind {
-	case "mount":
-		s = "mounted on " + name
-		if u.PID != 0 {
-			s += fmt.Sprintf(" (in the mount namespace of process %d)", u.PID)
-		}
-	case "swap":
-		s = "in use as swap"
-	case "holder":
-		s = "part of block device " + name
-	case "loop":
-		s = "behind loop device " + name
-	case "target":
-		s = "backstore " + name + " of a target"
-	case "process":
-		s = fmt.Sprintf("open in process %d (%s)", u.PID, name)
-	default:
-		s = u.Kind + " " + name
-	}
-	if strings.Contains(strings.TrimPrefix(u.Device, "ublkb"), "p") {
-		s += ", by partition " + u.Device
-	}
-	return s
-}
 
 // Users says who holds the ublk disk with the given number and path, its
 // partitions included. It looks at mounts (of every mount namespace that can
@@ -72,7 +25,7 @@ func (u User) String() string {
 // unreadable piece of /proc or /sys is skipped, as processes vanish while one
 // looks and a daemon without full rights still sees the mounts. An error means
 // that there may be more: the mounts could not be read, or a process hangs.
-func Users(path string, id int) ([]User, error) {
+func Users(path string, id int) ([]api.User, error) {
 	m, err := FindUsers("/proc", "/sys", map[int]string{id: path})
 	return m[id], err
 }
@@ -80,10 +33,10 @@ func Users(path string, id int) ([]User, error) {
 // FindUsers is Users for several disks at once, at the price of one walk over
 // /proc. disks maps the device number N of ublkbN to its path in /dev; proc
 // and sys are where those file systems are mounted.
-func FindUsers(proc, sys string, disks map[int]string) (map[int][]User, error) {
+func FindUsers(proc, sys string, disks map[int]string) (map[int][]api.User, error) {
 	s := userSearch{proc: proc, sys: sys,
 		byNumber: map[string]blockName{}, byName: map[string]blockName{},
-		found: map[int]map[User]bool{}}
+		found: map[int]map[api.User]bool{}}
 	for id, path := range disks {
 		s.addDisk(id, path)
 	}
@@ -96,7 +49,7 @@ func FindUsers(proc, sys string, disks map[int]string) (map[int][]User, error) {
 	s.loops()
 	s.targets()
 	err = errors.Join(err, s.processes())
-	out := make(map[int][]User, len(s.found))
+	out := make(map[int][]api.User, len(s.found))
 	for id, set := range s.found {
 		for u := range set {
 			out[id] = append(out[id], u)
@@ -106,7 +59,7 @@ func FindUsers(proc, sys string, disks map[int]string) (map[int][]User, error) {
 	return out, err
 }
 
-func lessUser(a, b User) bool {
+func lessUser(a, b api.User) bool {
 	if r, q := kindRank[a.Kind], kindRank[b.Kind]; r != q {
 		return r < q
 	}
@@ -133,13 +86,13 @@ type userSearch struct {
 	byNumber  map[string]blockName // "major:minor" as in mountinfo
 	byName    map[string]blockName // "ublkb0", "ublkb0p1"
 	ours      map[blockName]bool   // mounted in our own namespace
-	found     map[int]map[User]bool
+	found     map[int]map[api.User]bool
 }
 
-func (s *userSearch) add(b blockName, u User) {
+func (s *userSearch) add(b blockName, u api.User) {
 	u.Device = b.name
 	if s.found[b.id] == nil {
-		s.found[b.id] = map[User]bool{}
+		s.found[b.id] = map[api.User]bool{}
 	}
 	s.found[b.id][u] = true
 }
@@ -196,7 +149,7 @@ func (s *userSearch) mountTable(table []byte) map[blockName]bool {
 	for line := range bytes.Lines(table) {
 		if b, point, ok := s.mountLine(string(line)); ok {
 			seen[b] = true
-			s.add(b, User{Kind: "mount", Name: point})
+			s.add(b, api.User{Kind: "mount", Name: point})
 		}
 	}
 	return seen
@@ -208,7 +161,7 @@ func (s *userSearch) mountTable(table []byte) map[blockName]bool {
 func (s *userSearch) mountTableOther(table []byte, pid int) {
 	for line := range bytes.Lines(table) {
 		if b, point, ok := s.mountLine(string(line)); ok && !s.ours[b] {
-			s.add(b, User{Kind: "mount", Name: point, PID: pid})
+			s.add(b, api.User{Kind: "mount", Name: point, PID: pid})
 		}
 	}
 }
@@ -248,7 +201,7 @@ func (s *userSearch) swaps() {
 		}
 		path := unescapeOctal(f[0])
 		if b, ok := s.lookup(path); ok {
-			s.add(b, User{Kind: "swap", Name: path})
+			s.add(b, api.User{Kind: "swap", Name: path})
 		}
 	}
 }
@@ -269,7 +222,7 @@ func (s *userSearch) holders() {
 			if dm := readLine(filepath.Join(s.sys, "block", name, "dm/name")); dm != "" {
 				name += " (" + dm + ")"
 			}
-			s.add(b, User{Kind: "holder", Name: name})
+			s.add(b, api.User{Kind: "holder", Name: name})
 		}
 	}
 }
@@ -278,7 +231,7 @@ func (s *userSearch) loops() {
 	files, _ := filepath.Glob(filepath.Join(s.sys, "block/loop*/loop/backing_file"))
 	for _, f := range files {
 		if b, ok := s.lookup(readLine(f)); ok {
-			s.add(b, User{Kind: "loop", Name: "/dev/" + filepath.Base(filepath.Dir(filepath.Dir(f)))})
+			s.add(b, api.User{Kind: "loop", Name: "/dev/" + filepath.Base(filepath.Dir(filepath.Dir(f)))})
 		}
 	}
 }
@@ -290,7 +243,7 @@ func (s *userSearch) targets() {
 	for _, f := range files {
 		if b, ok := s.lookup(readLine(f)); ok {
 			stack := filepath.Dir(f)
-			s.add(b, User{Kind: "target", Name: filepath.Base(filepath.Dir(stack)) + "/" + filepath.Base(stack)})
+			s.add(b, api.User{Kind: "target", Name: filepath.Base(filepath.Dir(stack)) + "/" + filepath.Base(stack)})
 		}
 	}
 }
@@ -324,7 +277,7 @@ func (s *userSearch) processes() error {
 			continue
 		}
 		for b := range p.open {
-			s.add(b, User{Kind: "process", Name: p.name, PID: pid})
+			s.add(b, api.User{Kind: "process", Name: p.name, PID: pid})
 		}
 		if p.ns != "" && !seen[p.ns] {
 			seen[p.ns] = true
@@ -423,14 +376,4 @@ func unescapeOctal(s string) string {
 		b.WriteByte(s[i])
 	}
 	return b.String()
-}
-
-// printable quotes a name if it holds anything that a terminal would act on.
-func printable(s string) string {
-	for _, r := range s {
-		if !strconv.IsPrint(r) {
-			return strconv.Quote(s)
-		}
-	}
-	return s
 }

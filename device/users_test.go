@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"holdfast/api"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -61,18 +63,18 @@ func TestFindUsers(t *testing.T) {
 	tests := []struct {
 		name  string
 		files map[string]string
-		want  map[int][]User
+		want  map[int][]api.User
 	}{
-		{"nobody", nil, map[int][]User{}},
+		{"nobody", nil, map[int][]api.User{}},
 		{"mount by number, escaped mount point", map[string]string{
 			"proc/self/mountinfo": "36 35 259:2 / /mnt/my\\040disk rw - ext4 /dev/root rw\n",
-		}, map[int][]User{1: {{Kind: "mount", Device: "ublkb1", Name: "/mnt/my disk"}}}},
+		}, map[int][]api.User{1: {{Kind: "mount", Device: "ublkb1", Name: "/mnt/my disk"}}}},
 		{"mount of a partition", map[string]string{
 			"proc/self/mountinfo": "36 35 259:1 / /mnt rw shared:1 - ext4 /dev/ublkb0p1 rw\n",
-		}, map[int][]User{0: {{Kind: "mount", Device: "ublkb0p1", Name: "/mnt"}}}},
+		}, map[int][]api.User{0: {{Kind: "mount", Device: "ublkb0p1", Name: "/mnt"}}}},
 		{"btrfs: anonymous number, found by source", map[string]string{
 			"proc/self/mountinfo": "36 35 0:44 / /mnt rw shared:1 master:2 - btrfs /dev/ublkb10 rw\n",
-		}, map[int][]User{10: {{Kind: "mount", Device: "ublkb10", Name: "/mnt"}}}},
+		}, map[int][]api.User{10: {{Kind: "mount", Device: "ublkb10", Name: "/mnt"}}}},
 		{"mount in another namespace, ours not repeated", map[string]string{
 			"proc/self/mountinfo": "36 35 259:0 / /a rw - ext4 /dev/ublkb0 rw\n",
 			"proc/self/ns/mnt":    "-> mnt:[1]",
@@ -81,18 +83,18 @@ func TestFindUsers(t *testing.T) {
 			"proc/71/ns/mnt":      "-> mnt:[2]",
 			"proc/71/mountinfo":   "37 35 259:2 / /b rw - ext4 /dev/ublkb1 rw\n",
 			"proc/72/ns/mnt":      "-> mnt:[1]",
-		}, map[int][]User{
+		}, map[int][]api.User{
 			0: {{Kind: "mount", Device: "ublkb0", Name: "/a"}},
 			1: {{Kind: "mount", Device: "ublkb1", Name: "/b", PID: 70}},
 		}},
 		{"swap, but not a swap file", map[string]string{
 			"proc/swaps": "Filename Type Size Used Priority\n/dev/ublkb1 partition 1 0 -2\n/dev/ublkb0 file 1 0 -3\n",
-		}, map[int][]User{1: {{Kind: "swap", Device: "ublkb1", Name: "/dev/ublkb1"}}}},
+		}, map[int][]api.User{1: {{Kind: "swap", Device: "ublkb1", Name: "/dev/ublkb1"}}}},
 		{"holders", map[string]string{
 			"sys/block/ublkb1/holders/dm-3":           "",
 			"sys/block/dm-3/dm/name":                  "vg-lv\n",
 			"sys/block/ublkb0/ublkb0p1/holders/md127": "",
-		}, map[int][]User{
+		}, map[int][]api.User{
 			0: {{Kind: "holder", Device: "ublkb0p1", Name: "md127"}},
 			1: {{Kind: "holder", Device: "ublkb1", Name: "dm-3 (vg-lv)"}},
 		}},
@@ -102,7 +104,7 @@ func TestFindUsers(t *testing.T) {
 			"sys/kernel/config/target/core/iblock_0/d1/udev_path":  "/dev/ublkb1\n",
 			"sys/kernel/config/target/core/fileio_1/d2/udev_path":  "/dev/sda\n",
 			"sys/kernel/config/target/core/alua/lu_gps/dummy_file": "",
-		}, map[int][]User{1: {
+		}, map[int][]api.User{1: {
 			{Kind: "loop", Device: "ublkb1", Name: "/dev/loop7"},
 			{Kind: "target", Device: "ublkb1", Name: "iblock_0/d1"},
 		}}},
@@ -113,21 +115,21 @@ func TestFindUsers(t *testing.T) {
 			"proc/303/fd/3":  "-> /dev/ublkb10 (deleted)",
 			"proc/304/comm":  "gone\n",
 			"proc/nota/fd/3": "-> /dev/ublkb1",
-		}, map[int][]User{
+		}, map[int][]api.User{
 			0:  {{Kind: "process", Device: "ublkb0p1", Name: "dd", PID: 301}},
 			1:  {{Kind: "process", Device: "ublkb1", Name: "fio", PID: 300}},
 			10: {{Kind: "process", Device: "ublkb10", Name: "?", PID: 303}},
 		}},
 		{"a damaged mount table is read as far as it goes", map[string]string{
 			"proc/self/mountinfo": "\n36 35\n36 35 259:0 / /a\\0 rw - \n36 35 259:2 / /b rw -\n\\",
-		}, map[int][]User{
+		}, map[int][]api.User{
 			0: {{Kind: "mount", Device: "ublkb0", Name: "/a\\0"}},
 			1: {{Kind: "mount", Device: "ublkb1", Name: "/b"}},
 		}},
 		{"what must be undone first comes first", map[string]string{
 			"proc/5/comm": "a\n", "proc/5/fd/0": "-> /dev/ublkb1",
 			"proc/self/mountinfo": "36 35 259:2 / /z rw - ext4 x rw\n36 35 259:2 / /b rw - ext4 x rw\n",
-		}, map[int][]User{1: {
+		}, map[int][]api.User{1: {
 			{Kind: "mount", Device: "ublkb1", Name: "/b"},
 			{Kind: "mount", Device: "ublkb1", Name: "/z"},
 			{Kind: "process", Device: "ublkb1", Name: "a", PID: 5},
@@ -158,11 +160,11 @@ func TestUsersHang(t *testing.T) {
 	if err := unix.Mkfifo(pipe, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	find := func() ([]User, error) {
+	find := func() ([]api.User, error) {
 		m, err := FindUsers(root+"/proc", root+"/sys", map[int]string{0: "/dev/ublkb0"})
 		return m[0], err
 	}
-	want := []User{{Kind: "process", Device: "ublkb0", Name: "dd", PID: 8}}
+	want := []api.User{{Kind: "process", Device: "ublkb0", Name: "dd", PID: 8}}
 	before := runtime.NumGoroutine()
 	for range 3 {
 		if users, err := find(); err == nil || !strings.Contains(err.Error(), " 7 ") || !reflect.DeepEqual(users, want) {
@@ -202,17 +204,17 @@ func TestUsersHere(t *testing.T) {
 
 func TestUserString(t *testing.T) {
 	for _, tt := range []struct {
-		u    User
+		u    api.User
 		want string
 	}{
-		{User{Kind: "mount", Device: "ublkb0", Name: "/mnt"}, "mounted on /mnt"},
-		{User{Kind: "mount", Device: "ublkb0p2", Name: "/a\x1b[2Jb"}, `mounted on "/a\x1b[2Jb", by partition ublkb0p2`},
-		{User{Kind: "mount", Device: "ublkb0", Name: "/m", PID: 9}, "mounted on /m (in the mount namespace of process 9)"},
-		{User{Kind: "process", Device: "ublkb0", Name: "fio", PID: 7}, "open in process 7 (fio)"},
-		{User{Kind: "swap", Device: "ublkb0", Name: "/dev/ublkb0"}, "in use as swap"},
-		{User{Kind: "holder", Device: "ublkb0", Name: "dm-1"}, "part of block device dm-1"},
-		{User{Kind: "loop", Device: "ublkb0", Name: "/dev/loop0"}, "behind loop device /dev/loop0"},
-		{User{Kind: "target", Device: "ublkb0", Name: "iblock_0/a"}, "backstore iblock_0/a of a target"},
+		{api.User{Kind: "mount", Device: "ublkb0", Name: "/mnt"}, "mounted on /mnt"},
+		{api.User{Kind: "mount", Device: "ublkb0p2", Name: "/a\x1b[2Jb"}, `mounted on "/a\x1b[2Jb", by partition ublkb0p2`},
+		{api.User{Kind: "mount", Device: "ublkb0", Name: "/m", PID: 9}, "mounted on /m (in the mount namespace of process 9)"},
+		{api.User{Kind: "process", Device: "ublkb0", Name: "fio", PID: 7}, "open in process 7 (fio)"},
+		{api.User{Kind: "swap", Device: "ublkb0", Name: "/dev/ublkb0"}, "in use as swap"},
+		{api.User{Kind: "holder", Device: "ublkb0", Name: "dm-1"}, "part of block device dm-1"},
+		{api.User{Kind: "loop", Device: "ublkb0", Name: "/dev/loop0"}, "behind loop device /dev/loop0"},
+		{api.User{Kind: "target", Device: "ublkb0", Name: "iblock_0/a"}, "backstore iblock_0/a of a target"},
 	} {
 		if got := tt.u.String(); got != tt.want {
 			t.Errorf("got %q, want %q", got, tt.want)

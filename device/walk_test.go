@@ -16,6 +16,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/hack/faultfs"
 	"holdfast/ploop"
 	"holdfast/standby"
@@ -74,7 +75,7 @@ type walk struct {
 	ways    *ways
 	names   []string
 	made    int // copies
-	spec    Spec
+	spec    api.Spec
 	fd      rawDisk
 	allowed permission
 	armed   map[string]bool // key and consumers that are on
@@ -143,12 +144,12 @@ func (w *walk) trigger() unix.Errno { return pick(w, unix.EBUSY, unix.ENOTCONN, 
 
 // open makes the device, by either way.
 func (w *walk) open() {
-	w.spec = Spec{Name: "walk", Images: refs(w.way(), w.names...), Queues: 1 + w.rng.IntN(2), Depth: 32,
-		DataPath: pick(w, dataPathsOf(w.t, w.ctl)...), Recovery: pick(w, RecoveryManual, RecoveryReopen),
+	w.spec = api.Spec{Name: "walk", Images: refs(w.way(), w.names...), Queues: 1 + w.rng.IntN(2), Depth: 32,
+		DataPath: pick(w, dataPathsOf(w.t, w.ctl)...), Recovery: pick(w, api.RecoveryManual, api.RecoveryReopen),
 		// What a request gets whose FUSE server dies under it.
 		StandbyErrors: []string{"EBUSY", "ENOTCONN", "EIO", "ECONNABORTED"}}
 	if w.one(4) {
-		w.spec.StandbyTimeout = Duration(time.Duration(20+w.rng.IntN(300)) * time.Millisecond)
+		w.spec.StandbyTimeout = api.Duration(time.Duration(20+w.rng.IntN(300)) * time.Millisecond)
 	}
 	o := Options{Control: w.ctl, Key: w.key, TakeOver: true, Log: zerolog.New(zerolog.NewTestWriter(w.t)).Level(zerolog.WarnLevel)}
 	d, err := Open(w.t.Context(), w.spec, o)
@@ -490,7 +491,7 @@ func (w *walk) rest() {
 		s := w.Status()
 		return s.Counters.InFlight == 0 && s.Standby.Held == 0 && s.Standby.Stuck == 0
 	})
-	if s := w.Status(); s.State != StateLive || len(s.Gate) != 0 || s.Standby.Value != "off" {
+	if s := w.Status(); s.State != api.StateLive || len(s.Gate) != 0 || s.Standby.Value != "off" {
 		w.fatal("at rest: not live")
 	}
 	if w.t.Failed() {

@@ -10,8 +10,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"holdfast/api"
 	"holdfast/control"
-	"holdfast/device"
 	"holdfast/ploop"
 )
 
@@ -252,8 +252,8 @@ func (l *line) commandNames() []string {
 var flagValues = map[string][]string{
 	"data-path":          {"auto", "copy", "zero-copy"},
 	"logical-block-size": {"512", "1K", "2K", "4K"},
-	"recovery":           {device.RecoveryManual, device.RecoveryReopen},
-	"recover-policy":     {device.RecoverWait, device.RecoverFail},
+	"recovery":           {api.RecoveryManual, api.RecoveryReopen},
+	"recover-policy":     {api.RecoverWait, api.RecoverFail},
 	"targets":            {"lio", "scst", "tgt", "none"},
 	"from":               {"raw", "ploop"},
 	"to":                 {"raw", "ploop"},

@@ -15,8 +15,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"holdfast/api"
 	"holdfast/control"
-	"holdfast/device"
 )
 
 // fakeDaemon answers with the devices vol1, vol2 and other, in a new run
@@ -30,9 +30,9 @@ func fakeDaemon(t *testing.T) string {
 	}
 	var snap control.Snapshot
 	for i, name := range []string{"other", "vol1", "vol2"} {
-		snap.Devices = append(snap.Devices, control.Device{Status: device.Status{Name: name, ID: i, Path: "/dev/ublkb" + string(rune('0'+i)), Size: 1 << 30, State: "live"}})
+		snap.Devices = append(snap.Devices, control.Device{Status: api.Status{Name: name, ID: i, Path: "/dev/ublkb" + string(rune('0'+i)), Size: 1 << 30, State: "live"}})
 	}
-	snap.Devices[2].Users = []device.User{{Kind: "mount", Device: "ublkb2", Name: "/mnt/my disk"}, {Kind: "process", Device: "ublkb2", Name: "fio", PID: 7}}
+	snap.Devices[2].Users = []api.User{{Kind: "mount", Device: "ublkb2", Name: "/mnt/my disk"}, {Kind: "process", Device: "ublkb2", Name: "fio", PID: 7}}
 	snap.Devices[0].Problem, snap.Devices[0].Advice = "a problem", "some advice"
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/devices", func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(snap) })

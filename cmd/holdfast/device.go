@@ -9,8 +9,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"holdfast/api"
 	"holdfast/control"
-	"holdfast/device"
 	"holdfast/ploop"
 )
 
@@ -30,11 +30,11 @@ func createCommand() *cli.Command {
 			damagedFlag("with --read-only, serve a damaged image: reads of what it has lost fail"),
 			&cli.IntFlag{Name: "queues", Usage: "`N` queues, each with a thread", DefaultText: "one per processor, at most 4"},
 			&cli.IntFlag{Name: "depth", Usage: "`N` requests at once in a queue", DefaultText: "128"},
-			&cli.StringFlag{Name: "recovery", Usage: "`HOW` a standby ends: manual (by replace) or reopen (also by itself, when the same files return)", Value: device.RecoveryManual},
+			&cli.StringFlag{Name: "recovery", Usage: "`HOW` a standby ends: manual (by replace) or reopen (also by itself, when the same files return)", Value: api.RecoveryManual},
 			&cli.DurationFlag{Name: "standby-timeout", Usage: "fail what is held after `TIME` in standby", DefaultText: "never"},
 			&cli.StringFlag{Name: "standby-errors", Usage: "`ERRORS` of the storage that lead to standby", DefaultText: "those of storage that is lost"},
-			&cli.StringFlag{Name: "recover-policy", Usage: "`WHAT` becomes of I/O while the device can't be served again after the daemon's death: wait, or fail", Value: device.RecoverWait},
-			&cli.DurationFlag{Name: "recover-timeout", Usage: "with the recover policy fail, fail I/O after `TIME`", DefaultText: device.DefaultRecoverTimeout.String()},
+			&cli.StringFlag{Name: "recover-policy", Usage: "`WHAT` becomes of I/O while the device can't be served again after the daemon's death: wait, or fail", Value: api.RecoverWait},
+			&cli.DurationFlag{Name: "recover-timeout", Usage: "with the recover policy fail, fail I/O after `TIME`", DefaultText: api.DefaultRecoverTimeout.String()},
 			&cli.StringFlag{Name: "on-standby", Usage: "run the program `FILE` when the device goes to standby"},
 			&cli.StringFlag{Name: "on-recovered", Usage: "run the program `FILE` when it has recovered"},
 			&cli.BoolFlag{Name: "persist", Usage: "create the device again after a reboot, until it is removed"},
@@ -47,7 +47,7 @@ func createCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			spec := device.Spec{Name: args[0], ReadOnly: c.Bool("read-only"), Damaged: c.Bool("damaged"), Queues: c.Int("queues"), Depth: c.Int("depth"), DataPath: c.String("data-path"), Persist: c.Bool("persist")}
+			spec := api.Spec{Name: args[0], ReadOnly: c.Bool("read-only"), Damaged: c.Bool("damaged"), Queues: c.Int("queues"), Depth: c.Int("depth"), DataPath: c.String("data-path"), Persist: c.Bool("persist")}
 			for _, f := range []string{"queues", "depth"} {
 				if c.IsSet(f) && c.Int(f) < 1 {
 					return usagef("%s: --%s %d: want at least 1", commandName(c), f, c.Int(f))
@@ -90,11 +90,11 @@ func createCommand() *cli.Command {
 }
 
 // standbySpec fills in what create's flags say of standby.
-func standbySpec(c *cli.Context, spec *device.Spec) error {
-	if spec.StandbyTimeout = device.Duration(c.Duration("standby-timeout")); c.IsSet("standby-timeout") && spec.StandbyTimeout <= 0 {
+func standbySpec(c *cli.Context, spec *api.Spec) error {
+	if spec.StandbyTimeout = api.Duration(c.Duration("standby-timeout")); c.IsSet("standby-timeout") && spec.StandbyTimeout <= 0 {
 		return usagef("%s: --standby-timeout %v: want more than 0", commandName(c), time.Duration(spec.StandbyTimeout))
 	}
-	if spec.Recovery = c.String("recovery"); spec.Recovery == device.RecoveryManual {
+	if spec.Recovery = c.String("recovery"); spec.Recovery == api.RecoveryManual {
 		spec.Recovery = ""
 	}
 	if errs := c.String("standby-errors"); errs != "" {

@@ -9,8 +9,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"holdfast/api"
 	"holdfast/control"
-	"holdfast/device"
 )
 
 func listCommand() *cli.Command {
@@ -104,17 +104,17 @@ func columnHelp(w io.Writer) error {
 // stateOf is the state, with how full of held requests a device is: at all of its tags it
 // takes no more. One that hangs says for how long.
 func stateOf(d *control.Device) string {
-	if d.State == device.StateHung && d.Oldest != nil {
+	if d.State == api.StateHung && d.Oldest != nil {
 		return d.State + ":" + seconds(d.Oldest.Seconds)
 	}
-	if d.Standby.Held == 0 && d.State != device.StateStandby {
+	if d.Standby.Held == 0 && d.State != api.StateStandby {
 		return d.State
 	}
 	return fmt.Sprintf("%s:%d/%d", d.State, d.Standby.Held, d.Standby.Tags)
 }
 
 // shortUsers names mount points as lsblk does, and the kind of other users.
-func shortUsers(users []device.User) string {
+func shortUsers(users []api.User) string {
 	var words []string
 	for _, u := range users {
 		switch u.Kind {

@@ -7,8 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/api"
 	"holdfast/control"
-	"holdfast/device"
 	"holdfast/ploop"
 )
 
@@ -88,16 +88,16 @@ func TestTable(t *testing.T) {
 
 func TestDeviceTree(t *testing.T) {
 	d := &control.Device{
-		Status: device.Status{Name: "vol", ID: 3, Path: "/dev/ublkb3", Size: 10 << 30, ClusterSize: 1 << 20, Clusters: 10240, Allocated: 12,
+		Status: api.Status{Name: "vol", ID: 3, Path: "/dev/ublkb3", Size: 10 << 30, ClusterSize: 1 << 20, Clusters: 10240, Allocated: 12,
 			State: "parked", Queues: 1, Depth: 64, DataPath: "copy",
 			Images:   []ploop.ImageStatus{{Path: "/srv/base", Format: "raw", Direct: true, Locked: true}, {Path: "/srv/a\nb", Format: "ploop2", Level: 1}},
-			Counters: device.Counters{Reads: 1, ReadBytes: 4096, Writes: 2, WriteBytes: 1 << 20, Parked: 1},
+			Counters: api.Counters{Reads: 1, ReadBytes: 4096, Writes: 2, WriteBytes: 1 << 20, Parked: 1},
 		},
 		Created: time.Now(),
-		Users:   []device.User{{Kind: "mount", Device: "ublkb3", Name: "/mnt"}},
+		Users:   []api.User{{Kind: "mount", Device: "ublkb3", Name: "/mnt"}},
 		Problem: "no\nspace",
 		Advice:  "make some",
-		Events:  []device.Event{{Time: time.Now(), Kind: "parked", Message: "a\x1bb"}},
+		Events:  []api.Event{{Time: time.Now(), Kind: "parked", Message: "a\x1bb"}},
 	}
 	var b bytes.Buffer
 	if err := deviceTree(d).print(&b); err != nil {
@@ -117,7 +117,7 @@ func TestDeviceTree(t *testing.T) {
 			t.Errorf("%q is not in\n%s", want, out)
 		}
 	}
-	lost := &control.Device{Status: device.Status{Name: "vol", ID: -1, State: control.StateLost, Images: []ploop.ImageStatus{{Path: "/a"}}}, Problem: "p", Advice: "a"}
+	lost := &control.Device{Status: api.Status{Name: "vol", ID: -1, State: control.StateLost, Images: []ploop.ImageStatus{{Path: "/a"}}}, Problem: "p", Advice: "a"}
 	b.Reset()
 	deviceTree(lost).print(&b)
 	if out := b.String(); strings.Contains(out, "queue") || strings.Contains(out, "buffered") || !strings.Contains(out, "vol  lost") {
@@ -129,12 +129,12 @@ func TestDeviceTree(t *testing.T) {
 // it is about.
 func TestHungTree(t *testing.T) {
 	level, off := 0, int64(512)
-	d := &control.Device{Status: device.Status{Name: "vol", Path: "/dev/ublkb3", State: device.StateHung,
+	d := &control.Device{Status: api.Status{Name: "vol", Path: "/dev/ublkb3", State: api.StateHung,
 		Images:    []ploop.ImageStatus{{Path: "/srv/a", Format: "ploop2"}},
-		Oldest:    &device.OldestRequest{Seconds: 75, At: device.AtTransfer, Op: "read", File: "/srv/a", Level: &level, FileOffset: &off},
-		Displaced: []device.Displaced{{Path: "/srv/a", How: device.PathGone}},
-		Counters:  device.Counters{InFlight: 3, Parked: 2, ParkedSeconds: 61},
-		Standby:   device.StandbyStatus{Held: 1, HeldSeconds: 5, Stuck: 4, StuckSeconds: 3600},
+		Oldest:    &api.OldestRequest{Seconds: 75, At: api.AtTransfer, Op: "read", File: "/srv/a", Level: &level, FileOffset: &off},
+		Displaced: []api.Displaced{{Path: "/srv/a", How: api.PathGone}},
+		Counters:  api.Counters{InFlight: 3, Parked: 2, ParkedSeconds: 61},
+		Standby:   api.StandbyStatus{Held: 1, HeldSeconds: 5, Stuck: 4, StuckSeconds: 3600},
 	}}
 	var b bytes.Buffer
 	if err := deviceTree(d).print(&b); err != nil {

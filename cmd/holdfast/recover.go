@@ -8,8 +8,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"holdfast/api"
 	"holdfast/control"
-	"holdfast/device"
 )
 
 func recoverCommand() *cli.Command {
@@ -44,11 +44,11 @@ func recoverCommand() *cli.Command {
 const recoverLimit = time.Minute
 
 // recoverSpec fills in what create's flags say of the death of the daemon.
-func recoverSpec(c *cli.Context, spec *device.Spec) error {
-	if spec.RecoverTimeout = device.Duration(c.Duration("recover-timeout")); c.IsSet("recover-timeout") && spec.RecoverTimeout <= 0 {
+func recoverSpec(c *cli.Context, spec *api.Spec) error {
+	if spec.RecoverTimeout = api.Duration(c.Duration("recover-timeout")); c.IsSet("recover-timeout") && spec.RecoverTimeout <= 0 {
 		return usagef("%s: --recover-timeout %v: want more than 0", commandName(c), time.Duration(spec.RecoverTimeout))
 	}
-	if spec.RecoverPolicy = c.String("recover-policy"); spec.RecoverPolicy == device.RecoverWait {
+	if spec.RecoverPolicy = c.String("recover-policy"); spec.RecoverPolicy == api.RecoverWait {
 		spec.RecoverPolicy = ""
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"holdfast/api"
 	"holdfast/control"
 	"holdfast/device"
 	"holdfast/ploop"
@@ -181,7 +182,7 @@ func replaceCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			r := control.ReplaceRequest{Force: c.Bool("force"), Drain: device.Duration(c.Duration("drain"))}
+			r := control.ReplaceRequest{Force: c.Bool("force"), Drain: api.Duration(c.Duration("drain"))}
 			if c.IsSet("level") {
 				level := c.Int("level")
 				if r.Level = &level; level < 0 {

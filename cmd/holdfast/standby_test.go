@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/api"
 	"holdfast/control"
-	"holdfast/device"
 	"holdfast/ploop"
 )
 
@@ -24,13 +24,13 @@ func heldDevice() control.Device {
 	since := time.Date(2026, 3, 1, 12, 0, 0, 0, time.Local)
 	next, deadline := since.Add(time.Minute), since.Add(time.Hour)
 	return control.Device{
-		Status: device.Status{
-			Name: "vol", ID: 0, Path: "/dev/ublkb0", Size: 1 << 30, State: device.StateStandby, Since: since, Gate: []string{"standby"},
+		Status: api.Status{
+			Name: "vol", ID: 0, Path: "/dev/ublkb0", Size: 1 << 30, State: api.StateStandby, Since: since, Gate: []string{"standby"},
 			Queues: 1, Depth: 64, DataPath: "copy", Images: []ploop.ImageStatus{{Path: "/srv/base"}, {Path: "/srv/top", Level: 1}},
-			Latency: []device.Latency{{Op: "read"}, {Op: "write", Count: 4, Sum: 0.002, Buckets: latencyBuckets(map[int]uint64{2: 3, 20: 1})}},
-			Standby: device.StandbyStatus{
+			Latency: []api.Latency{{Op: "read"}, {Op: "write", Count: 4, Sum: 0.002, Buckets: latencyBuckets(map[int]uint64{2: 3, 20: 1})}},
+			Standby: api.StandbyStatus{
 				Value: "on", Enabled: true, Flag: true, Consumers: []string{"lio", "me"}, Since: &since, Cause: "write of\n\"/srv/top\"", Errno: "ENOTCONN",
-				Deadline: &deadline, Held: 3, Tags: 64, Stuck: 1, HeldSeconds: 12, StuckSeconds: 30, Recovery: device.RecoveryReopen, Attempts: 2, LastError: "still\ndead", NextAttempt: &next,
+				Deadline: &deadline, Held: 3, Tags: 64, Stuck: 1, HeldSeconds: 12, StuckSeconds: 30, Recovery: api.RecoveryReopen, Attempts: 2, LastError: "still\ndead", NextAttempt: &next,
 				Seconds: 12.34, Entered: 2, Recovered: 1, HeldTotal: 9, HeldFailed: 4,
 				Triggers: map[string]uint64{"ENOTCONN": 3}, Inconsistencies: map[string]uint64{"unbalanced-detach": 1, "enabled-key-off": 2},
 			},
@@ -40,7 +40,7 @@ func heldDevice() control.Device {
 }
 
 func latencyBuckets(at map[int]uint64) []uint64 {
-	b := make([]uint64, len(device.LatencyBounds)+1)
+	b := make([]uint64, len(api.LatencyBounds)+1)
 	for i, n := range at {
 		b[i] = n
 	}
@@ -84,7 +84,7 @@ func (f *standbyDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	after := f.held
-	after.State, after.Standby.Value, after.Standby.Flag, after.Standby.Held = device.StateLive, "off", false, 0
+	after.State, after.Standby.Value, after.Standby.Flag, after.Standby.Held = api.StateLive, "off", false, 0
 	if r.Method == http.MethodPost && r.URL.Path == "/v1/devices" || r.Method == http.MethodPut && strings.HasPrefix(r.URL.Path, "/v1/attr/") {
 		io.WriteString(w, `{"name":"v"}`)
 		return
@@ -118,7 +118,7 @@ func (f *standbyDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer = control.AttrInfo{Dir: true, Entries: []control.AttrEntry{{Name: "state"}}}
 	case path == "/events":
 		for i, name := range []string{"vol", ""} {
-			e := device.Event{Time: f.held.Since, Device: name, Kind: "kind", Message: fmt.Sprintf("a <b>\n%d", i)}
+			e := api.Event{Time: f.held.Since, Device: name, Kind: "kind", Message: fmt.Sprintf("a <b>\n%d", i)}
 			if q := r.URL.Query().Get("device"); q == "" || q == name {
 				json.NewEncoder(w).Encode(e)
 			}
@@ -194,12 +194,12 @@ func TestCreateAsks(t *testing.T) {
 	f := newStandbyDaemon(t)
 	for _, tt := range []struct {
 		line string
-		want device.Spec
+		want api.Spec
 	}{
-		{"create v --image /f", device.Spec{}},
-		{"create v --image /f --recovery manual", device.Spec{}},
+		{"create v --image /f", api.Spec{}},
+		{"create v --image /f --recovery manual", api.Spec{}},
 		{"create v --image /f --recovery reopen --standby-timeout 90s --standby-errors EIO,ESTALE --on-standby /bin/a --on-recovered /bin/../b",
-			device.Spec{Recovery: "reopen", StandbyTimeout: device.Duration(90 * time.Second), StandbyErrors: []string{"EIO", "ESTALE"}, OnStandby: "/bin/a", OnRecovered: "/b"}},
+			api.Spec{Recovery: "reopen", StandbyTimeout: api.Duration(90 * time.Second), StandbyErrors: []string{"EIO", "ESTALE"}, OnStandby: "/bin/a", OnRecovered: "/b"}},
 	} {
 		f.asked = nil
 		var out, errs bytes.Buffer
@@ -207,7 +207,7 @@ func TestCreateAsks(t *testing.T) {
 			t.Errorf("%s: exit %d, %s, asked %q", tt.line, code, &errs, f.asked)
 			continue
 		}
-		var got device.Spec
+		var got api.Spec
 		if err := json.Unmarshal([]byte(strings.TrimPrefix(f.asked[0], "POST /v1/devices ")), &got); err != nil {
 			t.Fatal(err)
 		}
@@ -323,7 +323,7 @@ func TestEventsJSON(t *testing.T) {
 		t.Fatalf("exit %d: %s", code, &errs)
 	}
 	for line := range strings.Lines(out.String()) {
-		var e device.Event
+		var e api.Event
 		dec := json.NewDecoder(strings.NewReader(line))
 		dec.DisallowUnknownFields()
 		if err := dec.Decode(&e); err != nil || e.Kind != "kind" || !strings.Contains(line, "<b>") {

@@ -7,8 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"holdfast/api"
 	"holdfast/control"
-	"holdfast/device"
 	"holdfast/ploop"
 )
 
@@ -117,7 +117,7 @@ func counters(n *node, d *control.Device) {
 
 // latencies are of the sampled requests.
 func latencies(root *node, d *control.Device) {
-	n := node{text: fmt.Sprintf("latency, of one request in %d", device.LatencySample)}
+	n := node{text: fmt.Sprintf("latency, of one request in %d", api.LatencySample)}
 	for _, l := range d.Latency {
 		if l.Count > 0 {
 			mean := time.Duration(l.Sum / float64(l.Count) * float64(time.Second))
@@ -130,11 +130,11 @@ func latencies(root *node, d *control.Device) {
 }
 
 // below is the bound that a part of the requests kept.
-func below(l *device.Latency, part float64) string {
+func below(l *api.Latency, part float64) string {
 	sum := uint64(0)
 	for i, n := range l.Buckets {
-		if sum += n; float64(sum) >= part*float64(l.Count) && i < len(device.LatencyBounds) {
-			return time.Duration(device.LatencyBounds[i] * float64(time.Second)).String()
+		if sum += n; float64(sum) >= part*float64(l.Count) && i < len(api.LatencyBounds) {
+			return time.Duration(api.LatencyBounds[i] * float64(time.Second)).String()
 		}
 	}
 	return "no bound"

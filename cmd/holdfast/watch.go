@@ -9,8 +9,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"holdfast/api"
 	"holdfast/control"
-	"holdfast/device"
 )
 
 func attrCommand() *cli.Command {
@@ -141,7 +141,7 @@ func eventsCommand() *cli.Command {
 			}
 			enc := json.NewEncoder(c.App.Writer)
 			enc.SetEscapeHTML(false)
-			return client(c).Events(c.Context, q, func(e device.Event) error {
+			return client(c).Events(c.Context, q, func(e api.Event) error {
 				if c.Bool("json") {
 					return enc.Encode(e)
 				}

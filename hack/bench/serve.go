@@ -14,6 +14,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"holdfast/api"
 	"holdfast/device"
 	"holdfast/ploop"
 	"holdfast/ublk"
@@ -23,7 +24,7 @@ import (
 // end how much was allocated per request; it can write a CPU profile, which the
 // daemon has no business to.
 func serveMain(ctx context.Context, args []string) (err error) {
-	spec := device.Spec{}
+	spec := api.Spec{}
 	f := flag.NewFlagSet("serve", flag.ContinueOnError)
 	f.StringVar(&spec.Name, "name", "bench", "the device's `name`")
 	f.StringVar(&spec.DataPath, "data-path", "auto", "auto, copy or zero-copy")

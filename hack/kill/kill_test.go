@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/api"
 	"holdfast/control"
-	"holdfast/device"
 	"holdfast/ploop"
 )
 
@@ -234,7 +234,7 @@ func (l *loop) replacement(name string, g *images) (done func()) {
 	}
 	ended := make(chan error, 1)
 	go func() {
-		_, err := l.client.Replace(context.Background(), name, control.ReplaceRequest{Level: &level, Image: ploop.ImageRef{Path: next}, Drain: device.Duration(time.Minute)})
+		_, err := l.client.Replace(context.Background(), name, control.ReplaceRequest{Level: &level, Image: ploop.ImageRef{Path: next}, Drain: api.Duration(time.Minute)})
 		ended <- err
 	}()
 	return func() {

@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/api"
 	"holdfast/control"
-	"holdfast/device"
 	"holdfast/ploop"
 	"holdfast/ublk"
 )
@@ -42,7 +42,7 @@ func TestMaking(t *testing.T) {
 		s.answers()
 		state := s.settles("made")
 		outcomes[args[0]+": "+state]++
-		if state == device.StateLive {
+		if state == api.StateLive {
 			d, err := OpenBlockDevice("/dev/ublkb" + fmt.Sprint(s.id("made")))
 			must(t, err)
 			if _, err := d.WriteAt(letter('x'), 0); err != nil {
@@ -78,7 +78,7 @@ func (s *server) settles(name string) (state string) {
 			state = "gone"
 		case err != nil:
 			return err
-		case d.State != device.StateLive && d.State != control.StateLost:
+		case d.State != api.StateLive && d.State != control.StateLost:
 			return fmt.Errorf("%s is %s: %s", name, d.State, d.Problem)
 		default:
 			state = d.State

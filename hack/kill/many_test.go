@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"holdfast/device"
+	"holdfast/api"
 	"holdfast/ploop"
 )
 
@@ -52,7 +52,7 @@ func (s *server) serveAll(n int) time.Duration {
 		}
 		live := 0
 		for _, d := range snap.Devices {
-			if d.State == device.StateLive {
+			if d.State == api.StateLive {
 				live++
 			}
 		}

@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/control"
-	"holdfast/device"
 	"holdfast/hack/faultfs"
 	"holdfast/ublk"
 )
@@ -137,7 +137,7 @@ func TestGrown(t *testing.T) {
 	write('A')
 	must(t, os.Truncate(image, size+32<<20))
 	s.upgrade()
-	s.becomes("raw", device.StateLive)
+	s.becomes("raw", api.StateLive)
 	write('B')
 	s.kill()
 	must(t, os.Truncate(image, size+32<<20+100))
@@ -151,7 +151,7 @@ func TestGrown(t *testing.T) {
 		t.Errorf("upgrade with a short image: %q, %v", out, err)
 	}
 	must(t, os.Truncate(image, size))
-	s.becomes("raw", device.StateLive)
+	s.becomes("raw", api.StateLive)
 	write('D')
 	d.Close()
 	s.ok("remove", "raw")

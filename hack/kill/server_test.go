@@ -17,8 +17,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/control"
-	"holdfast/device"
 	"holdfast/hack/faultfs"
 	"holdfast/ublk"
 )
@@ -218,7 +218,7 @@ func (s *server) restart(name string) time.Duration {
 // start of the daemon.
 func (s *server) serves(name string) time.Duration {
 	s.t.Helper()
-	s.becomes(name, device.StateLive)
+	s.becomes(name, api.StateLive)
 	return time.Since(s.started)
 }
 
@@ -252,8 +252,8 @@ func (s *server) becomes(name, state string) *control.Device {
 // recoveries counts those of a device that this daemon has ended.
 func (s *server) recoveries(name string) (n int) {
 	s.t.Helper()
-	must(s.t, s.client.Events(s.t.Context(), control.EventsQuery{Device: name}, func(e device.Event) error {
-		if e.Kind == device.EventServed {
+	must(s.t, s.client.Events(s.t.Context(), control.EventsQuery{Device: name}, func(e api.Event) error {
+		if e.Kind == api.EventServed {
 			n++
 		}
 		return nil

@@ -8,8 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/control"
-	"holdfast/device"
 	"holdfast/hack/faultfs"
 )
 
@@ -121,12 +121,12 @@ func (h *held) finish() {
 }
 
 // holds waits until a device is in standby, and holds requests.
-func (s *server) holds(name string) device.StandbyStatus {
+func (s *server) holds(name string) api.StandbyStatus {
 	s.t.Helper()
 	var d *control.Device
 	if err := wait(time.Minute, func() error {
 		var err error
-		if d, err = s.client.Device(s.t.Context(), name); err == nil && (d.State != device.StateStandby || d.Standby.Held == 0) {
+		if d, err = s.client.Device(s.t.Context(), name); err == nil && (d.State != api.StateStandby || d.Standby.Held == 0) {
 			err = fmt.Errorf("%s is %s and holds %d requests: %s (%s)", name, d.State, d.Standby.Held, d.Problem, d.Advice)
 		}
 		return err

@@ -13,7 +13,7 @@ import (
 	"time"
 	"unsafe"
 
-	"holdfast/device"
+	"holdfast/api"
 )
 
 // needVM skips a test that must not run on a machine that somebody uses.
@@ -128,9 +128,9 @@ func (d *daemon) checkAfter(images ...string) {
 }
 
 // status is what `holdfast show` tells of a device.
-func (d *daemon) status(name string) device.Status {
+func (d *daemon) status(name string) api.Status {
 	d.t.Helper()
-	var s device.Status
+	var s api.Status
 	if err := json.Unmarshal([]byte(d.ok("show", name, "--json")), &s); err != nil {
 		d.t.Fatal(err)
 	}

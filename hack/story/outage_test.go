@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"holdfast/device"
+	"holdfast/api"
 )
 
 // attribute reads one of a device's attributes as a shell would, from the
@@ -52,9 +52,9 @@ func (d *daemon) waitWrites(name string, more int, j *job) {
 }
 
 // waitHeld waits for a device to hold requests.
-func (d *daemon) waitHeld(name string, least int64) device.StandbyStatus {
+func (d *daemon) waitHeld(name string, least int64) api.StandbyStatus {
 	d.t.Helper()
-	var s device.StandbyStatus
+	var s api.StandbyStatus
 	if err := wait(time.Minute, func() error {
 		if s = d.status(name).Standby; s.Held < least {
 			return fmt.Errorf("%s holds %d requests, want %d", name, s.Held, least)

@@ -1,9 +1,10 @@
-package device
+package api
 
 import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -76,19 +77,13 @@ func (d *Duration) UnmarshalText(b []byte) error {
 	return err
 }
 
-const (
-	defaultDepth     = 128
-	mostDefaultQueue = 4
-)
-
 var (
 	nameForm   = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$`)
 	kernelName = regexp.MustCompile(`^ublk[bc][0-9]+$`)
 )
 
-var dataPaths = map[string]ublk.DataPath{
-	"": ublk.Auto, "auto": ublk.Auto, "copy": ublk.Copy, "zero-copy": ublk.ZeroCopy,
-}
+// DataPaths are the names that a spec may have.
+var DataPaths = []string{"", "auto", "copy", "zero-copy"}
 
 // Validate says what is wrong with a spec by itself, without looking at files.
 func (s *Spec) Validate() error {
@@ -123,7 +118,7 @@ func (s *Spec) Validate() error {
 	if s.Depth < 0 || s.Depth > ublk.MaxDepth {
 		return fmt.Errorf("device %s: depth %d, want 1 to %d (0: default)", s.Name, s.Depth, ublk.MaxDepth)
 	}
-	if _, ok := dataPaths[s.DataPath]; !ok {
+	if !slices.Contains(DataPaths, s.DataPath) {
 		return fmt.Errorf("device %s: data path %q, want auto, copy or zero-copy", s.Name, s.DataPath)
 	}
 	switch s.LogicalBlockSize {
@@ -135,7 +130,7 @@ func (s *Spec) Validate() error {
 }
 
 func (s *Spec) validateStandby() error {
-	if _, err := triggers(s.StandbyErrors); err != nil {
+	if _, err := Triggers(s.StandbyErrors); err != nil {
 		return fmt.Errorf("device %s: %w", s.Name, err)
 	}
 	if s.StandbyTimeout < 0 {

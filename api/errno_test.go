@@ -1,4 +1,4 @@
-package device
+package api
 
 import (
 	"slices"
@@ -55,17 +55,17 @@ func TestErrnoNames(t *testing.T) {
 // TestTriggerNames: a set may be written with any name and blanks, and names no error that
 // is dealt with otherwise.
 func TestTriggerNames(t *testing.T) {
-	set, err := triggers([]string{"EIO", " euclean", "EOPNOTSUPP "})
+	set, err := Triggers([]string{"EIO", " euclean", "EOPNOTSUPP "})
 	if err != nil || !slices.Equal(set, []unix.Errno{unix.EIO, unix.EUCLEAN, unix.EOPNOTSUPP}) {
 		t.Errorf("%v, %v", set, err)
 	}
 	for _, bad := range []string{"ENOSPC", "EDQUOT", "EWHAT", ""} {
-		if _, err := triggers([]string{bad}); err == nil {
+		if _, err := Triggers([]string{bad}); err == nil {
 			t.Errorf("%q is taken", bad)
 		}
 	}
 	for _, e := range standby.DefaultTriggers {
-		if _, err := triggers([]string{ErrnoName(e)}); err != nil {
+		if _, err := Triggers([]string{ErrnoName(e)}); err != nil {
 			t.Errorf("a default: %v", err)
 		}
 	}

@@ -1,4 +1,4 @@
-package device
+package api
 
 import (
 	"fmt"
@@ -56,8 +56,8 @@ func errnoByName(name string) (unix.Errno, bool) {
 	return 0, false
 }
 
-// triggers looks up errors by their names; nil for none.
-func triggers(names []string) ([]unix.Errno, error) {
+// Triggers looks up errors by their names; nil for none.
+func Triggers(names []string) ([]unix.Errno, error) {
 	var set []unix.Errno
 	for _, name := range names {
 		name = strings.TrimSpace(name)
@@ -65,7 +65,7 @@ func triggers(names []string) ([]unix.Errno, error) {
 		if !ok {
 			return nil, fmt.Errorf("standby error %q: not the name of an error, like ENOTCONN", name)
 		}
-		if noSpace(errno) {
+		if errno == unix.ENOSPC || errno == unix.EDQUOT {
 			return nil, fmt.Errorf("standby error %s: requests wait for space anyway", name)
 		}
 		set = append(set, errno)

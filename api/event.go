@@ -1,0 +1,34 @@
+package api
+
+import "time"
+
+// Event is something that happened to a device.
+type Event struct {
+	Time    time.Time `json:"time"`
+	Device  string    `json:"device"`
+	Kind    string    `json:"kind"` // one of the Event constants
+	Message string    `json:"message"`
+}
+
+// Kinds of events.
+const (
+	EventCreated       = "created"
+	EventServed        = "served" // taken over from a server that is gone
+	EventRemoved       = "removed"
+	EventParked        = "parked"          // a request waits for space
+	EventUnparked      = "unparked"        // none does any more
+	EventIOError       = "io-error"        // a request failed
+	EventTruncated     = "truncated"       // the top's file became shorter
+	EventStandby       = "standby"         // requests are held from now
+	EventRecovered     = "recovered"       // the hold ended, and they are served
+	EventCleared       = "standby-cleared" // the hold ended, and they failed
+	EventKept          = "standby-kept"    // by hand, and not to be ended by a reopening
+	EventTimeout       = "standby-timeout" // the hold goes on, and they fail
+	EventBadRange      = "bad-range"       // an error is its place's own, and not held
+	EventReopenRefused = "reopen-refused"  // the files answer and aren't what they were
+	EventReplaced      = "replaced"        // a file was replaced
+	EventReplaceFailed = "replace-failed"  // and here it was not
+	EventAttached      = "attached"
+	EventDetached      = "detached"
+	EventInconsistency = "inconsistency" // see standby.Inconsistency
+)
