@@ -32,3 +32,16 @@ const (
 	EventDetached      = "detached"
 	EventInconsistency = "inconsistency" // see standby.Inconsistency
 )
+
+// Kinds of events that the daemon adds to those of devices.
+const (
+	EventKeyOn      = "standby-check-on"
+	EventKeyOff     = "standby-check-off"
+	EventTarget     = "target"      // an integration was found, or is gone
+	EventHookFailed = "hook-failed" // a program for a device could not be run, or failed
+	// Of a device whose server died or left.
+	EventRecovering    = "recovering"     // it is to be served again
+	EventRecoverFailed = "recover-failed" // an attempt failed, for another reason than the last
+	EventUpgradeFailed = "upgrade-failed" // this daemon goes on
+	EventMissed        = "missed"         // only to a reader that is too slow: how many it did not get
+)

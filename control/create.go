@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
-	"unicode/utf8"
 
 	"holdfast/api"
 	"holdfast/device"
@@ -19,8 +17,8 @@ import (
 // be the same, and in-use marks on them are taken for our own.
 //
 // When ctx ends first, the creation is taken back and nothing remains.
-func (d *Daemon) Create(ctx context.Context, spec api.Spec) (*Device, error) {
-	if err := checkSpec(&spec); err != nil {
+func (d *Daemon) Create(ctx context.Context, spec api.Spec) (*api.Device, error) {
+	if err := api.CheckSpec(&spec); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -32,7 +30,7 @@ func (d *Daemon) Create(ctx context.Context, spec api.Spec) (*Device, error) {
 		err = d.create(ctx, s, spec)
 	}
 	if err != nil && d.creating.Err() != nil {
-		return nil, fail(CodeStopping, "the daemon is stopping, device %q was not created", spec.Name)
+		return nil, api.Errorf(api.CodeStopping, "the daemon is stopping, device %q was not created", spec.Name)
 	}
 	if err != nil {
 		return nil, err
@@ -40,43 +38,19 @@ func (d *Daemon) Create(ctx context.Context, spec api.Spec) (*Device, error) {
 	return d.Device(spec.Name)
 }
 
-func checkSpec(spec *api.Spec) error {
-	if err := spec.Validate(); err != nil {
-		return fail(CodeInvalid, "%w", err)
-	}
-	spec.Images = slices.Clone(spec.Images)
-	return checkImages(spec.Images)
-}
-
-// checkImages looks at paths from outside, and cleans them.
-func checkImages(images []ploop.ImageRef) error {
-	for i := range images {
-		p := images[i].Path
-		if !filepath.IsAbs(p) {
-			return fail(CodeInvalid, "image path %q is not absolute", p)
-		}
-		// JSON would silently turn other bytes into U+FFFD, in the record too.
-		if !utf8.ValidString(p) {
-			return fail(CodeInvalid, "image path %q is not UTF-8", p)
-		}
-		images[i].Path = filepath.Clean(p)
-	}
-	return nil
-}
-
 // create does the work, with the name's token held.
 func (d *Daemon) create(ctx context.Context, s *slot, spec api.Spec) error {
 	old := s.rec
 	takeOver := false
 	if old != nil {
-		if s.phase == StateRecovering {
-			return fail(CodeConflict, "device %q is being recovered: wait for it, or 'holdfast remove --force %s'", spec.Name, spec.Name)
+		if s.phase == api.StateRecovering {
+			return api.Errorf(api.CodeConflict, "device %q is being recovered: wait for it, or 'holdfast remove --force %s'", spec.Name, spec.Name)
 		}
 		if s.dev != nil {
-			return fail(CodeExists, "device %q exists already, as %s", spec.Name, s.dev.Path())
+			return api.Errorf(api.CodeExists, "device %q exists already, as %s", spec.Name, s.dev.Path())
 		}
 		if !slices.Equal(old.Spec.Images, spec.Images) {
-			return fail(CodeConflict, "device %q is lost and was served from other images (%s): create it with those, or remove it first", spec.Name, refs(old.Spec.Images))
+			return api.Errorf(api.CodeConflict, "device %q is lost and was served from other images (%s): create it with those, or remove it first", spec.Name, refs(old.Spec.Images))
 		}
 		// A reader sets no mark; only what we wrote to can carry ours.
 		takeOver = !old.Closed && !old.Spec.ReadOnly
@@ -134,7 +108,7 @@ func (d *Daemon) lookFirst(ctx context.Context, s *slot, spec *api.Spec, old *re
 		}
 		if old != nil && !old.Closed {
 			if why := old.changed(d.boot, false); why != nil {
-				return fail(CodeConflict, "device %q is lost and cannot be taken over: %w; remove it first", spec.Name, why)
+				return api.Errorf(api.CodeConflict, "device %q is lost and cannot be taken over: %w; remove it first", spec.Name, why)
 			}
 		}
 		ids, err := identify(spec.Images)
@@ -157,15 +131,15 @@ func (d *Daemon) reserve(s *slot, rec *record) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.stopping {
-		return fail(CodeStopping, "the daemon is stopping")
+		return api.Errorf(api.CodeStopping, "the daemon is stopping")
 	}
 	if d.upgrading.Load() {
-		return fail(CodeBusy, "an upgrade is under way: try again")
+		return api.Errorf(api.CodeBusy, "an upgrade is under way: try again")
 	}
 	if err := d.conflict(s, rec); err != nil {
 		return err
 	}
-	s.rec, s.phase = rec, StateCreating
+	s.rec, s.phase = rec, api.StateCreating
 	return nil
 }
 
@@ -180,7 +154,7 @@ func (d *Daemon) conflict(s *slot, rec *record) error {
 			if other.dev == nil && other.phase == "" {
 				state = "belongs to the lost device"
 			}
-			return fail(CodeConflict, "image %q %s %q", rec.Spec.Images[i].Path, state, other.name)
+			return api.Errorf(api.CodeConflict, "image %q %s %q", rec.Spec.Images[i].Path, state, other.name)
 		}
 	}
 	return nil
@@ -215,7 +189,7 @@ func (d *Daemon) openRecorded(ctx context.Context, s *slot, rec, old *record, ta
 	}
 	if err := d.records.save(rec); err != nil {
 		undo()
-		return nil, fail(CodeInternal, "%w", err)
+		return nil, api.Errorf(api.CodeInternal, "%w", err)
 	}
 	var known device.Known
 	if old != nil {
@@ -237,15 +211,15 @@ func (d *Daemon) openRecorded(ctx context.Context, s *slot, rec, old *record, ta
 	if errors.Is(err, device.ErrStuck) {
 		// The images may be written to yet, and stay marked: the record too.
 		d.set(s, func() { s.rec, s.problem = rec, err.Error() })
-		return nil, fail(CodeInternal, "%w", err)
+		return nil, api.Errorf(api.CodeInternal, "%w", err)
 	}
 	if err != nil {
 		undo()
 		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-			return nil, fail(CodeInternal, "creation of device %q was given up: %w", s.name, err)
+			return nil, api.Errorf(api.CodeInternal, "creation of device %q was given up: %w", s.name, err)
 		}
 		e := classify(err)
-		if e.Code == CodeDriver {
+		if e.Code == api.CodeDriver {
 			d.set(s, func() { d.driverProblem = e.Message })
 		}
 		return nil, e

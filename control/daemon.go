@@ -21,15 +21,6 @@ import (
 	"holdfast/target"
 )
 
-// APIVersion is the version in the paths of the API.
-const APIVersion = 1
-
-// Where the daemon lives unless told otherwise.
-const (
-	DefaultRunDir   = "/run/holdfast"
-	DefaultStateDir = "/var/lib/holdfast"
-)
-
 // Config is what a daemon needs to know.
 type Config struct {
 	RunDir   string // holds the socket; made if missing
@@ -118,7 +109,7 @@ type Daemon struct {
 
 	mu            sync.Mutex
 	slots         map[string]*slot
-	problems      []Problem
+	problems      []api.Problem
 	orphans       map[int]bool // devices of ours in the driver that have no record
 	driverProblem string       // why the last creation failed, if the kernel was the reason
 	stopping      bool
@@ -336,7 +327,7 @@ func (d *Daemon) acquire(ctx context.Context, name string) (*slot, error) {
 		return s, nil
 	case <-ctx.Done():
 		d.drop(s)
-		return nil, fail(CodeBusy, "device %q: gave up waiting for another operation on it: %w", name, ctx.Err())
+		return nil, api.Errorf(api.CodeBusy, "device %q: gave up waiting for another operation on it: %w", name, ctx.Err())
 	}
 }
 

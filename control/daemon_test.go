@@ -33,7 +33,7 @@ func TestCreateListRemove(t *testing.T) {
 		t.Errorf("record %+v, %v", rec, err)
 	}
 	_, err = f.c.Create(ctx, f.spec("vol", "other"))
-	wantCode(t, err, CodeExists)
+	wantCode(t, err, api.CodeExists)
 	got, err := f.c.Device(ctx, "vol")
 	if err != nil || !reflect.DeepEqual(got, dev) {
 		t.Errorf("show %+v, created %+v, %v", got, dev, err)
@@ -44,9 +44,9 @@ func TestCreateListRemove(t *testing.T) {
 	if len(f.recorded()) != 0 || len(f.states()) != 0 || len(f.k.live) != 0 || len(f.d.slots) != 0 {
 		t.Errorf("after removal: records %v, states %v, live %v, slots %v", f.recorded(), f.states(), f.k.live, f.d.slots)
 	}
-	wantCode(t, f.c.Remove(ctx, "vol", true), CodeNotFound)
+	wantCode(t, f.c.Remove(ctx, "vol", true), api.CodeNotFound)
 	_, err = f.c.Device(ctx, "vol")
-	wantCode(t, err, CodeNotFound)
+	wantCode(t, err, api.CodeNotFound)
 	if len(f.d.slots) != 0 {
 		t.Errorf("questions left slots behind: %v", f.d.slots)
 	}
@@ -55,7 +55,7 @@ func TestCreateListRemove(t *testing.T) {
 func TestCreateRefused(t *testing.T) {
 	f := newFixture(t)
 	f.create("a", "base", "a.top")
-	bad := func(name string, spec api.Spec, code Code, words ...string) {
+	bad := func(name string, spec api.Spec, code api.Code, words ...string) {
 		t.Helper()
 		_, err := f.d.Create(ctx, spec)
 		e := wantCode(t, err, code)
@@ -68,16 +68,16 @@ func TestCreateRefused(t *testing.T) {
 			t.Errorf("%s: records %v", name, got)
 		}
 	}
-	bad("name", api.Spec{Name: "../x", Images: []ploop.ImageRef{f.image("b")}}, CodeInvalid)
-	bad("no image", api.Spec{Name: "b"}, CodeInvalid)
-	bad("relative", api.Spec{Name: "b", Images: []ploop.ImageRef{{Path: "b"}}}, CodeInvalid, "absolute")
-	bad("bytes", api.Spec{Name: "b", Images: []ploop.ImageRef{{Path: "/\xff"}}}, CodeInvalid, "UTF-8")
-	bad("missing", api.Spec{Name: "b", Images: []ploop.ImageRef{{Path: f.dir + "/none"}}}, CodeImage, "none")
-	bad("written by another", f.spec("b", "a.top"), CodeConflict, "a.top", `"a"`)
-	bad("another's base", f.spec("b", "base"), CodeConflict, "base", `"a"`)
-	bad("on another's top", f.spec("b", "a.top", "b.top"), CodeConflict, "a.top")
+	bad("name", api.Spec{Name: "../x", Images: []ploop.ImageRef{f.image("b")}}, api.CodeInvalid)
+	bad("no image", api.Spec{Name: "b"}, api.CodeInvalid)
+	bad("relative", api.Spec{Name: "b", Images: []ploop.ImageRef{{Path: "b"}}}, api.CodeInvalid, "absolute")
+	bad("bytes", api.Spec{Name: "b", Images: []ploop.ImageRef{{Path: "/\xff"}}}, api.CodeInvalid, "UTF-8")
+	bad("missing", api.Spec{Name: "b", Images: []ploop.ImageRef{{Path: f.dir + "/none"}}}, api.CodeImage, "none")
+	bad("written by another", f.spec("b", "a.top"), api.CodeConflict, "a.top", `"a"`)
+	bad("another's base", f.spec("b", "base"), api.CodeConflict, "base", `"a"`)
+	bad("on another's top", f.spec("b", "a.top", "b.top"), api.CodeConflict, "a.top")
 	os.Symlink(filepath.Join(f.dir, "a.top"), filepath.Join(f.dir, "alias"))
-	bad("under another name", f.spec("b", "alias"), CodeConflict, "alias")
+	bad("under another name", f.spec("b", "alias"), api.CodeConflict, "alias")
 	f.create("shared-base", "base", "b.top") // both only read the base
 	ro := f.spec("reader", "base")
 	ro.ReadOnly = true
@@ -90,12 +90,12 @@ func TestCreateFailureLeavesNothing(t *testing.T) {
 	f := newFixture(t)
 	for _, tt := range []struct {
 		err  error
-		code Code
+		code api.Code
 	}{
-		{fmt.Errorf("x: %w", ublk.ErrTooManyDevices), CodeDriver},
-		{&ploop.FormatError{File: "f", What: "magic", Found: "0", Class: ploop.ErrNotPloop}, CodeImage},
-		{&ublk.MissingFeatureError{Missing: ublk.FeatureUserCopy}, CodeDriver},
-		{errors.New("something"), CodeInternal},
+		{fmt.Errorf("x: %w", ublk.ErrTooManyDevices), api.CodeDriver},
+		{&ploop.FormatError{File: "f", What: "magic", Found: "0", Class: ploop.ErrNotPloop}, api.CodeImage},
+		{&ublk.MissingFeatureError{Missing: ublk.FeatureUserCopy}, api.CodeDriver},
+		{errors.New("something"), api.CodeInternal},
 	} {
 		f.k.openErr = tt.err
 		_, err := f.c.Create(ctx, f.spec("v", "i"))
@@ -119,14 +119,14 @@ func TestCreateFailureLeavesNothing(t *testing.T) {
 func TestDriverComesLater(t *testing.T) {
 	f := newFixture(t)
 	f.crash()
-	f.k.notReady = fail(CodeDriver, "%w", ublk.ErrNoDriver)
+	f.k.notReady = api.Errorf(api.CodeDriver, "%w", ublk.ErrNoDriver)
 	f.start()
 	snap, err := f.c.Snapshot(ctx)
 	if err != nil || snap.Driver.Available || !strings.Contains(snap.Driver.Missing, "modprobe") {
 		t.Errorf("driver %+v, %v", snap.Driver, err)
 	}
 	_, err = f.c.Create(ctx, f.spec("v", "i"))
-	wantCode(t, err, CodeDriver)
+	wantCode(t, err, api.CodeDriver)
 	if len(f.recorded()) != 0 {
 		t.Error("a record without a driver")
 	}
@@ -142,7 +142,7 @@ func TestTooManyDevices(t *testing.T) {
 	f.create("v", "i")
 	f.k.set(func() { f.k.openErr = ublk.ErrTooManyDevices })
 	_, err := f.c.Create(ctx, f.spec("w", "j"))
-	wantCode(t, err, CodeDriver)
+	wantCode(t, err, api.CodeDriver)
 	if snap, _ := f.c.Snapshot(ctx); snap.Driver.Available {
 		t.Error("the driver is said to be available")
 	}
@@ -161,7 +161,7 @@ func TestRecordCannotBeWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := f.c.Create(ctx, f.spec("v", "i"))
-	wantCode(t, err, CodeInternal)
+	wantCode(t, err, api.CodeInternal)
 	if f.k.next != 0 {
 		t.Error("the device was opened without a record")
 	}
@@ -171,7 +171,7 @@ func TestRemoveBusy(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
 	f.k.setUsers("v", mounted)
-	e := wantCode(t, f.c.Remove(ctx, "v", false), CodeBusy)
+	e := wantCode(t, f.c.Remove(ctx, "v", false), api.CodeBusy)
 	if !strings.Contains(e.Message, "mounted on /mnt") || !reflect.DeepEqual(e.Users, []api.User{mounted}) {
 		t.Errorf("%q, %+v", e.Message, e.Users)
 	}
@@ -181,7 +181,7 @@ func TestRemoveBusy(t *testing.T) {
 	// Somebody whom only the kernel sees.
 	f.k.setUsers("v")
 	f.k.closeErr["v"] = fmt.Errorf("try: %w", device.ErrBusy)
-	wantCode(t, f.c.Remove(ctx, "v", false), CodeBusy)
+	wantCode(t, f.c.Remove(ctx, "v", false), api.CodeBusy)
 	delete(f.k.closeErr, "v")
 	f.k.setUsers("v", mounted)
 	if err := f.c.Remove(ctx, "v", true); err != nil {
@@ -199,7 +199,7 @@ func TestRemoveWaitsForUdev(t *testing.T) {
 	}
 	f.create("v", "i")
 	f.k.setUsers("v", api.User{Kind: "process", Name: "blkid", PID: 1})
-	e := wantCode(t, f.c.Remove(ctx, "v", false), CodeBusy)
+	e := wantCode(t, f.c.Remove(ctx, "v", false), api.CodeBusy)
 	if !strings.Contains(e.Message, "blkid") {
 		t.Errorf("%q", e.Message)
 	}
@@ -209,9 +209,9 @@ func TestUncleanCloseIsLost(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
 	f.k.closeErr["v"] = errors.New("input/output error")
-	wantCode(t, f.c.Remove(ctx, "v", false), CodeInternal)
+	wantCode(t, f.c.Remove(ctx, "v", false), api.CodeInternal)
 	dev, err := f.c.Device(ctx, "v")
-	if err != nil || dev.State != StateLost || !strings.Contains(dev.Problem, "input/output") || dev.Advice == "" {
+	if err != nil || dev.State != api.StateLost || !strings.Contains(dev.Problem, "input/output") || dev.Advice == "" {
 		t.Errorf("%+v, %v", dev, err)
 	}
 	if !slices.Equal(f.recorded(), []string{"v"}) {
@@ -226,7 +226,7 @@ func TestSlowCloseIsTriedAgain(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
 	f.k.closeErr["v"] = fmt.Errorf("another change of its files is under way: %w", context.DeadlineExceeded)
-	e := wantCode(t, f.c.Remove(ctx, "v", false), CodeInternal)
+	e := wantCode(t, f.c.Remove(ctx, "v", false), api.CodeInternal)
 	dev, err := f.c.Device(ctx, "v")
 	// What it waits for is the device's to say.
 	if err != nil || !strings.Contains(e.Message, "try again") || dev.Path == "" || dev.Advice == "" ||
@@ -249,7 +249,7 @@ func TestLostDevice(t *testing.T) {
 	f.create("v", "base", "top")
 	f.restart()
 	dev, err := f.c.Device(ctx, "v")
-	if err != nil || dev.State != StateLost || dev.Path != "" || dev.ID != -1 || len(dev.Images) != 2 ||
+	if err != nil || dev.State != api.StateLost || dev.Path != "" || dev.ID != -1 || len(dev.Images) != 2 ||
 		!strings.Contains(dev.Advice, "holdfast create v") {
 		t.Fatalf("%+v, %v", dev, err)
 	}
@@ -258,16 +258,16 @@ func TestLostDevice(t *testing.T) {
 	}
 	// Its images are nobody else's, and its name stands for its images.
 	_, err = f.c.Create(ctx, f.spec("w", "top"))
-	if e := wantCode(t, err, CodeConflict); !strings.Contains(e.Message, "lost device") {
+	if e := wantCode(t, err, api.CodeConflict); !strings.Contains(e.Message, "lost device") {
 		t.Errorf("%q", e.Message)
 	}
 	_, err = f.c.Create(ctx, f.spec("v", "other"))
-	wantCode(t, err, CodeConflict)
+	wantCode(t, err, api.CodeConflict)
 	// A take-over that fails leaves it as it was.
 	f.k.openErr = errors.New("no")
 	_, err = f.c.Create(ctx, f.spec("v", "base", "top"))
-	wantCode(t, err, CodeInternal)
-	if f.states()["v"] != StateLost || !slices.Equal(f.recorded(), []string{"v"}) {
+	wantCode(t, err, api.CodeInternal)
+	if f.states()["v"] != api.StateLost || !slices.Equal(f.recorded(), []string{"v"}) {
 		t.Errorf("%v, %v", f.states(), f.recorded())
 	}
 	f.k.openErr = nil
@@ -294,8 +294,8 @@ func TestLostDeviceOfReplacedImage(t *testing.T) {
 	// Another file under the same name: whatever is in it, it isn't ours.
 	os.Rename(f.image("new").Path, f.image("i").Path)
 	_, err := f.c.Create(ctx, f.spec("v", "i"))
-	wantCode(t, err, CodeConflict)
-	e := wantCode(t, f.c.Remove(ctx, "v", false), CodeConflict)
+	wantCode(t, err, api.CodeConflict)
+	e := wantCode(t, f.c.Remove(ctx, "v", false), api.CodeConflict)
 	if !strings.Contains(e.Message, "--force") || f.k.taken["v"] {
 		t.Errorf("%q, taken %v", e.Message, f.k.taken)
 	}
@@ -314,8 +314,8 @@ func TestRemoveLostFails(t *testing.T) {
 	}
 	f.restart()
 	f.k.stackErr = &ploop.FormatError{File: "i", What: "BAT", Found: "rubbish", Class: ploop.ErrCorrupt}
-	e := wantCode(t, f.c.Remove(ctx, "v", false), CodeImage)
-	if !strings.Contains(e.Message, "rubbish") || f.states()["v"] != StateLost {
+	e := wantCode(t, f.c.Remove(ctx, "v", false), api.CodeImage)
+	if !strings.Contains(e.Message, "rubbish") || f.states()["v"] != api.StateLost {
 		t.Errorf("%q, %v", e.Message, f.states())
 	}
 	if err := f.c.Remove(ctx, "v", true); err != nil {
@@ -353,7 +353,7 @@ func TestCreateGivenUp(t *testing.T) {
 	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancel()
 	_, err := f.c.Create(short, f.spec("v", "i"))
-	wantCode(t, err, CodeUnreachable)
+	wantCode(t, err, api.CodeUnreachable)
 	waitFor(t, "the creation to be taken back", func() bool { return len(f.states()) == 0 })
 	if len(f.recorded()) != 0 {
 		t.Errorf("records %v", f.recorded())
@@ -371,7 +371,7 @@ func TestOperationsOnOneNameWait(t *testing.T) {
 		defer f.k.mu.Unlock()
 		return f.k.opening == 1
 	})
-	if got := f.states()["v"]; got != StateCreating {
+	if got := f.states()["v"]; got != api.StateCreating {
 		t.Errorf("state %q", got)
 	}
 	// Others are not held up, not even listing; the same name is.
@@ -381,7 +381,7 @@ func TestOperationsOnOneNameWait(t *testing.T) {
 	f.create("other", "o")
 	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancel()
-	wantCode(t, f.d.Remove(short, "v", false), CodeBusy)
+	wantCode(t, f.d.Remove(short, "v", false), api.CodeBusy)
 	second, removed := make(chan error), make(chan error)
 	go func() { _, err := f.c.Create(ctx, f.spec("v", "i")); second <- err }()
 	time.Sleep(20 * time.Millisecond)
@@ -389,7 +389,7 @@ func TestOperationsOnOneNameWait(t *testing.T) {
 	if err := <-first; err != nil {
 		t.Error(err)
 	}
-	wantCode(t, <-second, CodeExists)
+	wantCode(t, <-second, api.CodeExists)
 	go func() { removed <- f.c.Remove(ctx, "v", false) }()
 	if err := <-removed; err != nil {
 		t.Error(err)
@@ -417,8 +417,8 @@ func TestConcurrent(t *testing.T) {
 				case 3:
 					f.d.Snapshot()
 				}
-				switch CodeOf(err) {
-				case CodeExists, CodeNotFound, CodeConflict:
+				switch api.CodeOf(err) {
+				case api.CodeExists, api.CodeNotFound, api.CodeConflict:
 				default:
 					if err != nil {
 						t.Error(err)

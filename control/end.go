@@ -3,6 +3,8 @@ package control
 import (
 	"context"
 	"fmt"
+
+	"holdfast/api"
 )
 
 // endDevice is what the daemon's end means for one device. One that still waits for its
@@ -11,10 +13,10 @@ import (
 // force it is taken away under them; its record stays, as its images were not closed.
 func (d *Daemon) endDevice(ctx context.Context, s *slot, force bool) error {
 	if d.isGone() {
-		return fail(CodeNotFound, "device %q is another daemon's", s.name)
+		return api.Errorf(api.CodeNotFound, "device %q is another daemon's", s.name)
 	}
 	d.mu.Lock()
-	waits := s.rec != nil && s.phase == StateRecovering
+	waits := s.rec != nil && s.phase == api.StateRecovering
 	var id int
 	var failing failing
 	problem := s.problem
@@ -35,7 +37,7 @@ func (d *Daemon) endDevice(ctx context.Context, s *slot, force bool) error {
 		if len(users[id]) > 0 {
 			who = userList(users[id])
 		}
-		return fail(CodeBusy, "device %q waits to be recovered (%s), and with it %s", s.name, problem, who)
+		return api.Errorf(api.CodeBusy, "device %q waits to be recovered (%s), and with it %s", s.name, problem, who)
 	}
 	if err := d.giveUp(ctx, s, id, failing); err != nil {
 		return err

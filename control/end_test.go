@@ -20,7 +20,7 @@ func TestEndDuringRecovery(t *testing.T) {
 		f.k.mu.Unlock()
 		f.setOpenErr(errors.New("not today"))
 		f.start()
-		f.eventually("v", StateRecovering)
+		f.eventually("v", api.StateRecovering)
 		return f
 	}
 	waiting := func(f *fixture) int {

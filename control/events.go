@@ -1,11 +1,9 @@
 package control
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"sync"
@@ -13,19 +11,6 @@ import (
 	"time"
 
 	"holdfast/api"
-)
-
-// Kinds of events that the daemon adds to those of devices.
-const (
-	EventKeyOn      = "standby-check-on"
-	EventKeyOff     = "standby-check-off"
-	EventTarget     = "target"      // an integration was found, or is gone
-	EventHookFailed = "hook-failed" // a program for a device could not be run, or failed
-	// Of a device whose server died or left.
-	EventRecovering    = "recovering"     // it is to be served again
-	EventRecoverFailed = "recover-failed" // an attempt failed, for another reason than the last
-	EventUpgradeFailed = "upgrade-failed" // this daemon goes on
-	EventMissed        = "missed"         // only to a reader that is too slow: how many it did not get
 )
 
 // The bounds of what is kept: events for those who ask later, and for each reader
@@ -107,7 +92,7 @@ func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 	if v := q.Get("follow"); v != "" {
 		var err error
 		if follow, err = strconv.ParseBool(v); err != nil {
-			replyError(w, fail(CodeInvalid, "follow=%q is neither true nor false", v))
+			replyError(w, api.Errorf(api.CodeInvalid, "follow=%q is neither true nor false", v))
 			return
 		}
 	}
@@ -119,15 +104,15 @@ func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 	kept, reader := d.events.follow()
 	defer d.events.leave(reader)
 	// One that was removed has events yet.
-	if name != "" && d.stateOf(name) == StateRemoved && !slices.ContainsFunc(kept, func(e api.Event) bool { return e.Device == name }) {
-		replyError(w, fail(CodeNotFound, "there is no device %q, and no event of one", name))
+	if name != "" && d.stateOf(name) == api.StateRemoved && !slices.ContainsFunc(kept, func(e api.Event) bool { return e.Device == name }) {
+		replyError(w, api.Errorf(api.CodeNotFound, "there is no device %q, and no event of one", name))
 		return
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	enc := json.NewEncoder(w)
 	flush := http.NewResponseController(w)
 	send := func(e api.Event) error {
-		if name != "" && e.Device != name && e.Kind != EventMissed {
+		if name != "" && e.Device != name && e.Kind != api.EventMissed {
 			return nil
 		}
 		return enc.Encode(e)
@@ -144,7 +129,7 @@ func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 		select {
 		case e := <-reader.events:
 			if n := reader.missed.Swap(0); n > 0 {
-				if send(newEvent("", EventMissed, fmt.Sprintf("%d events came too fast for this reader", n))) != nil {
+				if send(newEvent("", api.EventMissed, fmt.Sprintf("%d events came too fast for this reader", n))) != nil {
 					return
 				}
 			}
@@ -155,43 +140,6 @@ func (d *Daemon) serveEvents(w http.ResponseWriter, r *http.Request) {
 			return
 		case <-d.closing:
 			return
-		}
-	}
-}
-
-// EventsQuery says which events are wanted.
-type EventsQuery struct {
-	Follow bool   // those to come as well, until ctx ends
-	Device string // of this device only; "": all
-}
-
-// Events calls do with each event, in order.
-func (c *Client) Events(ctx context.Context, q EventsQuery, do func(api.Event) error) error {
-	path := "/v1/events?follow=" + strconv.FormatBool(q.Follow)
-	if q.Device != "" {
-		path += "&device=" + url.QueryEscape(q.Device)
-	}
-	resp, err := c.send(ctx, http.MethodGet, path, nil)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode >= 400 {
-		return c.failure(resp)
-	}
-	for dec := json.NewDecoder(resp.Body); ; {
-		var e api.Event
-		if err := dec.Decode(&e); err != nil {
-			switch {
-			case ctx.Err() != nil:
-				return nil
-			case !q.Follow && !dec.More():
-				return nil
-			}
-			return c.unreachable(ctx, err)
-		}
-		if err := do(e); err != nil {
-			return err
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/device"
 	"holdfast/ploop"
 )
@@ -19,7 +20,7 @@ func identify(refs []ploop.ImageRef) ([]imageID, error) {
 	for i, ref := range refs {
 		var st unix.Stat_t
 		if err := unix.Stat(ref.Path, &st); err != nil {
-			return nil, fail(CodeImage, "image %w", &fs.PathError{Op: "stat", Path: ref.Path, Err: err})
+			return nil, api.Errorf(api.CodeImage, "image %w", &fs.PathError{Op: "stat", Path: ref.Path, Err: err})
 		}
 		ids[i] = imageID{Dev: st.Dev, Ino: st.Ino}
 	}

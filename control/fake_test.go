@@ -382,7 +382,7 @@ type fixture struct {
 	t       *testing.T
 	k       *fakeKernel
 	d       *Daemon
-	c       *Client
+	c       *api.Client
 	dir     string
 	targets []string // Config.Targets
 	log     zerolog.Logger
@@ -408,7 +408,7 @@ func (f *fixture) start() {
 		f.t.Fatal(err)
 	}
 	d.settle, d.poll = 300*time.Millisecond, 10*time.Millisecond
-	f.d, f.c, f.serving = d, NewClient(f.runDir()), make(chan error, 1)
+	f.d, f.c, f.serving = d, api.NewClient(f.runDir()), make(chan error, 1)
 	go func() { f.serving <- d.Serve() }()
 }
 
@@ -474,7 +474,7 @@ func (f *fixture) spec(name string, images ...string) api.Spec {
 	return s
 }
 
-func (f *fixture) create(name string, images ...string) *Device {
+func (f *fixture) create(name string, images ...string) *api.Device {
 	f.t.Helper()
 	dev, err := f.c.Create(context.Background(), f.spec(name, images...))
 	if err != nil {
@@ -511,11 +511,11 @@ func (f *fixture) recorded() []string {
 }
 
 // wantCode fails unless err has the code.
-func wantCode(t *testing.T, err error, code Code) *Error {
+func wantCode(t *testing.T, err error, code api.Code) *api.Error {
 	t.Helper()
-	var e *Error
+	var e *api.Error
 	if !errors.As(err, &e) || e.Code != code {
-		t.Fatalf("got error %v (%v), want code %s", err, CodeOf(err), code)
+		t.Fatalf("got error %v (%v), want code %s", err, api.CodeOf(err), code)
 	}
 	return e
 }

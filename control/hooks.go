@@ -63,7 +63,7 @@ func checkHooks(spec *api.Spec) error {
 			err = unix.Access(path, unix.X_OK)
 		}
 		if err != nil {
-			return fail(CodeInvalid, "device %q: the hook %q can't be run: %w", spec.Name, path, err)
+			return api.Errorf(api.CodeInvalid, "device %q: the hook %q can't be run: %w", spec.Name, path, err)
 		}
 	}
 	return nil
@@ -109,7 +109,7 @@ func (d *Daemon) runHooks(s *slot) {
 		s.hooks.queue = s.hooks.queue[1:]
 		s.hooks.mu.Unlock()
 		if err := d.exec(s.name, h); err != nil {
-			d.tell(s.name, EventHookFailed, "hook %q: %v", h.path, err)
+			d.tell(s.name, api.EventHookFailed, "hook %q: %v", h.path, err)
 		}
 	}
 }

@@ -29,7 +29,7 @@ func TestHungIsTold(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return strings.Join(Why(&snap.Devices[0], &snap.Key), " ")
+		return strings.Join(api.Why(&snap.Devices[0], &snap.Key), " ")
 	}
 	has := func(text string, words ...string) {
 		t.Helper()
@@ -49,7 +49,7 @@ func TestHungIsTold(t *testing.T) {
 	}
 	o := api.OldestRequest{Since: since, Seconds: 90, At: api.AtTransfer, Op: "write", Offset: 4096, Length: 512, File: "/img/top", Level: &level, FileOffset: &off}
 	f.hang("v", &o)
-	has(why(), "v is hung since "+clock(since), "1m30s", "write of 512 bytes at offset 4096 of the disk", `offset 8192 of "/img/top" (level 1)`, "umount -f", "holdfast replace v FILE'", "--force")
+	has(why(), "v is hung since "+api.Clock(since), "1m30s", "write of 512 bytes at offset 4096 of the disk", `offset 8192 of "/img/top" (level 1)`, "umount -f", "holdfast replace v FILE'", "--force")
 	if strings.Contains(why(), "are served") {
 		t.Errorf("%q", why())
 	}
@@ -65,7 +65,7 @@ func TestHungIsTold(t *testing.T) {
 	if s, o := attr("state"), attr("oldest"); s != "hung" || o != "90" {
 		t.Errorf("the tree says %s, %s", s, o)
 	}
-	resp, err := f.c.http.Get("http://holdfast/metrics")
+	resp, err := f.c.HTTP().Get("http://holdfast/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +86,7 @@ func TestHungIsTold(t *testing.T) {
 	has(why(), "doesn't answer")
 	// What another version leaves out harms nobody.
 	dev.State, dev.Oldest = api.StateHung, nil
-	Why(dev, &KeyInfo{})
+	api.Why(dev, &api.KeyInfo{})
 }
 
 // TestDisplacedIsTold: a device whose file is not the one at its path warns of it.
@@ -101,7 +101,7 @@ func TestDisplacedIsTold(t *testing.T) {
 	if dev.State != api.StateLive || !strings.Contains(dev.Problem, `"/img/top"`) || dev.Advice == "" {
 		t.Errorf("%s, %q, %q", dev.State, dev.Problem, dev.Advice)
 	}
-	text := strings.Join(Why(dev, &KeyInfo{}), " ")
+	text := strings.Join(api.Why(dev, &api.KeyInfo{}), " ")
 	for _, w := range []string{"is live since", "no longer at its path", "deleted or renamed", "holdfast replace v FILE --level 1", dev.Path} {
 		if strings.Count(text, w) != 1 {
 			t.Errorf("%q says %q %d times", text, w, strings.Count(text, w))
@@ -119,9 +119,9 @@ func TestDisplacedIsTold(t *testing.T) {
 
 // TestBadRangeIsTold: who asks is told which places are bad.
 func TestBadRangeIsTold(t *testing.T) {
-	dev := &Device{Status: api.Status{Name: "v", State: api.StateLive}}
+	dev := &api.Device{Status: api.Status{Name: "v", State: api.StateLive}}
 	dev.Standby.BadRanges = []api.BadRange{{Op: "read", Level: 1, File: "/img/top", Offset: 8192, Length: 4096, Errno: "EIO"}}
-	if text := strings.Join(Why(dev, &KeyInfo{}), " "); !strings.Contains(text, `read of 4096 bytes at offset 8192 of "/img/top" (level 1): EIO`) {
+	if text := strings.Join(api.Why(dev, &api.KeyInfo{}), " "); !strings.Contains(text, `read of 4096 bytes at offset 8192 of "/img/top" (level 1): EIO`) {
 		t.Errorf("%q", text)
 	}
 }

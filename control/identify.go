@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"holdfast/api"
 	"holdfast/ublk"
 )
 
@@ -40,7 +41,7 @@ func Identify(ctx context.Context, number int) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	id, err := identityOf(DefaultRunDir, DefaultStateDir, number, info.Tag, bootID())
+	id, err := identityOf(api.DefaultRunDir, api.DefaultStateDir, number, info.Tag, bootID())
 	if id != nil {
 		id.Served = id.Served && info.State == ublk.Live && !info.Unreleased()
 	}

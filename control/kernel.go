@@ -117,7 +117,7 @@ func (k *thisKernel) control() (*ublk.Control, error) {
 	if k.ctl == nil {
 		ctl, err := ublk.Open("")
 		if err != nil {
-			return nil, fail(CodeDriver, "%w", err)
+			return nil, api.Errorf(api.CodeDriver, "%w", err)
 		}
 		ctl.Spawn = func(name string, args ...string) error {
 			_, err := k.spawner.Start(spawner.Command{Path: name, Args: args, Dir: "/", Group: true})
@@ -313,20 +313,20 @@ var driverErrors = []error{ublk.ErrNoDriver, ublk.ErrPermission, ublk.ErrIOUring
 var imageErrors = []error{ploop.ErrNotPloop, ploop.ErrNotImage, ploop.ErrCorrupt, ploop.ErrInUse, ploop.ErrLocked, ploop.ErrGeometry, ploop.ErrUnsupported, ploop.ErrLimit, ploop.ErrDiverged, ploop.ErrInFlight, ploop.ErrUnproven, ploop.ErrNoLock, ploop.ErrLocalLock}
 
 // classify gives an error of a creation its code.
-func classify(err error) *Error {
-	var e *Error
+func classify(err error) *api.Error {
+	var e *api.Error
 	var missing *ublk.MissingFeatureError
 	var io *ploop.IOError
-	code := CodeInternal
+	code := api.CodeInternal
 	switch {
 	case errors.As(err, &e):
 		return e
 	case is(err, driverErrors), errors.As(err, &missing):
-		code = CodeDriver
+		code = api.CodeDriver
 	case is(err, imageErrors), errors.As(err, &io):
-		code = CodeImage
+		code = api.CodeImage
 	}
-	return fail(code, "%w", err)
+	return api.Errorf(code, "%w", err)
 }
 
 func is(err error, any []error) bool {

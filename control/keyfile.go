@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/renameio/v2"
 
+	"holdfast/api"
 	"holdfast/target"
 )
 
@@ -114,7 +115,7 @@ func (d *Daemon) noteLease(l lease, has bool) {
 			rec.TargetLeases = append(rec.TargetLeases, kind)
 		}
 	})
-	if err != nil && CodeOf(err) != CodeNotFound {
+	if err != nil && api.CodeOf(err) != api.CodeNotFound {
 		d.log.Warn().Err(err).Str("device", l.name).Msgf("the lease of target %s could not be noted", kind)
 	}
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // replaceLeft has a device that waits for its recovery take another file.
-func (d *Daemon) replaceLeft(ctx context.Context, s *slot, r ReplaceRequest) error {
+func (d *Daemon) replaceLeft(ctx context.Context, s *slot, r api.ReplaceRequest) error {
 	d.mu.Lock()
 	rec := *s.rec
 	d.mu.Unlock()
@@ -20,7 +20,7 @@ func (d *Daemon) replaceLeft(ctx context.Context, s *slot, r ReplaceRequest) err
 		level = *r.Level
 	}
 	if level >= len(rec.Spec.Images) {
-		return fail(CodeInvalid, "device %q: level %d: its top is level %d", s.name, level, len(rec.Spec.Images)-1)
+		return api.Errorf(api.CodeInvalid, "device %q: level %d: its top is level %d", s.name, level, len(rec.Spec.Images)-1)
 	}
 	ids, err := answered(statTime, r.Image, func() ([]imageID, error) { return identify([]ploop.ImageRef{r.Image}) })
 	if err != nil {
@@ -35,7 +35,7 @@ func (d *Daemon) replaceLeft(ctx context.Context, s *slot, r ReplaceRequest) err
 		rec.Standby = nil
 	}
 	if err := rec.Spec.Validate(); err != nil {
-		return fail(CodeInvalid, "%w", err)
+		return api.Errorf(api.CodeInvalid, "%w", err)
 	}
 	d.mu.Lock()
 	err = d.conflict(s, &rec)
@@ -44,7 +44,7 @@ func (d *Daemon) replaceLeft(ctx context.Context, s *slot, r ReplaceRequest) err
 		return err
 	}
 	if err := d.records.save(&rec); err != nil {
-		return fail(CodeInternal, "%w", err)
+		return api.Errorf(api.CodeInternal, "%w", err)
 	}
 	d.set(s, func() { s.rec = &rec })
 	if err := d.tryRecovery(ctx, s, r.Force); err != nil {
@@ -67,7 +67,7 @@ func (d *Daemon) removeLeft(ctx context.Context, s *slot, force bool) error {
 	id, failing := s.rec.ID, s.failing
 	d.mu.Unlock()
 	if !force {
-		return fail(CodeBusy, "device %q waits to be recovered (%s), and whoever uses it waits with it; 'holdfast remove --force %s' gives it up: its I/O fails", s.name, s.problem, s.name)
+		return api.Errorf(api.CodeBusy, "device %q waits to be recovered (%s), and whoever uses it waits with it; 'holdfast remove --force %s' gives it up: its I/O fails", s.name, s.problem, s.name)
 	}
 	if err := d.giveUp(ctx, s, id, failing); err != nil {
 		return err
@@ -87,10 +87,10 @@ func (d *Daemon) giveUp(ctx context.Context, s *slot, id int, failing failing) e
 	}
 	if errors.Is(err, ublk.ErrUnreleased) {
 		d.set(s, func() { s.unreleased, s.problem = true, err.Error() })
-		return fail(CodeBusy, "device %q can't be given up now: %w", s.name, err)
+		return api.Errorf(api.CodeBusy, "device %q can't be given up now: %w", s.name, err)
 	}
 	if err != nil && !errors.Is(err, ublk.ErrNoDevice) {
-		return fail(CodeInternal, "device %q: %w", s.name, err)
+		return api.Errorf(api.CodeInternal, "device %q: %w", s.name, err)
 	}
 	d.set(s, func() {
 		s.phase, s.failing, s.problem, s.unreleased = "", nil, "it was given up before it could be recovered", false
@@ -101,16 +101,16 @@ func (d *Daemon) giveUp(ctx context.Context, s *slot, id int, failing failing) e
 // removeOrphan deletes a device of ours that has no record.
 func (d *Daemon) removeOrphan(ctx context.Context, id int, force bool) error {
 	if !force {
-		return fail(CodeBusy, "/dev/ublkb%d has no record, and whoever uses it waits; 'holdfast remove --force ublkb%d' gives it up: its I/O fails", id, id)
+		return api.Errorf(api.CodeBusy, "/dev/ublkb%d has no record, and whoever uses it waits; 'holdfast remove --force ublkb%d' gives it up: its I/O fails", id, id)
 	}
 	ctx, cancel := context.WithTimeout(ctx, closeLimit)
 	defer cancel()
 	err := d.kernel.delete(ctx, id)
 	if errors.Is(err, ublk.ErrUnreleased) {
-		return fail(CodeBusy, "/dev/ublkb%d can't be given up now: %w", id, err)
+		return api.Errorf(api.CodeBusy, "/dev/ublkb%d can't be given up now: %w", id, err)
 	}
 	if err != nil {
-		return fail(CodeInternal, "/dev/ublkb%d: %w", id, err)
+		return api.Errorf(api.CodeInternal, "/dev/ublkb%d: %w", id, err)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 
+	"holdfast/api"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -39,12 +41,12 @@ func lockDir(dir, what string) (*dirLock, error) {
 			who := "another holdfast daemon"
 			if b, _ := io.ReadAll(io.LimitReader(f, 32)); len(b) > 0 {
 				text := strings.Trim(strings.TrimSpace(string(b)), "\x00")
-				if pid, err := strconv.Atoi(text); err == nil && dying(pid) {
-					return nil, fail(CodeBusy, "the %s %q is still in use: an earlier daemon, %s", what, dir, dyingText(pid))
+				if pid, err := strconv.Atoi(text); err == nil && api.Dying(pid) {
+					return nil, api.Errorf(api.CodeBusy, "the %s %q is still in use: an earlier daemon, %s", what, dir, api.DyingText(pid))
 				}
 				who += " (process " + text + ")"
 			}
-			return nil, fail(CodeBusy, "%s uses the %s %q; give this one a --run-dir and --state-dir of its own", who, what, dir)
+			return nil, api.Errorf(api.CodeBusy, "%s uses the %s %q; give this one a --run-dir and --state-dir of its own", who, what, dir)
 		}
 		return nil, fmt.Errorf("%s: lock %q: %w", what, path, err)
 	}

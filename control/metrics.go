@@ -71,7 +71,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	for kind, n := range key.Inconsistencies {
 		send(descInconsistencies, prometheus.CounterValue, float64(n), "", kind)
 	}
-	states := []string{api.StateLive, api.StateHung, api.StateParked, api.StateStandby, api.StateFailing, api.StateReplacing, api.StateStopped, StateRecovering, StateUnrecovered, StateUnreleased}
+	states := []string{api.StateLive, api.StateHung, api.StateParked, api.StateStandby, api.StateFailing, api.StateReplacing, api.StateStopped, api.StateRecovering, api.StateUnrecovered, api.StateUnreleased}
 	for _, st := range m.d.statuses() {
 		s, c, name := &st.Standby, &st.Counters, st.Name
 		gauge := func(d *prometheus.Desc, v float64, labels ...string) {
@@ -90,7 +90,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 		}
 		gauge(descStandby, truth(s.Value == "on"))
 		gauge(descSupported, truth(s.Value != "not supported"))
-		if waits(st.State) {
+		if api.Waits(st.State) {
 			continue // the rest is not known
 		}
 		gauge(descSize, float64(st.Size))

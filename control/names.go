@@ -6,6 +6,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"holdfast/api"
 )
 
 // diskForm is how the kernel calls our disks. No device is named so (device.Spec).
@@ -20,7 +22,7 @@ func (d *Daemon) resolve(name string) (string, error) {
 	}
 	id, err := strconv.Atoi(m[1])
 	if err != nil || fmt.Sprint(id) != m[1] {
-		return "", fail(CodeNotFound, "there is no device %q", name)
+		return "", api.Errorf(api.CodeNotFound, "there is no device %q", name)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -32,7 +34,7 @@ func (d *Daemon) resolve(name string) (string, error) {
 		switch {
 		case s.dev != nil && s.dev.ID() == id:
 		// Other records have a number that may be somebody else's by now.
-		case s.dev == nil && s.rec != nil && s.rec.ID == id && s.rec.BootID == d.boot && (s.phase == StateRecovering || s.phase == StateCreating):
+		case s.dev == nil && s.rec != nil && s.rec.ID == id && s.rec.BootID == d.boot && (s.phase == api.StateRecovering || s.phase == api.StateCreating):
 		default:
 			continue
 		}
@@ -40,11 +42,11 @@ func (d *Daemon) resolve(name string) (string, error) {
 	}
 	switch len(found) {
 	case 0:
-		return "", fail(CodeNotFound, "no device of this daemon is /dev/%s: 'holdfast list' shows those that there are", name)
+		return "", api.Errorf(api.CodeNotFound, "no device of this daemon is /dev/%s: 'holdfast list' shows those that there are", name)
 	case 1:
 		return found[0], nil
 	}
-	return "", fail(CodeConflict, "/dev/%s may be any of the devices %s: give a name", name, strings.Join(found, ", "))
+	return "", api.Errorf(api.CodeConflict, "/dev/%s may be any of the devices %s: give a name", name, strings.Join(found, ", "))
 }
 
 // named is a handler of requests about a device, whose path has its name or the kernel's.

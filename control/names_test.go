@@ -22,7 +22,7 @@ func TestKernelNames(t *testing.T) {
 			t.Errorf("%s: %+v, %v", disk, dev, err)
 		}
 		dev, err = f.c.Attach(ctx, disk, "me")
-		if err != nil && CodeOf(err) != CodeConflict || dev != nil && dev.Name != name {
+		if err != nil && api.CodeOf(err) != api.CodeConflict || dev != nil && dev.Name != name {
 			t.Errorf("attach %s: %+v, %v", disk, dev, err)
 		}
 	}
@@ -32,7 +32,7 @@ func TestKernelNames(t *testing.T) {
 	if dev, err := f.c.SetStandby(ctx, "ublkb1", true); err != nil || dev.Name != "b" || dev.State != api.StateStandby {
 		t.Errorf("%+v, %v", dev, err)
 	}
-	if dev, err := f.c.Replace(ctx, "ublkb1", ReplaceRequest{Image: f.image("new")}); err != nil || dev.Name != "b" || dev.Images[0].Path != f.image("new").Path {
+	if dev, err := f.c.Replace(ctx, "ublkb1", api.ReplaceRequest{Image: f.image("new")}); err != nil || dev.Name != "b" || dev.Images[0].Path != f.image("new").Path {
 		t.Errorf("%+v, %v", dev, err)
 	}
 	if dev, err := f.c.Detach(ctx, "ublkb1", "me"); err != nil || dev.Name != "b" {
@@ -42,7 +42,7 @@ func TestKernelNames(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	n := 0
-	if err := f.c.Events(ctx, EventsQuery{Device: "ublkb1"}, func(e api.Event) error {
+	if err := f.c.Events(ctx, api.EventsQuery{Device: "ublkb1"}, func(e api.Event) error {
 		if n++; e.Device != "b" {
 			return errors.New(e.Device)
 		}
@@ -52,8 +52,8 @@ func TestKernelNames(t *testing.T) {
 	}
 	for _, none := range []string{"ublkb7", "ublkb01", "ublkb99999999999999999999", "ublkc0", "ublkb"} {
 		_, err := f.c.Device(ctx, none)
-		wantCode(t, err, CodeNotFound)
-		wantCode(t, f.c.Remove(ctx, none, true), CodeNotFound)
+		wantCode(t, err, api.CodeNotFound)
+		wantCode(t, f.c.Remove(ctx, none, true), api.CodeNotFound)
 	}
 	if err := f.c.Remove(ctx, "ublkb0", false); err != nil {
 		t.Error(err)
@@ -64,7 +64,7 @@ func TestKernelNames(t *testing.T) {
 	// A lost device has a number no more, whatever its record says.
 	f.restart()
 	_, err := f.c.Device(ctx, "ublkb1")
-	wantCode(t, err, CodeNotFound)
+	wantCode(t, err, api.CodeNotFound)
 	// One that two claim is nobody's.
 	f.k.set(func() { f.k.next = 5 })
 	f.create("c", "k")
@@ -72,7 +72,7 @@ func TestKernelNames(t *testing.T) {
 	f.d.slots["twin"] = &slot{name: "twin", op: make(chan struct{}, 1), dev: f.d.slots["c"].dev, rec: f.d.slots["c"].rec}
 	f.d.mu.Unlock()
 	_, err = f.c.Device(ctx, "ublkb5")
-	if e := wantCode(t, err, CodeConflict); !strings.Contains(e.Message, "give a name") {
+	if e := wantCode(t, err, api.CodeConflict); !strings.Contains(e.Message, "give a name") {
 		t.Errorf("%q", e.Message)
 	}
 	f.d.mu.Lock()
@@ -94,9 +94,9 @@ func TestEventsOfNobody(t *testing.T) {
 	}
 	for _, follow := range []bool{false, true} {
 		short, cancel := context.WithCancel(ctx)
-		err := f.c.Events(short, EventsQuery{Device: "u", Follow: follow}, func(api.Event) error { return nil })
+		err := f.c.Events(short, api.EventsQuery{Device: "u", Follow: follow}, func(api.Event) error { return nil })
 		cancel()
-		wantCode(t, err, CodeNotFound)
+		wantCode(t, err, api.CodeNotFound)
 	}
 }
 
@@ -104,13 +104,13 @@ func TestEventsOfNobody(t *testing.T) {
 func TestOrder(t *testing.T) {
 	f := newFixture(t)
 	for _, name := range []string{"b", "c", "a"} {
-		f.d.problems = append(f.d.problems, Problem{File: f.image(name).Path})
+		f.d.problems = append(f.d.problems, api.Problem{File: f.image(name).Path})
 	}
 	snap, err := f.c.Snapshot(ctx)
 	if err != nil || len(snap.Problems) != 3 {
 		t.Fatalf("%+v, %v", snap, err)
 	}
-	if !slices.IsSortedFunc(snap.Problems, func(a, b Problem) int { return strings.Compare(a.File, b.File) }) {
+	if !slices.IsSortedFunc(snap.Problems, func(a, b api.Problem) int { return strings.Compare(a.File, b.File) }) {
 		t.Errorf("%+v", snap.Problems)
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"holdfast/api"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -28,7 +30,7 @@ func (d *Daemon) restore() {
 	d.mu.Lock()
 	for _, s := range d.slots {
 		if s.rec != nil && s.rec.Spec.Persist && s.dev == nil && s.phase == "" {
-			s.phase, s.problem = StateWaiting, "it is about to be created again"
+			s.phase, s.problem = api.StateWaiting, "it is about to be created again"
 			slots = append(slots, s)
 		}
 	}
@@ -85,14 +87,14 @@ func (d *Daemon) tryAgain(s *slot, pause time.Duration) error {
 	}
 	defer d.release(own)
 	d.mu.Lock()
-	waits := own == s && s.rec != nil && s.phase == StateWaiting
+	waits := own == s && s.rec != nil && s.phase == api.StateWaiting
 	d.mu.Unlock()
 	if !waits {
 		return nil
 	}
 	if err := d.create(d.creating, s, s.rec.Spec); err != nil {
 		d.set(s, func() {
-			s.phase, s.problem = StateWaiting, fmt.Sprintf("not created again yet: %v; next try within %v", err, pause)
+			s.phase, s.problem = api.StateWaiting, fmt.Sprintf("not created again yet: %v; next try within %v", err, pause)
 		})
 		return err
 	}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"os"
 	"testing"
+
+	"holdfast/api"
 )
 
 // persistent creates a device that is to come back.
@@ -107,7 +109,7 @@ func TestPersistWaits(t *testing.T) {
 	<-f.d.Restored() // is about the first try
 	for _, name := range []string{"a", "b", "c"} {
 		dev, err := f.c.Device(ctx, name)
-		if err != nil || dev.State != StateWaiting || dev.Problem == "" || dev.Advice == "" {
+		if err != nil || dev.State != api.StateWaiting || dev.Problem == "" || dev.Advice == "" {
 			t.Errorf("%+v, %v", dev, err)
 		}
 	}
@@ -122,7 +124,7 @@ func TestPersistWaits(t *testing.T) {
 	f.k.openErr = nil
 	f.k.mu.Unlock()
 	f.comesBack("b")
-	if state := f.states()["a"]; state != StateWaiting {
+	if state := f.states()["a"]; state != api.StateWaiting {
 		t.Errorf("without its image: %s", state)
 	}
 	if err := os.Rename(a+".away", a); err != nil {

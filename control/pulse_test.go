@@ -3,6 +3,8 @@ package control
 import (
 	"testing"
 	"time"
+
+	"holdfast/api"
 )
 
 func TestPulse(t *testing.T) {
@@ -26,7 +28,7 @@ func TestPulse(t *testing.T) {
 	f.k.mu.Unlock()
 	removed := make(chan error, 1)
 	go func() { removed <- f.c.Remove(ctx, "b", true) }()
-	waitFor(t, "the removal's begin", func() bool { return f.states()["b"] == StateRemoving })
+	waitFor(t, "the removal's begin", func() bool { return f.states()["b"] == api.StateRemoving })
 	if p := f.d.Pulse(); p != (Pulse{Live: 2, Other: 1, Unanswered: time.Second, Device: "a"}) {
 		t.Errorf("during a removal: %+v", p)
 	}

@@ -134,12 +134,12 @@ func (r records) save(rec *record) error {
 }
 
 // problem tells of a directory that can't be written to.
-func (r records) problem() (Problem, bool) {
+func (r records) problem() (api.Problem, bool) {
 	why := r.failed.Load()
 	if why == nil {
-		return Problem{}, false
+		return api.Problem{}, false
 	}
-	return Problem{File: r.dir, Reason: *why,
+	return api.Problem{File: r.dir, Reason: *why,
 		Advice: "see to the space and the rights there; devices are served, and until the machine goes down the run directory knows what the records should"}, true
 }
 
@@ -188,7 +188,7 @@ func (r records) remove(name string) error {
 // NAME.json.damaged and becomes a problem, as do those of earlier starts, unless there is
 // a copy: then nothing was lost. Copies also stand for records that are missing, or
 // could not be written any more.
-func (r records) load() ([]*record, []Problem, error) {
+func (r records) load() ([]*record, []api.Problem, error) {
 	found, problems, err := r.read()
 	if err != nil {
 		return nil, nil, fmt.Errorf("state directory: %w", err)
@@ -205,7 +205,7 @@ func (r records) load() ([]*record, []Problem, error) {
 			found[name] = c
 			_ = r.write(c) // if it can be written to now
 			for i := range problems {
-				if problems[i].name == name {
+				if problems[i].Device == name {
 					problems[i].Advice = "nothing is lost, the run directory had a copy: delete the file"
 				}
 			}
@@ -217,13 +217,13 @@ func (r records) load() ([]*record, []Problem, error) {
 }
 
 // read reads one directory.
-func (r records) read() (map[string]*record, []Problem, error) {
+func (r records) read() (map[string]*record, []api.Problem, error) {
 	entries, err := os.ReadDir(r.dir)
 	if err != nil {
 		return nil, nil, err
 	}
 	recs := map[string]*record{}
-	var problems []Problem
+	var problems []api.Problem
 	for _, e := range entries {
 		file, path := e.Name(), filepath.Join(r.dir, e.Name())
 		name, _, _ := strings.Cut(file, recordSuffix)
@@ -232,7 +232,7 @@ func (r records) read() (map[string]*record, []Problem, error) {
 			os.Remove(path) // a save that a crash cut off before its rename
 		case strings.Contains(file, recordSuffix+damagedSuffix):
 			p := damagedProblem(path, "put aside by an earlier start")
-			p.name = name
+			p.Device = name
 			problems = append(problems, p)
 		case strings.HasSuffix(file, recordSuffix):
 			rec, err := readRecord(path)
@@ -241,7 +241,7 @@ func (r records) read() (map[string]*record, []Problem, error) {
 			}
 			if err != nil {
 				p := r.putAside(path, err)
-				p.name = name
+				p.Device = name
 				problems = append(problems, p)
 				continue
 			}
@@ -305,7 +305,7 @@ func parseRecord(data []byte) (*record, error) {
 }
 
 // putAside renames a bad record so that its name is free and nothing is lost.
-func (r records) putAside(path string, why error) Problem {
+func (r records) putAside(path string, why error) api.Problem {
 	to := path + damagedSuffix
 	for i := 1; ; i++ {
 		if _, err := os.Lstat(to); errors.Is(err, fs.ErrNotExist) {
@@ -322,8 +322,8 @@ func (r records) putAside(path string, why error) Problem {
 	return damagedProblem(to, why.Error())
 }
 
-func damagedProblem(path, why string) Problem {
-	return Problem{
+func damagedProblem(path, why string) api.Problem {
+	return api.Problem{
 		File:   path,
 		Reason: "damaged record of a device: " + why,
 		Advice: "the device's images may still be marked in use: look into the file for their names, run 'holdfast image check --repair' on them, then delete the file",

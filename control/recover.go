@@ -54,9 +54,9 @@ func (d *Daemon) recoverAll() {
 			continue
 		}
 		d.set(s, func() {
-			s.phase, s.problem = StateRecovering, fmt.Sprintf("its daemon (process %d) died or left", s.rec.PID)
+			s.phase, s.problem = api.StateRecovering, fmt.Sprintf("its daemon (process %d) died or left", s.rec.PID)
 		})
-		d.tell(s.name, EventRecovering, "/dev/ublkb%d is to be served again: %s", id, s.problem)
+		d.tell(s.name, api.EventRecovering, "/dev/ublkb%d is to be served again: %s", id, s.problem)
 		d.watching.Go(func() { d.recover(d.alive, s) })
 	}
 	for id, waits := range left {
@@ -65,7 +65,7 @@ func (d *Daemon) recoverAll() {
 			continue
 		}
 		// Somebody may use it, and its record may yet be found.
-		p := Problem{
+		p := api.Problem{
 			File:   fmt.Sprintf("/dev/ublkb%d", id),
 			Reason: "a device of ours without a record; its I/O waits",
 			Advice: fmt.Sprintf("put its record back into %s and restart the daemon, or give the device up: 'holdfast remove --force ublkb%d'", d.records.dir, id),
@@ -121,7 +121,7 @@ func (d *Daemon) ownNumber(s *slot, id int) error {
 		select {
 		case o.op <- struct{}{}: // without waiting, so that two can't wait for each other
 		default:
-			return fail(CodeBusy, "device %q, which had the number %d before, is being changed: try again", o.name, id)
+			return api.Errorf(api.CodeBusy, "device %q, which had the number %d before, is being changed: try again", o.name, id)
 		}
 		d.mu.Lock()
 		still := had(o)
@@ -149,7 +149,7 @@ func (d *Daemon) recover(ctx context.Context, s *slot) {
 	begin, wait := time.Now(), firstRecoverWait
 	for {
 		err := d.recoverNow(ctx, s, false)
-		if err == nil || ctx.Err() != nil || CodeOf(err) == CodeNotFound {
+		if err == nil || ctx.Err() != nil || api.CodeOf(err) == api.CodeNotFound {
 			return
 		}
 		d.mu.Lock()
@@ -189,10 +189,10 @@ func (d *Daemon) recoverNow(ctx context.Context, s *slot, force bool) error {
 	}
 	defer d.release(own)
 	d.mu.Lock()
-	waits := own == s && s.rec != nil && s.phase == StateRecovering
+	waits := own == s && s.rec != nil && s.phase == api.StateRecovering
 	d.mu.Unlock()
 	if !waits {
-		return fail(CodeNotFound, "device %q does not wait for a server", s.name)
+		return api.Errorf(api.CodeNotFound, "device %q does not wait for a server", s.name)
 	}
 	return d.tryRecovery(ctx, s, force)
 }
@@ -210,8 +210,8 @@ func (d *Daemon) tryRecovery(ctx context.Context, s *slot, force bool) error {
 	if errors.Is(err, ublk.ErrNoDevice) || errors.Is(err, ublk.ErrNotRecoverable) && !errors.Is(err, ublk.ErrOtherDisk) {
 		d.set(s, func() { s.phase, s.problem = "", "it can't be recovered: "+err.Error() })
 		defer d.restore() // if it is persistent
-		d.tell(s.name, EventRecoverFailed, "the device is lost: %v", err)
-		return fail(CodeNotFound, "device %q: %w", s.name, err)
+		d.tell(s.name, api.EventRecoverFailed, "the device is lost: %v", err)
+		return api.Errorf(api.CodeNotFound, "device %q: %w", s.name, err)
 	}
 	if errors.Is(err, device.ErrNoFence) {
 		err = fmt.Errorf("%w: 'holdfast recover --force %s'", err, s.name)
@@ -231,21 +231,21 @@ func (d *Daemon) tryRecovery(ctx context.Context, s *slot, force bool) error {
 	s.problem, s.unreleased = err.Error(), errors.Is(err, ublk.ErrUnreleased)
 	d.mu.Unlock()
 	if news {
-		d.tell(s.name, EventRecoverFailed, "not yet: %v", err)
+		d.tell(s.name, api.EventRecoverFailed, "not yet: %v", err)
 	}
 	e := classify(err)
-	return fail(e.Code, "device %q can't be recovered now: %w", s.name, err)
+	return api.Errorf(e.Code, "device %q can't be recovered now: %w", s.name, err)
 }
 
 // waitState is the state of a device that waits for its recovery; Daemon.mu is held.
 func (s *slot) waitState() string {
 	switch {
 	case s.failing != nil:
-		return StateUnrecovered
+		return api.StateUnrecovered
 	case s.unreleased:
-		return StateUnreleased
+		return api.StateUnreleased
 	}
-	return StateRecovering
+	return api.StateRecovering
 }
 
 // takeOver becomes the device's server.
@@ -304,7 +304,7 @@ func (d *Daemon) lookAt(ctx context.Context, s *slot, rec *record, force bool) e
 // it hangs the next ones only say so.
 func (s *slot) look(ctx context.Context, do func() error) error {
 	if !s.looking.CompareAndSwap(false, true) {
-		return fail(CodeImage, "the storage of its images still doesn't answer")
+		return api.Errorf(api.CodeImage, "the storage of its images still doesn't answer")
 	}
 	came := make(chan error, 1)
 	go func() {
@@ -315,7 +315,7 @@ func (s *slot) look(ctx context.Context, do func() error) error {
 	case err := <-came:
 		return err
 	case <-ctx.Done():
-		return fail(CodeImage, "the storage of its images doesn't answer")
+		return api.Errorf(api.CodeImage, "the storage of its images doesn't answer")
 	}
 }
 
@@ -334,7 +334,7 @@ func (d *Daemon) failLeft(ctx context.Context, s *slot) {
 // failDevice has the device's I/O fail until it is recovered. The name's token is held.
 func (d *Daemon) failDevice(ctx context.Context, s *slot) {
 	d.mu.Lock()
-	if s.rec == nil || s.failing != nil || s.phase != StateRecovering {
+	if s.rec == nil || s.failing != nil || s.phase != api.StateRecovering {
 		d.mu.Unlock()
 		return
 	}
@@ -346,12 +346,12 @@ func (d *Daemon) failDevice(ctx context.Context, s *slot) {
 		return
 	}
 	d.set(s, func() { s.failing = f })
-	d.tell(s.name, EventRecoverFailed, "I/O of the device fails from now on, until it is recovered (recover policy fail)")
+	d.tell(s.name, api.EventRecoverFailed, "I/O of the device fails from now on, until it is recovered (recover policy fail)")
 }
 
 // Recover tries to recover a device now. With force it goes on where the image's file
 // system has no locks that could tell whether writes of the dead server are under way.
-func (d *Daemon) Recover(ctx context.Context, name string, force bool) (*Device, error) {
+func (d *Daemon) Recover(ctx context.Context, name string, force bool) (*api.Device, error) {
 	d.mu.Lock()
 	s := d.slots[name]
 	state := ""
@@ -360,15 +360,15 @@ func (d *Daemon) Recover(ctx context.Context, name string, force bool) (*Device,
 		state = "there is no device %q"
 	case s.dev != nil:
 		state = "device %q is served"
-	case s.phase != StateRecovering:
+	case s.phase != api.StateRecovering:
 		state = "device %q has nothing left in the driver to be recovered: create or remove it"
 	}
 	d.mu.Unlock()
 	switch {
 	case s == nil || s.rec == nil:
-		return nil, fail(CodeNotFound, state, name)
+		return nil, api.Errorf(api.CodeNotFound, state, name)
 	case state != "":
-		return nil, fail(CodeConflict, state, name)
+		return nil, api.Errorf(api.CodeConflict, state, name)
 	}
 	if err := d.recoverNow(ctx, s, force); err != nil {
 		return nil, err
@@ -384,7 +384,7 @@ var movesStandby = map[string]bool{
 // noteStandby brings the record in line with the device's standby.
 func (d *Daemon) noteStandby(s *slot, dev live) {
 	err := d.noteChange(s, func(rec *record) { rec.Standby = recordStandby(dev.Restored()) })
-	if err != nil && CodeOf(err) != CodeNotFound {
+	if err != nil && api.CodeOf(err) != api.CodeNotFound {
 		d.log.Warn().Err(err).Str("device", s.name).Msg("the device's standby could not be noted")
 	}
 }

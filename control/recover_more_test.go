@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"testing"
 
+	"holdfast/api"
 	"holdfast/device"
 	"holdfast/ublk"
 )
@@ -15,7 +16,7 @@ func TestNumberOfALostDevice(t *testing.T) {
 	f := newFixture(t)
 	f.create("a", "a")
 	f.k.closeErr["a"] = errors.New("not today")
-	wantCode(t, f.c.Remove(ctx, "a", false), CodeInternal)
+	wantCode(t, f.c.Remove(ctx, "a", false), api.CodeInternal)
 	f.k.set(func() { f.k.next = 0 })
 	if b := f.create("b", "b"); b.ID != 0 {
 		t.Fatalf("%+v", b)
@@ -26,7 +27,7 @@ func TestNumberOfALostDevice(t *testing.T) {
 		if b := f.eventually("b", "live"); b.ID != 0 || b.Images[0].Path != f.image("b").Path {
 			t.Errorf("%+v", b)
 		}
-		f.eventually("a", StateLost)
+		f.eventually("a", api.StateLost)
 	}
 }
 
@@ -35,7 +36,7 @@ func TestNumberOfADeadDevice(t *testing.T) {
 	f := newFixture(t)
 	f.create("a", "a")
 	f.restart()
-	f.eventually("a", StateLost)
+	f.eventually("a", api.StateLost)
 	if rec := f.record("a"); rec.ID != -1 {
 		t.Errorf("a lost device has the number %d", rec.ID)
 	}
@@ -53,7 +54,7 @@ func TestDriverThatDoesNotTell(t *testing.T) {
 	})
 	f.start()
 	f.eventually("v", "live")
-	f.eventually("w", StateLost)
+	f.eventually("w", api.StateLost)
 }
 
 // A file that can't be the device's is no reason either.
@@ -63,11 +64,11 @@ func TestReplaceLeftByAnotherDisk(t *testing.T) {
 	f.die()
 	f.setOpenErr(fmt.Errorf("%w: it has 1 byte", ublk.ErrOtherDisk))
 	f.start()
-	f.eventually("v", StateRecovering)
-	if _, err := f.c.Replace(ctx, "v", ReplaceRequest{Image: f.image("other"), Force: true}); err == nil {
+	f.eventually("v", api.StateRecovering)
+	if _, err := f.c.Replace(ctx, "v", api.ReplaceRequest{Image: f.image("other"), Force: true}); err == nil {
 		t.Error("no error")
 	}
-	f.eventually("v", StateRecovering)
+	f.eventually("v", api.StateRecovering)
 	f.setOpenErr(nil)
 	if v := f.eventually("v", "live"); v.Images[0].Path != f.image("i").Path {
 		t.Errorf("%+v", v.Images)
@@ -81,13 +82,13 @@ func TestCreateOfAWaitingDevice(t *testing.T) {
 	f.stop()
 	f.setOpenErr(errors.New("not today"))
 	f.start()
-	f.eventually("a", StateWaiting)
+	f.eventually("a", api.StateWaiting)
 	spec := f.spec("a", "a")
 	spec.Persist = true
 	if _, err := f.c.Create(ctx, spec); err == nil {
 		t.Error("no error")
 	}
-	f.eventually("a", StateWaiting)
+	f.eventually("a", api.StateWaiting)
 	f.setOpenErr(nil)
 	f.comesBack("a")
 }
@@ -99,11 +100,11 @@ func TestStuckCreation(t *testing.T) {
 	if _, err := f.c.Create(ctx, f.spec("a", "a")); err == nil {
 		t.Fatal("no error")
 	}
-	if dev := f.eventually("a", StateLost); dev.Problem == "" {
+	if dev := f.eventually("a", api.StateLost); dev.Problem == "" {
 		t.Errorf("%+v", dev)
 	}
 	_, err := f.c.Create(ctx, f.spec("b", "a"))
-	wantCode(t, err, CodeConflict)
+	wantCode(t, err, api.CodeConflict)
 	if got := f.recorded(); len(got) != 1 {
 		t.Errorf("recorded: %q", got)
 	}
@@ -117,7 +118,7 @@ func TestRemovedWhileItFails(t *testing.T) {
 	f.setOpenErr(errors.New("not today"))
 	f.start()
 	s := f.d.slots["v"]
-	f.eventually("v", StateRecovering)
+	f.eventually("v", api.StateRecovering)
 	if err := f.c.Remove(ctx, "v", true); err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +135,7 @@ func TestSerialGoesOn(t *testing.T) {
 	f := newFixture(t)
 	f.create("a", "a")
 	f.restart()
-	f.eventually("a", StateLost)
+	f.eventually("a", api.StateLost)
 	was := f.record("a").Serial
 	f.create("a", "a")
 	if now := f.record("a").Serial; now <= was {

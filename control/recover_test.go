@@ -25,7 +25,7 @@ func (f *fixture) die() {
 }
 
 // eventually waits until a device is in a state.
-func (f *fixture) eventually(name, state string) Device {
+func (f *fixture) eventually(name, state string) api.Device {
 	f.t.Helper()
 	for begin := time.Now(); ; time.Sleep(5 * time.Millisecond) {
 		dev, err := f.c.Device(ctx, name)
@@ -111,7 +111,7 @@ func TestRecoveryRefused(t *testing.T) {
 	}
 	f.start()
 	for begin := time.Now(); ; time.Sleep(5 * time.Millisecond) {
-		v, w := f.eventually("v", StateRecovering), f.eventually("w", StateRecovering)
+		v, w := f.eventually("v", api.StateRecovering), f.eventually("w", api.StateRecovering)
 		if strings.Contains(v.Problem, "no such file") && strings.Contains(w.Problem, "another process") && v.Advice != "" && v.ID == 0 {
 			break
 		}
@@ -119,28 +119,28 @@ func TestRecoveryRefused(t *testing.T) {
 			t.Fatalf("v: %q, w: %q", v.Problem, w.Problem)
 		}
 	}
-	reads("block/v/state", StateRecovering)
+	reads("block/v/state", api.StateRecovering)
 	reads("block/v/queue/standby", "on")
 	reads("block/w/queue/standby", "not supported")
 	if err := f.d.SetAttr("block/v/queue/standby", "off"); err == nil {
 		t.Error("an order was taken")
 	}
-	if _, err := f.c.Recover(ctx, "w", false); CodeOf(err) != CodeImage {
+	if _, err := f.c.Recover(ctx, "w", false); api.CodeOf(err) != api.CodeImage {
 		t.Errorf("recover: %v", err)
 	}
-	if err := f.c.Remove(ctx, "w", false); CodeOf(err) != CodeBusy {
+	if err := f.c.Remove(ctx, "w", false); api.CodeOf(err) != api.CodeBusy {
 		t.Errorf("remove: %v", err)
 	}
-	if _, err := f.c.Create(ctx, f.spec("w", "j")); CodeOf(err) != CodeConflict {
+	if _, err := f.c.Create(ctx, f.spec("w", "j")); api.CodeOf(err) != api.CodeConflict {
 		t.Errorf("create: %v", err)
 	}
 	f.setOpenErr(nil)
 	f.eventually("w", "live")
-	f.eventually("v", StateRecovering)
+	f.eventually("v", api.StateRecovering)
 	if err := os.Rename(aside, f.image("moved").Path); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.c.Replace(ctx, "v", ReplaceRequest{Image: f.image("moved")}); err != nil {
+	if _, err := f.c.Replace(ctx, "v", api.ReplaceRequest{Image: f.image("moved")}); err != nil {
 		t.Fatal(err)
 	}
 	reads("block/v/queue/standby", "off")
@@ -148,7 +148,7 @@ func TestRecoveryRefused(t *testing.T) {
 		t.Errorf("%+v", dev.Images)
 	}
 	for _, name := range []string{"v", "w"} {
-		if _, err := f.c.Recover(ctx, name, false); CodeOf(err) != CodeConflict {
+		if _, err := f.c.Recover(ctx, name, false); api.CodeOf(err) != api.CodeConflict {
 			t.Errorf("recover of a live device: %v", err)
 		}
 	}
@@ -166,8 +166,8 @@ func TestRecoverPolicyFail(t *testing.T) {
 	f.die()
 	f.setOpenErr(errors.New("not today"))
 	f.start()
-	f.eventually("v", StateUnrecovered)
-	f.eventually("w", StateRecovering)
+	f.eventually("v", api.StateUnrecovered)
+	f.eventually("w", api.StateRecovering)
 	f.setOpenErr(nil)
 	f.eventually("v", "live")
 	f.eventually("w", "live")
@@ -222,19 +222,19 @@ func TestOrphans(t *testing.T) {
 	f.k.dead = []int{1, 7}
 	f.k.mu.Unlock()
 	f.start()
-	f.eventually("w", StateLost)
+	f.eventually("w", api.StateLost)
 	f.k.mu.Lock()
 	if !f.k.waiting[0] || len(f.k.deleted) != 2 {
 		t.Errorf("waiting %v, deleted %v", f.k.waiting, f.k.deleted)
 	}
 	f.k.mu.Unlock()
-	if err := f.c.Remove(ctx, "ublkb0", false); CodeOf(err) != CodeBusy {
+	if err := f.c.Remove(ctx, "ublkb0", false); api.CodeOf(err) != api.CodeBusy {
 		t.Errorf("remove: %v", err)
 	}
 	if err := f.c.Remove(ctx, "ublkb0", true); err != nil {
 		t.Errorf("remove by force: %v", err)
 	}
-	if err := f.c.Remove(ctx, "ublkb0", true); CodeOf(err) != CodeNotFound {
+	if err := f.c.Remove(ctx, "ublkb0", true); api.CodeOf(err) != api.CodeNotFound {
 		t.Errorf("and again: %v", err)
 	}
 }
@@ -246,11 +246,11 @@ func TestGivenUp(t *testing.T) {
 	f.die()
 	f.setOpenErr(errors.New("not today"))
 	f.start()
-	f.eventually("v", StateRecovering)
+	f.eventually("v", api.StateRecovering)
 	if err := f.c.Remove(ctx, "v", true); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.c.Device(ctx, "v"); CodeOf(err) != CodeNotFound {
+	if _, err := f.c.Device(ctx, "v"); api.CodeOf(err) != api.CodeNotFound {
 		t.Errorf("%v", err)
 	}
 }

@@ -26,7 +26,7 @@ func (d *Daemon) Remove(ctx context.Context, name string, force bool) error {
 	}
 	return d.inBackground(ctx, name, "the removal", func(ctx context.Context, s *slot) error {
 		switch {
-		case s.dev == nil && s.rec != nil && s.phase == StateRecovering:
+		case s.dev == nil && s.rec != nil && s.phase == api.StateRecovering:
 			return d.removeLeft(ctx, s, force)
 		case s.dev == nil && s.rec != nil:
 			return d.removeLost(s, force)
@@ -54,7 +54,7 @@ func (d *Daemon) inBackground(ctx context.Context, name, what string, do func(co
 	known := d.slots[name] != nil
 	d.mu.Unlock()
 	if !known {
-		return fail(CodeNotFound, "there is no device %q", name)
+		return api.Errorf(api.CodeNotFound, "there is no device %q", name)
 	}
 	s, err := d.acquire(ctx, name)
 	if err != nil {
@@ -70,14 +70,14 @@ func (d *Daemon) inBackground(ctx context.Context, name, what string, do func(co
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		return fail(CodeInternal, "device %q: %s goes on in the daemon: %w", name, what, ctx.Err())
+		return api.Errorf(api.CodeInternal, "device %q: %s goes on in the daemon: %w", name, what, ctx.Err())
 	}
 }
 
 // removeLive is the removal of a device that is served. ending: because the daemon ends.
 func (d *Daemon) removeLive(ctx context.Context, s *slot, force, ending bool) error {
 	if s.dev == nil {
-		return fail(CodeNotFound, "there is no device %q", s.name)
+		return api.Errorf(api.CodeNotFound, "there is no device %q", s.name)
 	}
 	ctx, cancel := context.WithTimeout(ctx, closeLimit)
 	defer cancel()
@@ -90,7 +90,7 @@ func (d *Daemon) removeLive(ctx context.Context, s *slot, force, ending bool) er
 			return busy(s, users)
 		}
 	}
-	d.set(s, func() { s.phase = StateRemoving })
+	d.set(s, func() { s.phase = api.StateRemoving })
 	err := s.dev.Close(ctx, force)
 	if err != nil {
 		d.set(s, func() { s.phase = "" })
@@ -111,7 +111,7 @@ func (d *Daemon) removeLive(ctx context.Context, s *slot, force, ending bool) er
 	s.recMu.Unlock()
 	d.devicesChanged()
 	if err != nil {
-		return fail(CodeInternal, "device %q was removed, but its record stays: %w", s.name, err)
+		return api.Errorf(api.CodeInternal, "device %q was removed, but its record stays: %w", s.name, err)
 	}
 	return nil
 }
@@ -130,11 +130,11 @@ func (d *Daemon) closeFailed(ctx context.Context, s *slot, err error) error {
 		d.log.Warn().Err(err).Str("device", s.name).Msg("device has not ended yet")
 		// What it waits for (requests, a change of its files, their closing) is in the error.
 		d.set(s, func() { s.problem = "its removal has not ended: " + err.Error() })
-		return fail(CodeInternal, "device %q is not removed yet, try again: %w", s.name, err)
+		return api.Errorf(api.CodeInternal, "device %q is not removed yet, try again: %w", s.name, err)
 	}
 	d.log.Error().Err(err).Str("device", s.name).Msg("device was not closed cleanly")
 	d.set(s, func() { s.dev, s.problem = nil, "it was not closed cleanly: "+err.Error() })
-	return fail(CodeInternal, "device %q was not closed cleanly and is lost now: %w", s.name, err)
+	return api.Errorf(api.CodeInternal, "device %q was not closed cleanly and is lost now: %w", s.name, err)
 }
 
 // removeLost closes the images that a dead daemon left in use.
@@ -145,11 +145,11 @@ func (d *Daemon) removeLost(s *slot, force bool) error {
 		defer cancel()
 		err = s.look(ctx, func() error {
 			if why := rec.changed(d.boot, false); why != nil {
-				return fail(CodeConflict, "lost device %q: %w; 'holdfast remove --force %s' forgets the device and leaves its images as they are", s.name, why, s.name)
+				return api.Errorf(api.CodeConflict, "lost device %q: %w; 'holdfast remove --force %s' forgets the device and leaves its images as they are", s.name, why, s.name)
 			}
 			if cerr := d.kernel.closeImages(rec.Spec, rec.known()); cerr != nil {
 				e := classify(cerr)
-				return fail(e.Code, "lost device %q: its images cannot be closed cleanly: %w; 'holdfast image check --repair' may help, 'holdfast remove --force %s' forgets the device", s.name, cerr, s.name)
+				return api.Errorf(e.Code, "lost device %q: its images cannot be closed cleanly: %w; 'holdfast image check --repair' may help, 'holdfast remove --force %s' forgets the device", s.name, cerr, s.name)
 			}
 			return nil
 		})
@@ -161,7 +161,7 @@ func (d *Daemon) removeLost(s *slot, force bool) error {
 		d.log.Warn().Err(err).Str("device", s.name).Msg("forgotten by force, its images may still be marked in use")
 	}
 	if err := d.records.remove(s.name); err != nil {
-		return fail(CodeInternal, "%w", err)
+		return api.Errorf(api.CodeInternal, "%w", err)
 	}
 	d.set(s, func() { s.rec, s.phase, s.problem, s.events = nil, "", "", nil })
 	d.log.Info().Str("device", s.name).Msg("lost device forgotten")
@@ -173,7 +173,7 @@ func busy(s *slot, users []api.User) error {
 	if len(users) > 0 {
 		who = userList(users)
 	}
-	e := fail(CodeBusy, "device %q (%s) is in use: %s", s.name, s.dev.Path(), who)
+	e := api.Errorf(api.CodeBusy, "device %q (%s) is in use: %s", s.name, s.dev.Path(), who)
 	e.Users = users
 	return e
 }
@@ -258,7 +258,7 @@ func (d *Daemon) serves(name string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s := d.slots[name]
-	return s != nil && (s.dev != nil || s.phase == StateRecovering)
+	return s != nil && (s.dev != nil || s.phase == api.StateRecovering)
 }
 
 // removeAll removes what is served, all devices at once, and returns those that
@@ -288,7 +288,7 @@ func (d *Daemon) removeAll(ctx context.Context, force bool) map[string]error {
 	}
 	left := map[string]error{}
 	for range names {
-		if r := <-results; r.err != nil && CodeOf(r.err) != CodeNotFound {
+		if r := <-results; r.err != nil && api.CodeOf(r.err) != api.CodeNotFound {
 			left[r.name] = r.err
 		}
 	}

@@ -14,21 +14,8 @@ import (
 	"holdfast/api"
 )
 
-// socketName is the socket's name in the run directory.
-const socketName = "control.sock"
-
-// maxSocketPath is sizeof(sockaddr_un.sun_path) less the final NUL.
-const maxSocketPath = 107
-
 // SocketPath is where the daemon listens.
-func (d *Daemon) SocketPath() string { return filepath.Join(d.cfg.RunDir, socketName) }
-
-func checkSocketPath(path string) error {
-	if len(path) > maxSocketPath {
-		return fmt.Errorf("the path of the control socket %q has %d bytes, and a unix socket's can have %d: choose a shorter --run-dir", path, len(path), maxSocketPath)
-	}
-	return nil
-}
+func (d *Daemon) SocketPath() string { return filepath.Join(d.cfg.RunDir, api.SocketName) }
 
 // listen opens the socket and prepares the server.
 func (d *Daemon) listen(heir *inheritance) error {
@@ -116,7 +103,7 @@ func (d *Daemon) handler() http.Handler {
 	figures := d.metricsHandler()
 	mux.Handle("GET /metrics", figures)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		replyError(w, fail(CodeInvalid, "this daemon's API has no %s %s", r.Method, r.URL.Path))
+		replyError(w, api.Errorf(api.CodeInvalid, "this daemon's API has no %s %s", r.Method, r.URL.Path))
 	})
 	return mux
 }
@@ -129,7 +116,7 @@ func (d *Daemon) serveCreate(w http.ResponseWriter, r *http.Request) {
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRecord/2))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&spec); err != nil {
-		replyError(w, fail(CodeInvalid, "not a device spec: %w", err))
+		replyError(w, api.Errorf(api.CodeInvalid, "not a device spec: %w", err))
 		return
 	}
 	dev, err := d.Create(r.Context(), spec)
@@ -146,7 +133,7 @@ func (d *Daemon) serveRemove(w http.ResponseWriter, r *http.Request, name string
 	if v := r.URL.Query().Get("force"); v != "" {
 		var err error
 		if force, err = strconv.ParseBool(v); err != nil {
-			replyError(w, fail(CodeInvalid, "force=%q is neither true nor false", v))
+			replyError(w, api.Errorf(api.CodeInvalid, "force=%q is neither true nor false", v))
 			return
 		}
 	}
@@ -166,15 +153,15 @@ func body[T any](w http.ResponseWriter, r *http.Request, what string) (*T, bool)
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(in); err != nil {
-		replyError(w, fail(CodeInvalid, "not %s: %w", what, err))
+		replyError(w, api.Errorf(api.CodeInvalid, "not %s: %w", what, err))
 		return nil, false
 	}
 	return in, true
 }
 
 // answer is for calls that give a device.
-func answer(w http.ResponseWriter) func(*Device, error) {
-	return func(dev *Device, err error) {
+func answer(w http.ResponseWriter) func(*api.Device, error) {
+	return func(dev *api.Device, err error) {
 		if err != nil {
 			replyError(w, err)
 			return
@@ -183,36 +170,26 @@ func answer(w http.ResponseWriter) func(*Device, error) {
 	}
 }
 
-// Switch is the body of a request that turns something on or off.
-type Switch struct {
-	On bool `json:"on"`
-}
-
 func (d *Daemon) serveStandby(w http.ResponseWriter, r *http.Request, name string) {
-	if in, ok := body[Switch](w, r, "a switch"); ok {
+	if in, ok := body[api.Switch](w, r, "a switch"); ok {
 		answer(w)(d.SetStandby(name, in.On))
 	}
 }
 
 func (d *Daemon) serveReplace(w http.ResponseWriter, r *http.Request, name string) {
-	if in, ok := body[ReplaceRequest](w, r, "a replacement"); ok {
+	if in, ok := body[api.ReplaceRequest](w, r, "a replacement"); ok {
 		answer(w)(d.Replace(r.Context(), name, *in))
 	}
 }
 
-// Force is the body of a request that may be forced.
-type Force struct {
-	Force bool `json:"force,omitempty"`
-}
-
 func (d *Daemon) serveRecover(w http.ResponseWriter, r *http.Request, name string) {
-	if in, ok := body[Force](w, r, "a recovery"); ok {
+	if in, ok := body[api.Force](w, r, "a recovery"); ok {
 		answer(w)(d.Recover(r.Context(), name, in.Force))
 	}
 }
 
 func (d *Daemon) serveUpgrade(w http.ResponseWriter, r *http.Request) {
-	in, ok := body[UpgradeRequest](w, r, "an upgrade")
+	in, ok := body[api.UpgradeRequest](w, r, "an upgrade")
 	if !ok {
 		return
 	}
@@ -230,7 +207,7 @@ func (d *Daemon) serveUpgrade(w http.ResponseWriter, r *http.Request) {
 }
 
 func (d *Daemon) serveKey(w http.ResponseWriter, r *http.Request) {
-	in, ok := body[Switch](w, r, "a switch")
+	in, ok := body[api.Switch](w, r, "a switch")
 	if !ok {
 		return
 	}
@@ -251,13 +228,8 @@ func (d *Daemon) serveAttr(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusOK, info)
 }
 
-// AttrValue is the body of a request that writes to an attribute.
-type AttrValue struct {
-	Value string `json:"value"`
-}
-
 func (d *Daemon) serveSetAttr(w http.ResponseWriter, r *http.Request) {
-	in, ok := body[AttrValue](w, r, "a value")
+	in, ok := body[api.AttrValue](w, r, "a value")
 	if !ok {
 		return
 	}
@@ -281,6 +253,6 @@ func reply(w http.ResponseWriter, status int, body any) {
 }
 
 func replyError(w http.ResponseWriter, err error) {
-	e := asError(err)
-	reply(w, e.Code.status(), e)
+	e := api.AsError(err)
+	reply(w, e.Code.Status(), e)
 }

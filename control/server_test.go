@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/api"
+
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 )
@@ -25,7 +27,7 @@ func TestSecondDaemon(t *testing.T) {
 	} {
 		cfg.Log = zerolog.Nop()
 		_, err := start(cfg, f.k)
-		e := wantCode(t, err, CodeBusy)
+		e := wantCode(t, err, api.CodeBusy)
 		if !strings.Contains(e.Message, "process ") || strings.Contains(e.Message, "\n") {
 			t.Errorf("%q", e.Message)
 		}
@@ -47,7 +49,7 @@ func TestSocket(t *testing.T) {
 		t.Error("the socket is still there")
 	}
 	_, err := f.c.Snapshot(ctx)
-	e := wantCode(t, err, CodeUnreachable)
+	e := wantCode(t, err, api.CodeUnreachable)
 	if !strings.Contains(e.Message, "holdfast daemon") {
 		t.Errorf("%q", e.Message)
 	}
@@ -59,7 +61,7 @@ func TestSocket(t *testing.T) {
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	l.Close()
 	_, err = f.c.Snapshot(ctx)
-	wantCode(t, err, CodeUnreachable)
+	wantCode(t, err, api.CodeUnreachable)
 	f.start()
 	if _, err := f.c.Snapshot(ctx); err != nil {
 		t.Error(err)
@@ -83,8 +85,8 @@ func TestSocketPathTooLong(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "--run-dir") {
 		t.Errorf("got %v", err)
 	}
-	_, err = NewClient(dir).Snapshot(ctx)
-	wantCode(t, err, CodeInvalid)
+	_, err = api.NewClient(dir).Snapshot(ctx)
+	wantCode(t, err, api.CodeInvalid)
 }
 
 // raw sends a request as any program might.
@@ -94,7 +96,7 @@ func (f *fixture) raw(method, path, body string) (int, map[string]any) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	resp, err := f.c.http.Do(req)
+	resp, err := f.c.HTTP().Do(req)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -148,11 +150,11 @@ func TestNamesInPaths(t *testing.T) {
 	f := newFixture(t)
 	for _, name := range []string{".", "..", "a/b", "../devices", "%2e", "?force=true", "#", " ", "ü", "\x01", "v1?x=1"} {
 		_, err := f.c.Device(ctx, name)
-		wantCode(t, err, CodeNotFound)
-		wantCode(t, f.c.Remove(ctx, name, false), CodeNotFound)
+		wantCode(t, err, api.CodeNotFound)
+		wantCode(t, f.c.Remove(ctx, name, false), api.CodeNotFound)
 	}
 	_, err := f.c.Device(ctx, "")
-	wantCode(t, err, CodeInvalid)
+	wantCode(t, err, api.CodeInvalid)
 }
 
 // TestStrangers: whatever listens there instead of a daemon, the client says so
@@ -167,7 +169,7 @@ func TestStrangers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			l, err := net.Listen("unix", filepath.Join(dir, socketName))
+			l, err := net.Listen("unix", filepath.Join(dir, api.SocketName))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -183,7 +185,7 @@ func TestStrangers(t *testing.T) {
 					c.Close()
 				}
 			}()
-			_, err = NewClient(dir).Snapshot(ctx)
+			_, err = api.NewClient(dir).Snapshot(ctx)
 			if err == nil || strings.Contains(err.Error(), "\n") {
 				t.Errorf("got %v", err)
 			}
@@ -199,7 +201,7 @@ func TestFullSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	at := &unix.SockaddrUnix{Name: filepath.Join(dir, socketName)}
+	at := &unix.SockaddrUnix{Name: filepath.Join(dir, api.SocketName)}
 	if err := errors.Join(unix.Bind(fd, at), unix.Listen(fd, 0)); err != nil {
 		t.Fatal(err)
 	}
@@ -211,25 +213,25 @@ func TestFullSocket(t *testing.T) {
 		defer unix.Close(c)
 		_ = unix.Connect(c, at)
 	}
-	_, err = NewClient(dir).Snapshot(ctx)
-	if e := wantCode(t, err, CodeUnreachable); !strings.Contains(e.Message, "may hang") || strings.Contains(e.Message, "no daemon listens") {
+	_, err = api.NewClient(dir).Snapshot(ctx)
+	if e := wantCode(t, err, api.CodeUnreachable); !strings.Contains(e.Message, "may hang") || strings.Contains(e.Message, "no daemon listens") {
 		t.Errorf("%q", e.Message)
 	}
 }
 
 func TestSilentDaemon(t *testing.T) {
 	dir := t.TempDir()
-	l, err := net.Listen("unix", filepath.Join(dir, socketName))
+	l, err := net.Listen("unix", filepath.Join(dir, api.SocketName))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
 	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancel()
-	_, err = NewClient(dir).Snapshot(short)
-	wantCode(t, err, CodeUnreachable)
+	_, err = api.NewClient(dir).Snapshot(short)
+	wantCode(t, err, api.CodeUnreachable)
 	ended, cancel := context.WithCancel(ctx)
 	cancel()
-	_, err = NewClient(dir).Snapshot(ended)
-	wantCode(t, err, CodeInternal)
+	_, err = api.NewClient(dir).Snapshot(ended)
+	wantCode(t, err, api.CodeInternal)
 }

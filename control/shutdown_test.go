@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/api"
+
 	"github.com/rs/zerolog"
 )
 
@@ -55,7 +57,7 @@ func TestShutdownWaitsForUsers(t *testing.T) {
 		t.Error("a snapshot doesn't say that the daemon is stopping")
 	}
 	_, err := f.c.Create(ctx, f.spec("new", "c"))
-	wantCode(t, err, CodeStopping)
+	wantCode(t, err, api.CodeStopping)
 	select {
 	case err := <-done:
 		t.Fatalf("did not wait: %v", err)
@@ -120,14 +122,14 @@ func TestShutdownTakesBackCreations(t *testing.T) {
 	}
 	waitFor(t, "creations", func() bool {
 		s := f.states()
-		return s["lost"] == StateCreating && s["new"] == StateCreating
+		return s["lost"] == api.StateCreating && s["new"] == api.StateCreating
 	})
 	_, done := f.shutdown()
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	wantCode(t, <-created, CodeStopping)
-	wantCode(t, <-created, CodeStopping)
+	wantCode(t, <-created, api.CodeStopping)
+	wantCode(t, <-created, api.CodeStopping)
 	if !slices.Equal(f.recorded(), []string{"lost"}) || f.k.taken["lost"] {
 		t.Errorf("records %v, taken %v", f.recorded(), f.k.taken)
 	}
@@ -154,7 +156,7 @@ func TestShutdownSecondSignalDuringRemoval(t *testing.T) {
 	release := make(chan struct{})
 	f.k.set(func() { f.k.closeHold = map[string]chan struct{}{"stuck": release} })
 	force, done := f.shutdown()
-	waitFor(t, "the hanging removal", func() bool { return f.states()["stuck"] == StateRemoving })
+	waitFor(t, "the hanging removal", func() bool { return f.states()["stuck"] == api.StateRemoving })
 	close(force)
 	waitFor(t, "the other device's removal", func() bool { _, there := f.states()["busy"]; return !there })
 	select {

@@ -12,21 +12,21 @@ import (
 )
 
 // Info says who this daemon is.
-func (d *Daemon) Info() DaemonInfo {
+func (d *Daemon) Info() api.DaemonInfo {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return DaemonInfo{Version: d.cfg.Version, API: APIVersion, PID: os.Getpid(), Started: d.started.UTC(),
+	return api.DaemonInfo{Version: d.cfg.Version, API: api.APIVersion, PID: os.Getpid(), Started: d.started.UTC(),
 		RunDir: d.cfg.RunDir, StateDir: d.cfg.StateDir, Stopping: d.stopping}
 }
 
 // Snapshot is everything the daemon knows now.
-func (d *Daemon) Snapshot() Snapshot { return d.snapshot(d.devices("")) }
+func (d *Daemon) Snapshot() api.Snapshot { return d.snapshot(d.devices("")) }
 
 // Brief is a snapshot without users of devices, which are not looked for.
-func (d *Daemon) Brief() Snapshot { return d.snapshot(d.briefDevices("")) }
+func (d *Daemon) Brief() api.Snapshot { return d.snapshot(d.briefDevices("")) }
 
-func (d *Daemon) snapshot(devices []Device) Snapshot {
-	snap := Snapshot{Daemon: d.Info(), Key: d.Key(), Devices: devices, Problems: []Problem{}}
+func (d *Daemon) snapshot(devices []api.Device) api.Snapshot {
+	snap := api.Snapshot{Daemon: d.Info(), Key: d.Key(), Devices: devices, Problems: []api.Problem{}}
 	missing := ""
 	if err := d.kernel.ready(); err != nil {
 		missing = err.Error()
@@ -37,7 +37,7 @@ func (d *Daemon) snapshot(devices []Device) Snapshot {
 	}
 	problems := slices.Clone(d.problems)
 	d.mu.Unlock()
-	snap.Driver = DriverInfo{Available: missing == "", Missing: missing}
+	snap.Driver = api.DriverInfo{Available: missing == "", Missing: missing}
 	// A problem is solved by deleting its file.
 	for _, p := range problems {
 		if _, err := os.Lstat(p.File); !errors.Is(err, os.ErrNotExist) {
@@ -52,22 +52,22 @@ func (d *Daemon) snapshot(devices []Device) Snapshot {
 }
 
 // Device is the part of a snapshot that concerns one device.
-func (d *Daemon) Device(name string) (*Device, error) { return theOnly(d.devices(name), name) }
+func (d *Daemon) Device(name string) (*api.Device, error) { return theOnly(d.devices(name), name) }
 
 // BriefDevice is Device without users.
-func (d *Daemon) BriefDevice(name string) (*Device, error) {
+func (d *Daemon) BriefDevice(name string) (*api.Device, error) {
 	return theOnly(d.briefDevices(name), name)
 }
 
-func theOnly(devs []Device, name string) (*Device, error) {
+func theOnly(devs []api.Device, name string) (*api.Device, error) {
 	if len(devs) == 0 {
-		return nil, fail(CodeNotFound, "there is no device %q", name)
+		return nil, api.Errorf(api.CodeNotFound, "there is no device %q", name)
 	}
 	return &devs[0], nil
 }
 
 // devices is the state of one device, or of all for "", with one search for their users.
-func (d *Daemon) devices(only string) []Device {
+func (d *Daemon) devices(only string) []api.Device {
 	out := d.briefDevices(only)
 	disks := map[int]string{}
 	for _, dev := range out {
@@ -86,9 +86,9 @@ func (d *Daemon) devices(only string) []Device {
 }
 
 // briefDevices is devices without their users.
-func (d *Daemon) briefDevices(only string) []Device {
+func (d *Daemon) briefDevices(only string) []api.Device {
 	type entry struct {
-		Device
+		api.Device
 		dev   live
 		phase string
 	}
@@ -101,7 +101,7 @@ func (d *Daemon) briefDevices(only string) []Device {
 		e := entry{dev: s.dev, phase: s.phase}
 		e.Created, e.Persist, e.Problem = s.rec.Created, s.rec.Spec.Persist, s.problem
 		e.Events = append([]api.Event{}, s.events...)
-		if e.Status = offlineStatus(s.rec); s.phase == StateRecovering {
+		if e.Status = offlineStatus(s.rec); s.phase == api.StateRecovering {
 			e.Status = d.waitingStatus(s)
 		}
 		entries = append(entries, e)
@@ -117,23 +117,23 @@ func (d *Daemon) briefDevices(only string) []Device {
 		}
 	}
 	asked.Wait()
-	out := make([]Device, 0, len(entries))
+	out := make([]api.Device, 0, len(entries))
 	for _, e := range entries {
 		switch {
 		case e.dev != nil:
 			if e.Problem != "" {
 				e.Advice = fmt.Sprintf("see to its storage, then 'holdfast remove %s' again", e.Name)
 			} else {
-				advise(&e.Device)
+				api.Advise(&e.Device)
 			}
 		case e.phase == "":
-			e.State, e.Advice = StateLost, lostAdvice(e.Name)
-		case e.phase == StateWaiting:
+			e.State, e.Advice = api.StateLost, lostAdvice(e.Name)
+		case e.phase == api.StateWaiting:
 			e.Advice = fmt.Sprintf("it is tried again and again, and when something is mounted; 'holdfast create %s' with the same images tries now, 'holdfast remove %s' forgets it", e.Name, e.Name)
-		case e.phase == StateRecovering:
+		case e.phase == api.StateRecovering:
 			e.Advice = fmt.Sprintf("it is tried again and again; 'holdfast recover %s' tries now, 'holdfast replace %s FILE' takes another file", e.Name, e.Name)
 		}
-		if e.phase != "" && e.phase != StateRecovering {
+		if e.phase != "" && e.phase != api.StateRecovering {
 			e.State = e.phase
 		}
 		e.Users = []api.User{}

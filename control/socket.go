@@ -7,6 +7,8 @@ import (
 	"net"
 	"os"
 
+	"holdfast/api"
+
 	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +20,7 @@ import (
 // owned says that the socket is ours to remove at the end. A service manager's stays:
 // who connects while there is no daemon waits for the next one.
 func controlSocket(path string) (l *net.UnixListener, owned bool, err error) {
-	if err := checkSocketPath(path); err != nil {
+	if err := api.CheckSocketPath(path); err != nil {
 		return nil, false, err
 	}
 	if l, err := passedSocket(path); l != nil || err != nil {

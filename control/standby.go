@@ -19,18 +19,9 @@ const handHolder = "hand"
 
 var consumerForm = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._:-]{0,63}$`)
 
-// KeyInfo is the process-wide standby check.
-type KeyInfo struct {
-	On      bool         `json:"on"`
-	Holders []string     `json:"holders"` // who holds it on
-	Targets []TargetInfo `json:"targets"` // integrations that are looked for
-	// Inconsistencies counts the check's own, by kind.
-	Inconsistencies map[string]uint64 `json:"inconsistencies"`
-}
-
 // Key is the state of the standby check.
-func (d *Daemon) Key() KeyInfo {
-	info := KeyInfo{On: d.key.On(), Holders: d.key.Holders(), Targets: d.targets.info(), Inconsistencies: map[string]uint64{}}
+func (d *Daemon) Key() api.KeyInfo {
+	info := api.KeyInfo{On: d.key.On(), Holders: d.key.Holders(), Targets: d.targets.info(), Inconsistencies: map[string]uint64{}}
 	for i, n := range d.key.Inconsistencies() {
 		info.Inconsistencies[string(i)] = n
 	}
@@ -39,7 +30,7 @@ func (d *Daemon) Key() KeyInfo {
 
 // SetKey turns the standby check on by hand, or takes that back. It stays on while an
 // integration with a target holds it: CodeBusy.
-func (d *Daemon) SetKey(on bool) (KeyInfo, error) {
+func (d *Daemon) SetKey(on bool) (api.KeyInfo, error) {
 	d.handMu.Lock()
 	defer d.handMu.Unlock()
 	held := slices.Contains(d.key.Holders(), handHolder)
@@ -48,21 +39,21 @@ func (d *Daemon) SetKey(on bool) (KeyInfo, error) {
 		if err := d.enableKey(handHolder); err != nil {
 			d.log.Warn().Msg(err.Error())
 		}
-		d.tell("", EventKeyOn, "the standby check is on, by hand")
+		d.tell("", api.EventKeyOn, "the standby check is on, by hand")
 	case !on && held:
 		if err := d.disableKey(handHolder); err != nil {
-			return d.Key(), fail(CodeInternal, "%w", err)
+			return d.Key(), api.Errorf(api.CodeInternal, "%w", err)
 		}
-		d.tell("", EventKeyOff, "the standby check is no longer on by hand")
+		d.tell("", api.EventKeyOff, "the standby check is no longer on by hand")
 	}
 	if others := d.key.Holders(); !on && len(others) > 0 {
-		return d.Key(), fail(CodeBusy, "the standby check stays on: held by %s; 'holdfast daemon --targets none' leaves targets alone", strings.Join(others, ", "))
+		return d.Key(), api.Errorf(api.CodeBusy, "the standby check stays on: held by %s; 'holdfast daemon --targets none' leaves targets alone", strings.Join(others, ", "))
 	}
 	return d.Key(), nil
 }
 
 // Attach takes a lease on a device for a consumer, durably. To do so twice is no error.
-func (d *Daemon) Attach(ctx context.Context, name, consumer string) (*Device, error) {
+func (d *Daemon) Attach(ctx context.Context, name, consumer string) (*api.Device, error) {
 	if err := d.checkConsumer(consumer); err != nil {
 		return nil, err
 	}
@@ -76,7 +67,7 @@ func (d *Daemon) Attach(ctx context.Context, name, consumer string) (*Device, er
 			return err
 		}
 		if err := dev.Attach(consumer); err != nil && !errors.Is(err, standby.ErrAttached) {
-			return fail(CodeInternal, "device %q: %w", name, err)
+			return api.Errorf(api.CodeInternal, "device %q: %w", name, err)
 		}
 		return nil
 	})
@@ -87,14 +78,14 @@ func (d *Daemon) Attach(ctx context.Context, name, consumer string) (*Device, er
 }
 
 // Detach drops a consumer's lease.
-func (d *Daemon) Detach(ctx context.Context, name, consumer string) (*Device, error) {
+func (d *Daemon) Detach(ctx context.Context, name, consumer string) (*api.Device, error) {
 	if err := d.checkConsumer(consumer); err != nil {
 		return nil, err
 	}
 	err := d.withDevice(name, func(s *slot, dev live) error {
 		err := d.dropLease(s, dev, consumer)
 		if errors.Is(err, standby.ErrNotAttached) {
-			return fail(CodeNotFound, "device %q: %q has no lease on it; those who have: %s", name, consumer, orNobody(dev.Status().Standby.Consumers))
+			return api.Errorf(api.CodeNotFound, "device %q: %q has no lease on it; those who have: %s", name, consumer, api.OrNobody(dev.Status().Standby.Consumers))
 		}
 		return err
 	})
@@ -115,29 +106,22 @@ func (d *Daemon) dropLease(s *slot, dev live, consumer string) error {
 	})
 }
 
-func orNobody(names []string) string {
-	if len(names) == 0 {
-		return "nobody"
-	}
-	return strings.Join(names, ", ")
-}
-
 func (d *Daemon) checkConsumer(name string) error {
 	if !consumerForm.MatchString(name) {
-		return fail(CodeInvalid, "consumer %q: want 1 to 64 of a-z A-Z 0-9 . _ : -, the first a letter or digit", name)
+		return api.Errorf(api.CodeInvalid, "consumer %q: want 1 to 64 of a-z A-Z 0-9 . _ : -, the first a letter or digit", name)
 	}
 	if d.targets.watches(name) {
-		return fail(CodeInvalid, "consumer %q: the daemon itself sees what that target does", name)
+		return api.Errorf(api.CodeInvalid, "consumer %q: the daemon itself sees what that target does", name)
 	}
 	return nil
 }
 
 // SetStandby sets STANDBY by hand, or ends it without a recovery, which fails what is held.
-func (d *Daemon) SetStandby(name string, on bool) (*Device, error) {
+func (d *Daemon) SetStandby(name string, on bool) (*api.Device, error) {
 	err := d.withDevice(name, func(_ *slot, dev live) error {
 		err := dev.SetStandby(on)
 		if errors.Is(err, standby.ErrNotSupported) {
-			return fail(CodeNotSupported, "device %q: standby is not supported: %s: %w", name, d.missingFuse(dev), err)
+			return api.Errorf(api.CodeNotSupported, "device %q: standby is not supported: %s: %w", name, d.missingFuse(dev), err)
 		}
 		return err
 	})
@@ -172,7 +156,7 @@ func (d *Daemon) withDevice(name string, do func(s *slot, dev live) error) error
 	d.mu.Unlock()
 	switch {
 	case !known:
-		return fail(CodeNotFound, "there is no device %q", name)
+		return api.Errorf(api.CodeNotFound, "there is no device %q", name)
 	case dev == nil:
 		return d.notServed(s)
 	}
@@ -186,11 +170,11 @@ func (d *Daemon) notServed(s *slot) error {
 	state := s.phase
 	switch {
 	case s.rec == nil:
-		return fail(CodeNotFound, "there is no device %q", s.name)
+		return api.Errorf(api.CodeNotFound, "there is no device %q", s.name)
 	case state == "":
-		state = StateLost
+		state = api.StateLost
 	}
-	return fail(CodeConflict, "device %q is %s, and not served now; 'holdfast why %s' tells more", s.name, state, s.name)
+	return api.Errorf(api.CodeConflict, "device %q is %s, and not served now; 'holdfast why %s' tells more", s.name, state, s.name)
 }
 
 // update changes a device's record, durably before anybody sees it. After an error it is as
@@ -216,7 +200,7 @@ func (d *Daemon) changeRecord(s *slot, change func(*record), failed func(was, re
 	d.mu.Lock()
 	if s.rec == nil || s.dev == nil {
 		d.mu.Unlock()
-		return fail(CodeNotFound, "device %q is gone", s.name)
+		return api.Errorf(api.CodeNotFound, "device %q is gone", s.name)
 	}
 	was, now := *s.rec, *s.rec
 	d.mu.Unlock()
@@ -225,37 +209,29 @@ func (d *Daemon) changeRecord(s *slot, change func(*record), failed func(was, re
 	err := d.records.save(rec)
 	if err != nil {
 		rec = failed(&was, rec)
-		err = fail(CodeInternal, "%w", err)
+		err = api.Errorf(api.CodeInternal, "%w", err)
 	}
 	d.set(s, func() { s.rec = rec })
 	return err
 }
 
-// ReplaceRequest is what a file is to be replaced by.
-type ReplaceRequest struct {
-	Level *int           `json:"level,omitempty"` // 0 is the base; nil: the top
-	Image ploop.ImageRef `json:"image"`
-	Force bool           `json:"force,omitempty"`
-	Drain api.Duration   `json:"drain,omitempty"` // "10s"; 0: device.DefaultDrain
-}
-
 // Replace puts another file in the place of one of a device's, while its users wait.
 // Once begun it goes on when ctx ends; only the waiting ends then.
-func (d *Daemon) Replace(ctx context.Context, name string, r ReplaceRequest) (*Device, error) {
+func (d *Daemon) Replace(ctx context.Context, name string, r api.ReplaceRequest) (*api.Device, error) {
 	images := []ploop.ImageRef{r.Image}
-	if err := checkImages(images); err != nil {
+	if err := api.CheckImages(images); err != nil {
 		return nil, err
 	}
 	r.Image = images[0]
 	if r.Drain < 0 {
-		return nil, fail(CodeInvalid, "drain: want 0 or more")
+		return nil, api.Errorf(api.CodeInvalid, "drain: want 0 or more")
 	}
 	if r.Level != nil && *r.Level < 0 {
-		return nil, fail(CodeInvalid, "level %d: want 0 (the base) or more", *r.Level)
+		return nil, api.Errorf(api.CodeInvalid, "level %d: want 0 (the base) or more", *r.Level)
 	}
 	err := d.inBackground(ctx, name, "the replacement", func(ctx context.Context, s *slot) error {
 		switch {
-		case s.dev == nil && s.phase == StateRecovering:
+		case s.dev == nil && s.phase == api.StateRecovering:
 			return d.replaceLeft(ctx, s, r)
 		case s.dev == nil:
 			return d.notServed(s)
@@ -279,7 +255,7 @@ func answered(limit time.Duration, image ploop.ImageRef, ask func() ([]imageID, 
 		err error
 	}
 	if !questions.begin(image.Path) {
-		return nil, fail(CodeImage, "image %q: %d earlier questions to it have no answer yet: its storage hangs; give a file elsewhere, or abort that mount (umount -f)", image.Path, mostQuestions)
+		return nil, api.Errorf(api.CodeImage, "image %q: %d earlier questions to it have no answer yet: its storage hangs; give a file elsewhere, or abort that mount (umount -f)", image.Path, mostQuestions)
 	}
 	came := make(chan answer, 1)
 	go func() {
@@ -293,12 +269,12 @@ func answered(limit time.Duration, image ploop.ImageRef, ask func() ([]imageID, 
 	case a := <-came:
 		return a.ids, a.err
 	case <-t.C:
-		return nil, fail(CodeImage, "image %q does not answer within %v: its storage hangs; give a file elsewhere, or abort that mount (umount -f)", image.Path, limit)
+		return nil, api.Errorf(api.CodeImage, "image %q does not answer within %v: its storage hangs; give a file elsewhere, or abort that mount (umount -f)", image.Path, limit)
 	}
 }
 
 // replace does the work, with the name's token held.
-func (d *Daemon) replace(ctx context.Context, s *slot, r ReplaceRequest) error {
+func (d *Daemon) replace(ctx context.Context, s *slot, r api.ReplaceRequest) error {
 	d.mu.Lock()
 	probe := *s.rec // as it would be
 	d.mu.Unlock()
@@ -340,11 +316,11 @@ func (d *Daemon) replace(ctx context.Context, s *slot, r ReplaceRequest) error {
 	e := classify(err)
 	switch {
 	case errors.Is(err, ploop.ErrDiverged):
-		return fail(e.Code, "device %q: %w; if that is meant to be, --force takes the file as it is", s.name, err)
+		return api.Errorf(e.Code, "device %q: %w; if that is meant to be, --force takes the file as it is", s.name, err)
 	case errors.Is(err, ploop.ErrInFlight):
-		return fail(CodeBusy, "device %q: %w", s.name, err)
+		return api.Errorf(api.CodeBusy, "device %q: %w", s.name, err)
 	}
-	return fail(e.Code, "device %q: %w", s.name, err)
+	return api.Errorf(e.Code, "device %q: %w", s.name, err)
 }
 
 // note tells of an inconsistency of the key. The machine's lock is held: nothing here blocks.

@@ -31,7 +31,7 @@ func (f *fixture) record(name string) *record {
 // events are those of a device, by kind.
 func (f *fixture) events(name string) (kinds []string) {
 	f.t.Helper()
-	err := f.c.Events(ctx, EventsQuery{Device: name}, func(e api.Event) error { kinds = append(kinds, e.Kind); return nil })
+	err := f.c.Events(ctx, api.EventsQuery{Device: name}, func(e api.Event) error { kinds = append(kinds, e.Kind); return nil })
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -53,10 +53,10 @@ func TestKeyByHand(t *testing.T) {
 	}
 	f.d.key.Enable("lio")
 	_, err := f.c.SetKey(ctx, false)
-	if e := wantCode(t, err, CodeBusy); !strings.Contains(e.Message, "lio") {
+	if e := wantCode(t, err, api.CodeBusy); !strings.Contains(e.Message, "lio") {
 		t.Errorf("%q", e.Message)
 	}
-	if got := f.events(""); !slices.Equal(got, []string{EventKeyOn, EventKeyOff}) {
+	if got := f.events(""); !slices.Equal(got, []string{api.EventKeyOn, api.EventKeyOff}) {
 		t.Errorf("events %v", got)
 	}
 }
@@ -65,12 +65,12 @@ func TestLeases(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
 	_, err := f.c.Detach(ctx, "v", "a")
-	wantCode(t, err, CodeNotFound)
+	wantCode(t, err, api.CodeNotFound)
 	_, err = f.c.Attach(ctx, "w", "a")
-	wantCode(t, err, CodeNotFound)
+	wantCode(t, err, api.CodeNotFound)
 	for _, bad := range []string{"-a", "a b", strings.Repeat("x", 65), "ü"} {
 		_, err = f.c.Attach(ctx, "v", bad)
-		wantCode(t, err, CodeInvalid)
+		wantCode(t, err, api.CodeInvalid)
 	}
 	for range 2 { // idempotent
 		if dev, err := f.c.Attach(ctx, "v", "a"); err != nil || !slices.Equal(dev.Standby.Consumers, []string{"a"}) {
@@ -110,7 +110,7 @@ func TestLeaseNotDurable(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := f.c.Attach(ctx, "v", "a")
-	wantCode(t, err, CodeInternal)
+	wantCode(t, err, api.CodeInternal)
 	if dev, _ := f.c.Device(ctx, "v"); len(dev.Standby.Consumers) != 0 {
 		t.Errorf("consumers %v", dev.Standby.Consumers)
 	}
@@ -123,7 +123,7 @@ func TestSetStandby(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
 	_, err := f.c.SetStandby(ctx, "v", true)
-	e := wantCode(t, err, CodeNotSupported)
+	e := wantCode(t, err, api.CodeNotSupported)
 	if !strings.Contains(e.Message, "standby-check on") || !strings.Contains(e.Message, "attach v") {
 		t.Errorf("%q", e.Message)
 	}
@@ -154,32 +154,32 @@ func TestReplace(t *testing.T) {
 	before := f.record("v")
 	// An image of another device is not for this one.
 	for level := range 2 {
-		_, err := f.c.Replace(ctx, "v", ReplaceRequest{Image: f.image("other"), Level: &level})
-		if e := wantCode(t, err, CodeConflict); !strings.Contains(e.Message, fmt.Sprintf("%q belongs to device \"w\"", f.image("other").Path)) {
+		_, err := f.c.Replace(ctx, "v", api.ReplaceRequest{Image: f.image("other"), Level: &level})
+		if e := wantCode(t, err, api.CodeConflict); !strings.Contains(e.Message, fmt.Sprintf("%q belongs to device \"w\"", f.image("other").Path)) {
 			t.Errorf("level %d: %q", level, e.Message)
 		}
 	}
-	_, err := f.c.Replace(ctx, "v", ReplaceRequest{Image: ploop.ImageRef{Path: f.dir + "/none"}})
-	wantCode(t, err, CodeImage)
-	_, err = f.c.Replace(ctx, "v", ReplaceRequest{Image: ploop.ImageRef{Path: "relative"}})
-	wantCode(t, err, CodeInvalid)
-	_, err = f.c.Replace(ctx, "u", ReplaceRequest{Image: f.image("new")})
-	wantCode(t, err, CodeNotFound)
+	_, err := f.c.Replace(ctx, "v", api.ReplaceRequest{Image: ploop.ImageRef{Path: f.dir + "/none"}})
+	wantCode(t, err, api.CodeImage)
+	_, err = f.c.Replace(ctx, "v", api.ReplaceRequest{Image: ploop.ImageRef{Path: "relative"}})
+	wantCode(t, err, api.CodeInvalid)
+	_, err = f.c.Replace(ctx, "u", api.ReplaceRequest{Image: f.image("new")})
+	wantCode(t, err, api.CodeNotFound)
 	f.k.set(func() {
 		f.k.replaceErr = &ploop.FormatError{File: "x", Offset: 64, What: "BAT", Found: "1", Want: "2", Class: ploop.ErrDiverged}
 	})
-	_, err = f.c.Replace(ctx, "v", ReplaceRequest{Image: f.image("new")})
-	if e := wantCode(t, err, CodeImage); !strings.Contains(e.Message, "--force") {
+	_, err = f.c.Replace(ctx, "v", api.ReplaceRequest{Image: f.image("new")})
+	if e := wantCode(t, err, api.CodeImage); !strings.Contains(e.Message, "--force") {
 		t.Errorf("%q", e.Message)
 	}
 	f.k.set(func() { f.k.replaceErr = ploop.ErrInFlight })
-	_, err = f.c.Replace(ctx, "v", ReplaceRequest{Image: f.image("new")})
-	wantCode(t, err, CodeBusy)
+	_, err = f.c.Replace(ctx, "v", api.ReplaceRequest{Image: f.image("new")})
+	wantCode(t, err, api.CodeBusy)
 	if got := f.record("v"); got.Generation != before.Generation || got.Spec.Images[1] != before.Spec.Images[1] {
 		t.Errorf("a failed replacement changed the record: %+v", got)
 	}
 	f.k.set(func() { f.k.replaceErr = nil })
-	dev, err := f.c.Replace(ctx, "v", ReplaceRequest{Image: f.image("new"), Force: true, Drain: api.Duration(time.Second)})
+	dev, err := f.c.Replace(ctx, "v", api.ReplaceRequest{Image: f.image("new"), Force: true, Drain: api.Duration(time.Second)})
 	if err != nil || dev.Images[1].Path != f.image("new").Path {
 		t.Fatalf("%+v, %v", dev, err)
 	}
@@ -193,7 +193,7 @@ func TestReplace(t *testing.T) {
 	// The old file is free, the new one taken; a crash finds the new one.
 	f.create("x", "top")
 	_, err = f.c.Create(ctx, f.spec("y", "new"))
-	wantCode(t, err, CodeConflict)
+	wantCode(t, err, api.CodeConflict)
 	f.restart()
 	f.create("v", "base", "new")
 }
@@ -220,7 +220,7 @@ func TestReplaceByHungFile(t *testing.T) {
 	hang := make(chan struct{})
 	defer close(hang)
 	_, err := answered(10*time.Millisecond, ploop.ImageRef{Path: "/mnt/dead/file"}, func() ([]imageID, error) { <-hang; return nil, nil })
-	if e := wantCode(t, err, CodeImage); !strings.Contains(e.Message, "/mnt/dead/file") || !strings.Contains(e.Message, "umount -f") {
+	if e := wantCode(t, err, api.CodeImage); !strings.Contains(e.Message, "/mnt/dead/file") || !strings.Contains(e.Message, "umount -f") {
 		t.Errorf("%q", e.Message)
 	}
 }
@@ -233,8 +233,8 @@ func TestReplaceNotDurable(t *testing.T) {
 	if err := os.Rename(dir, dir+"-away"); err != nil {
 		t.Fatal(err)
 	}
-	_, err := f.c.Replace(ctx, "v", ReplaceRequest{Image: f.image("new")})
-	wantCode(t, err, CodeInternal)
+	_, err := f.c.Replace(ctx, "v", api.ReplaceRequest{Image: f.image("new")})
+	wantCode(t, err, api.CodeInternal)
 	if err := os.Rename(dir+"-away", dir); err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +256,7 @@ func TestEventsFollow(t *testing.T) {
 	got := make(chan api.Event, 10)
 	ended := make(chan error, 1)
 	go func() {
-		ended <- f.c.Events(follow, EventsQuery{Follow: true, Device: "v"}, func(e api.Event) error { got <- e; return nil })
+		ended <- f.c.Events(follow, api.EventsQuery{Follow: true, Device: "v"}, func(e api.Event) error { got <- e; return nil })
 	}()
 	waitFor(t, "the reader", func() bool {
 		f.d.events.mu.Lock()
@@ -321,7 +321,7 @@ func TestHooks(t *testing.T) {
 	spec := f.spec("v", "i")
 	spec.OnStandby, spec.OnRecovered = hook, hook
 	_, err := f.c.Create(ctx, spec)
-	wantCode(t, err, CodeInvalid) // not there
+	wantCode(t, err, api.CodeInvalid) // not there
 	if err := os.WriteFile(hook, []byte(script), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -337,14 +337,14 @@ func TestHooks(t *testing.T) {
 	}
 	want := "v standby on /dev/ublkb0\nv recovered off /dev/ublkb0\n"
 	waitFor(t, "both hooks", func() bool { b, _ := os.ReadFile(out); return string(b) == want })
-	waitFor(t, "the failure's event", func() bool { return slices.Contains(f.events("v"), EventHookFailed) })
+	waitFor(t, "the failure's event", func() bool { return slices.Contains(f.events("v"), api.EventHookFailed) })
 }
 
 func TestMetrics(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
 	f.arm("v")
-	resp, err := f.c.http.Get("http://holdfast/metrics")
+	resp, err := f.c.HTTP().Get("http://holdfast/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -387,10 +387,10 @@ func TestTree(t *testing.T) {
 			t.Errorf("%s: %+v, %v, want %q", path, a, err, want)
 		}
 	}
-	set := func(path, value string, code Code) {
+	set := func(path, value string, code api.Code) {
 		t.Helper()
 		err := f.c.SetAttr(ctx, path, value)
-		if code == "" && err != nil || code != "" && CodeOf(err) != code {
+		if code == "" && err != nil || code != "" && api.CodeOf(err) != code {
 			t.Errorf("%s = %q: %v, want %q", path, value, err, code)
 		}
 	}
@@ -401,12 +401,12 @@ func TestTree(t *testing.T) {
 	get("block/ublkb0/size", "2097152")
 	get("block/v/image/deltas", f.image("base").Path+"\n"+f.image("i").Path)
 	get("block/v/state", "live")
-	set(sb, "on", CodeNotSupported)
+	set(sb, "on", api.CodeNotSupported)
 	set(sb, "off", "")
-	set(sb, "maybe", CodeInvalid)
-	set("block/v/ro", "0", CodeInvalid)
-	set("block/w/queue/standby", "on", CodeNotFound)
-	set(check, "2", CodeInvalid)
+	set(sb, "maybe", api.CodeInvalid)
+	set("block/v/ro", "0", api.CodeInvalid)
+	set("block/w/queue/standby", "on", api.CodeNotFound)
+	set(check, "2", api.CodeInvalid)
 	set(check, "1", "")
 	get(check, "1")
 	set(en, "1\n", "")
@@ -418,7 +418,7 @@ func TestTree(t *testing.T) {
 	if _, err := f.c.Attach(ctx, "v", "other"); err != nil {
 		t.Fatal(err)
 	}
-	set(en, "0", CodeBusy) // the tree's own lease is dropped, another is held
+	set(en, "0", api.CodeBusy) // the tree's own lease is dropped, another is held
 	get("block/v/standby_consumers", "other")
 	if _, err := f.c.Detach(ctx, "v", "other"); err != nil {
 		t.Fatal(err)
@@ -426,7 +426,7 @@ func TestTree(t *testing.T) {
 	set(en, "0", "")
 	get(sb, "not supported")
 	f.d.key.Enable("lio")
-	set(check, "0", CodeBusy)
+	set(check, "0", api.CodeBusy)
 	get(check, "1")
 	list, err := f.c.Attr(ctx, "block")
 	if err != nil || !list.Dir || len(list.Entries) != 2 {
@@ -436,7 +436,7 @@ func TestTree(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = f.c.Attr(ctx, sb)
-	wantCode(t, err, CodeNotFound)
+	wantCode(t, err, api.CodeNotFound)
 }
 
 // TestTargets has a made-up LIO export a device: it holds the key, and the lease.
@@ -474,7 +474,7 @@ func TestTargets(t *testing.T) {
 	}
 	waitFor(t, "the key", f.d.key.On)
 	_, err := f.c.Attach(ctx, "v", "lio")
-	wantCode(t, err, CodeInvalid) // that is the target's own
+	wantCode(t, err, api.CodeInvalid) // that is the target's own
 	write("udev_path", f.k.live["v"].Path())
 	write("enable", "1\n")
 	waitFor(t, "the lease", func() bool { return value("v") == "off" })
@@ -509,7 +509,7 @@ func TestWhy(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return strings.Join(Why(&snap.Devices[0], &snap.Key), " ")
+		return strings.Join(api.Why(&snap.Devices[0], &snap.Key), " ")
 	}
 	has := func(words ...string) {
 		t.Helper()
@@ -542,9 +542,12 @@ func TestWhy(t *testing.T) {
 // be ended by a reopening.
 func TestWhyByHand(t *testing.T) {
 	since := time.Now()
-	dev := &Device{Status: api.Status{Name: "v", State: api.StateStandby}}
+	dev := &api.Device{Status: api.Status{Name: "v", State: api.StateStandby}}
 	dev.Standby = api.StandbyStatus{Value: "on", Since: &since, Errno: "EIO", Cause: "a read", Recovery: api.RecoveryReopen}
-	text := func() string { advise(dev); return dev.Advice + " " + strings.Join(Why(dev, &KeyInfo{}), " ") }
+	text := func() string {
+		api.Advise(dev)
+		return dev.Advice + " " + strings.Join(api.Why(dev, &api.KeyInfo{}), " ")
+	}
 	if s := text(); !strings.Contains(s, "one is under way") || !strings.Contains(s, "bring the storage") {
 		t.Errorf("%q", s)
 	}
@@ -556,17 +559,17 @@ func TestWhyByHand(t *testing.T) {
 
 // TestWhyReplacing: a device that a failed replacement left closed says how to open it.
 func TestWhyReplacing(t *testing.T) {
-	dev := &Device{Status: api.Status{Name: "v", State: api.StateReplacing}}
+	dev := &api.Device{Status: api.Status{Name: "v", State: api.StateReplacing}}
 	dev.Standby.LastError = "the lock was lost"
-	if text := strings.Join(Why(dev, &KeyInfo{}), " "); !strings.Contains(text, "the lock was lost") || !strings.Contains(text, "holdfast replace v FILE") {
+	if text := strings.Join(api.Why(dev, &api.KeyInfo{}), " "); !strings.Contains(text, "the lock was lost") || !strings.Contains(text, "holdfast replace v FILE") {
 		t.Errorf("%q", text)
 	}
 }
 
 func TestStandbyErrorsTravel(t *testing.T) {
-	for _, code := range []Code{CodeNotSupported, CodeBusy} {
-		if e := fail(code, "x"); e.Code.status() < 400 || e.Code.status() >= 500 {
-			t.Errorf("%s: %d", code, e.Code.status())
+	for _, code := range []api.Code{api.CodeNotSupported, api.CodeBusy} {
+		if e := api.Errorf(code, "x"); e.Code.Status() < 400 || e.Code.Status() >= 500 {
+			t.Errorf("%s: %d", code, e.Code.Status())
 		}
 	}
 	if err := attrError(nil); err != nil {

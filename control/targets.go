@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"holdfast/api"
 	"holdfast/standby"
 	"holdfast/target"
 )
@@ -36,14 +37,6 @@ type lease struct {
 	dev  live
 }
 
-// TargetInfo is an integration with a kind of target.
-type TargetInfo struct {
-	Kind    string   `json:"kind"`    // lio, scst or tgt
-	Present bool     `json:"present"` // it runs
-	Devices []string `json:"devices"` // those of ours that it exports
-	Error   string   `json:"error,omitempty"`
-}
-
 func newTargets(names []string) (*targets, error) {
 	t := &targets{held: map[target.Kind]bool{}, told: map[target.Kind]bool{}, leases: map[lease]bool{}}
 	if names == nil {
@@ -52,7 +45,7 @@ func newTargets(names []string) (*targets, error) {
 	for _, name := range names {
 		k := target.Kind(name)
 		if !slices.Contains(target.Kinds, k) {
-			return nil, fail(CodeInvalid, "target %q: there are lio, scst and tgt", name)
+			return nil, api.Errorf(api.CodeInvalid, "target %q: there are lio, scst and tgt", name)
 		}
 		t.kinds = append(t.kinds, k)
 	}
@@ -61,12 +54,12 @@ func newTargets(names []string) (*targets, error) {
 
 func (t *targets) watches(name string) bool { return slices.Contains(t.kinds, target.Kind(name)) }
 
-func (t *targets) info() []TargetInfo {
+func (t *targets) info() []api.TargetInfo {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	out := []TargetInfo{}
+	out := []api.TargetInfo{}
 	for _, k := range t.kinds {
-		info := TargetInfo{Kind: string(k), Devices: []string{}}
+		info := api.TargetInfo{Kind: string(k), Devices: []string{}}
 		for _, st := range t.states {
 			if st.Kind == k {
 				info.Present = st.Present
@@ -126,7 +119,7 @@ func (d *Daemon) applyTargets() {
 			if err := d.enableKey(string(st.Kind)); err != nil {
 				d.log.Warn().Msg(err.Error())
 			}
-			d.tell("", EventTarget, "target %s is there: it holds the standby check on", st.Kind)
+			d.tell("", api.EventTarget, "target %s is there: it holds the standby check on", st.Kind)
 		}
 		for _, b := range st.Backings {
 			for name, dev := range lives {
@@ -162,7 +155,7 @@ func (d *Daemon) applyTargets() {
 			if err := d.disableKey(string(st.Kind)); err != nil { // it holds it
 				d.log.Warn().Msg(err.Error())
 			}
-			d.tell("", EventTarget, "target %s is gone: it no longer holds the standby check on", st.Kind)
+			d.tell("", api.EventTarget, "target %s is gone: it no longer holds the standby check on", st.Kind)
 		}
 	}
 }

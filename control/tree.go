@@ -28,14 +28,14 @@ const treeConsumer = "sysfs"
 // attrError gives an error the number that a writer of an attribute gets.
 func attrError(err error) error {
 	var number unix.Errno
-	switch CodeOf(err) {
-	case CodeBusy:
+	switch api.CodeOf(err) {
+	case api.CodeBusy:
 		number = unix.EBUSY
-	case CodeNotFound:
+	case api.CodeNotFound:
 		number = unix.ENODEV
-	case CodeNotSupported:
+	case api.CodeNotSupported:
 		number = unix.EOPNOTSUPP
-	case CodeInvalid:
+	case api.CodeInvalid:
 		number = unix.EINVAL
 	default:
 		number = unix.EIO
@@ -126,7 +126,7 @@ func (s *slot) disk() string {
 	switch {
 	case s.dev != nil:
 		return filepath.Base(s.dev.Path())
-	case s.rec != nil && s.phase == StateRecovering:
+	case s.rec != nil && s.phase == api.StateRecovering:
 		return fmt.Sprintf("ublkb%d", s.rec.ID)
 	}
 	return ""
@@ -222,7 +222,7 @@ func (d *Daemon) status(name string) (*api.Status, error) {
 	var st api.Status
 	d.mu.Lock()
 	s := d.slots[name]
-	waits := s != nil && s.rec != nil && s.dev == nil && s.phase == StateRecovering
+	waits := s != nil && s.rec != nil && s.dev == nil && s.phase == api.StateRecovering
 	if waits {
 		st = d.waitingStatus(s)
 	}
@@ -260,7 +260,7 @@ func (d *Daemon) kernelAttr(name, attr string) (string, error) {
 	var text string
 	disk := d.diskOf(name)
 	if disk == "" {
-		return "", attrError(fail(CodeNotFound, "there is no device %q", name))
+		return "", attrError(api.Errorf(api.CodeNotFound, "there is no device %q", name))
 	}
 	b, err := os.ReadFile(filepath.Join(d.cfg.sysRoot(), "block", disk, attr))
 	text = strings.TrimSuffix(string(b), "\n")
@@ -298,7 +298,7 @@ func (d *Daemon) storeEnabled(name, v string) error {
 			return err
 		}
 		if others := dev.Status().Standby.Consumers; len(others) > 0 {
-			return fail(CodeBusy, "device %q: leases are held by %s", name, strings.Join(others, ", "))
+			return api.Errorf(api.CodeBusy, "device %q: leases are held by %s", name, strings.Join(others, ", "))
 		}
 		return nil
 	})
@@ -321,29 +321,13 @@ func (d *Daemon) mountTree() {
 	d.log.Info().Str("path", dir).Msg("attribute tree mounted")
 }
 
-// An AttrInfo is an attribute or a directory of the tree.
-type AttrInfo struct {
-	Path    string      `json:"path"`
-	Dir     bool        `json:"dir"`
-	Value   string      `json:"value"`   // of an attribute
-	Entries []AttrEntry `json:"entries"` // of a directory
-}
-
-// An AttrEntry is a name in a directory.
-type AttrEntry struct {
-	Name   string `json:"name"`
-	Dir    bool   `json:"dir"`
-	Mode   uint32 `json:"mode"`             // permissions
-	Target string `json:"target,omitempty"` // of a link
-}
-
 // Attr reads an attribute, or lists a directory.
-func (d *Daemon) Attr(path string) (*AttrInfo, error) {
+func (d *Daemon) Attr(path string) (*api.AttrInfo, error) {
 	e, err := d.root.Lookup(path)
 	if err != nil {
 		return nil, attrFailure(err, false)
 	}
-	info := &AttrInfo{Path: path, Dir: e.Info().IsDir(), Entries: []AttrEntry{}}
+	info := &api.AttrInfo{Path: path, Dir: e.Info().IsDir(), Entries: []api.AttrEntry{}}
 	if !info.Dir {
 		if info.Value, err = d.root.Read(path); err != nil {
 			return nil, attrFailure(err, false)
@@ -355,7 +339,7 @@ func (d *Daemon) Attr(path string) (*AttrInfo, error) {
 		return nil, attrFailure(err, false)
 	}
 	for _, i := range list {
-		info.Entries = append(info.Entries, AttrEntry{Name: i.Name, Dir: i.IsDir(), Mode: i.Mode & 0o777, Target: i.Target})
+		info.Entries = append(info.Entries, api.AttrEntry{Name: i.Name, Dir: i.IsDir(), Mode: i.Mode & 0o777, Target: i.Target})
 	}
 	return info, nil
 }
@@ -370,16 +354,16 @@ func (d *Daemon) SetAttr(path, value string) error {
 
 // attrFailure gives an error of the tree its code.
 func attrFailure(err error, write bool) error {
-	code := CodeInternal
+	code := api.CodeInternal
 	switch sysfs.Errno(err, write) {
 	case unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.ENODEV:
-		code = CodeNotFound
+		code = api.CodeNotFound
 	case unix.EBUSY:
-		code = CodeBusy
+		code = api.CodeBusy
 	case unix.EOPNOTSUPP:
-		code = CodeNotSupported
+		code = api.CodeNotSupported
 	case unix.EINVAL, unix.EISDIR, unix.EACCES, unix.E2BIG:
-		code = CodeInvalid
+		code = api.CodeInvalid
 	}
-	return fail(code, "%w", err)
+	return api.Errorf(code, "%w", err)
 }

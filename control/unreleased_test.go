@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/api"
 	"holdfast/device"
 	"holdfast/ploop"
 )
@@ -27,7 +28,7 @@ func TestUnreleased(t *testing.T) {
 	f.k.kept = map[int]bool{0: true}
 	f.k.mu.Unlock()
 	f.start()
-	until(t, func() bool { return f.states()["a"] == StateUnreleased })
+	until(t, func() bool { return f.states()["a"] == api.StateUnreleased })
 	dev, err := f.c.Device(t.Context(), "a")
 	if err != nil {
 		t.Fatal(err)
@@ -38,15 +39,15 @@ func TestUnreleased(t *testing.T) {
 	if dev.Size != 64<<20 {
 		t.Errorf("size %d", dev.Size)
 	}
-	if why := strings.Join(Why(dev, &KeyInfo{}), "\n"); !strings.Contains(why, "unreleased") || !strings.Contains(why, "process 1 (init)") {
+	if why := strings.Join(api.Why(dev, &api.KeyInfo{}), "\n"); !strings.Contains(why, "unreleased") || !strings.Contains(why, "process 1 (init)") {
 		t.Errorf("why:\n%s", why)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	if e := wantCode(t, f.c.Remove(ctx, "a", true), CodeBusy); !strings.Contains(e.Message, "process 1 (init)") {
+	if e := wantCode(t, f.c.Remove(ctx, "a", true), api.CodeBusy); !strings.Contains(e.Message, "process 1 (init)") {
 		t.Error(e)
 	}
-	if s := f.states()["a"]; s != StateUnreleased {
+	if s := f.states()["a"]; s != api.StateUnreleased {
 		t.Errorf("after a removal that failed: %s", s)
 	}
 	f.k.mu.Lock()
@@ -70,13 +71,13 @@ func TestUnreleasedBehindLock(t *testing.T) {
 		d, err := f.c.Device(t.Context(), "a")
 		return err == nil && strings.Contains(d.Problem, "locked")
 	})
-	if s := f.states()["a"]; s != StateRecovering {
+	if s := f.states()["a"]; s != api.StateRecovering {
 		t.Errorf("released, and %s", s)
 	}
 	f.k.mu.Lock()
 	f.k.kept = map[int]bool{0: true}
 	f.k.mu.Unlock()
-	until(t, func() bool { return f.states()["a"] == StateUnreleased })
+	until(t, func() bool { return f.states()["a"] == api.StateUnreleased })
 	f.k.mu.Lock()
 	f.k.kept, f.k.openErr = nil, nil
 	f.k.mu.Unlock()

@@ -27,7 +27,7 @@ func TestRefusedChangeStaysRefused(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "old")
 	f.unwritable(func() {
-		if _, err := f.c.Replace(ctx, "v", ReplaceRequest{Image: f.image("new")}); err == nil {
+		if _, err := f.c.Replace(ctx, "v", api.ReplaceRequest{Image: f.image("new")}); err == nil {
 			t.Error("a replacement that can't be noted")
 		}
 		if _, err := f.c.Attach(ctx, "v", "me"); err == nil {

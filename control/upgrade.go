@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/internal/failpoint"
 	"holdfast/internal/spawner"
 )
@@ -36,30 +37,17 @@ const (
 	serveLimit = 60 * time.Second // until the heir serves what it can
 )
 
-// UpgradeRequest is the body of a request for an upgrade.
-type UpgradeRequest struct {
-	Binary string `json:"binary,omitempty"` // absolute; "": the file that the daemon was started from
-}
-
-// UpgradeResult says how it went.
-type UpgradeResult struct {
-	PID     int     `json:"pid"`      // of the heir
-	Devices int     `json:"devices"`  // left to it
-	Waiting int     `json:"waiting"`  // of those, not served yet
-	PauseMS float64 `json:"pause_ms"` // no device's I/O waited for longer
-}
-
 // Upgrade has another process take over. After a success this daemon is done: see
 // HandedOver.
-func (d *Daemon) Upgrade(ctx context.Context, r UpgradeRequest) (*UpgradeResult, error) {
+func (d *Daemon) Upgrade(ctx context.Context, r api.UpgradeRequest) (*api.UpgradeResult, error) {
 	if !d.upgrading.CompareAndSwap(false, true) {
-		return nil, fail(CodeBusy, "an upgrade is under way already")
+		return nil, api.Errorf(api.CodeBusy, "an upgrade is under way already")
 	}
 	res, err := d.upgrade(ctx, r)
 	if err != nil {
 		d.upgrading.Store(false)
-		d.tell("", EventUpgradeFailed, "%v", err)
-		return nil, fail(CodeInternal, "%w", err)
+		d.tell("", api.EventUpgradeFailed, "%v", err)
+		return nil, api.Errorf(api.CodeInternal, "%w", err)
 	}
 	d.log.Info().Int("pid", res.PID).Float64("pause_ms", res.PauseMS).Msg("another process has taken over")
 	return res, nil
@@ -69,7 +57,7 @@ func (d *Daemon) Upgrade(ctx context.Context, r UpgradeRequest) (*UpgradeResult,
 func (d *Daemon) UpgradeOn(signals <-chan os.Signal) {
 	for range signals {
 		// Why it failed is an event, and in the log.
-		_, _ = d.Upgrade(context.Background(), UpgradeRequest{})
+		_, _ = d.Upgrade(context.Background(), api.UpgradeRequest{})
 		if d.isGone() {
 			d.handOver()
 			return
@@ -91,7 +79,7 @@ func (d *Daemon) Heir() int {
 // handOver ends this daemon.
 func (d *Daemon) handOver() { d.handOverOnce.Do(func() { close(d.handedOver) }) }
 
-func (d *Daemon) upgrade(ctx context.Context, r UpgradeRequest) (*UpgradeResult, error) {
+func (d *Daemon) upgrade(ctx context.Context, r api.UpgradeRequest) (*api.UpgradeResult, error) {
 	binary := r.Binary
 	if binary == "" {
 		binary = d.cfg.Binary
@@ -150,7 +138,7 @@ func (d *Daemon) upgrade(ctx context.Context, r UpgradeRequest) (*UpgradeResult,
 		d.readAgain(left)
 		return nil, fmt.Errorf("the new daemon does not serve, and this one goes on: %w%s", err, d.takeBack(left))
 	}
-	res := &UpgradeResult{PID: h.p.PID, Devices: len(left), Waiting: waiting, PauseMS: float64(pause.Microseconds()) / 1000}
+	res := &api.UpgradeResult{PID: h.p.PID, Devices: len(left), Waiting: waiting, PauseMS: float64(pause.Microseconds()) / 1000}
 	d.cfgMu.Lock()
 	d.gone, d.heirPID = true, res.PID
 	d.cfgMu.Unlock()
@@ -264,7 +252,7 @@ func (d *Daemon) stopOperations(ctx context.Context) (slots []*slot, err error) 
 	stopping := d.stopping
 	d.mu.Unlock()
 	if stopping {
-		return nil, fail(CodeStopping, "the daemon is stopping")
+		return nil, api.Errorf(api.CodeStopping, "the daemon is stopping")
 	}
 	for _, name := range names {
 		s, err := d.acquire(ctx, name)
@@ -321,7 +309,7 @@ func (d *Daemon) leave(ctx context.Context, s *slot, dev live, failing failing) 
 	s.recMu.Lock()
 	defer s.recMu.Unlock()
 	d.leftInOrder(s, dev)
-	d.set(s, func() { s.dev, s.phase, s.problem = nil, StateRecovering, "it was left for an upgrade" })
+	d.set(s, func() { s.dev, s.phase, s.problem = nil, api.StateRecovering, "it was left for an upgrade" })
 	return nil
 }
 
@@ -351,7 +339,7 @@ func (d *Daemon) takeHold() error {
 		if err == nil {
 			break
 		}
-		if CodeOf(err) != CodeBusy || time.Since(begin) > turnLimit {
+		if api.CodeOf(err) != api.CodeBusy || time.Since(begin) > turnLimit {
 			return err
 		}
 	}
@@ -418,7 +406,7 @@ func (i *inheritance) wait() error {
 	fmt.Fprintln(i.report, "ready")
 	defer i.from.Close()
 	if line, _ := bufio.NewReader(i.from).ReadString('\n'); line != "go\n" {
-		return fail(CodeBusy, "the daemon that was to be followed goes on by itself")
+		return api.Errorf(api.CodeBusy, "the daemon that was to be followed goes on by itself")
 	}
 	return nil
 }
@@ -434,7 +422,7 @@ func (i *inheritance) tell(d *Daemon) {
 		d.mu.Lock()
 		for _, s := range d.slots {
 			switch {
-			case s.phase == StateRecovering:
+			case s.phase == api.StateRecovering:
 				waiting++
 			case s.dev != nil:
 				live++

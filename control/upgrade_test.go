@@ -13,14 +13,14 @@ import (
 )
 
 // heir is a program that gets ready to take over, and then does something else.
-func (f *fixture) heir(then string) UpgradeRequest {
+func (f *fixture) heir(then string) api.UpgradeRequest {
 	f.t.Helper()
 	path := filepath.Join(f.dir, "heir")
 	text := fmt.Sprintf("#!/bin/sh\necho ready >&%d\nread go <&%d\n%s\nexit 1\n", heirReport, heirGo, then)
 	if err := os.WriteFile(path, []byte(text), 0o700); err != nil {
 		f.t.Fatal(err)
 	}
-	return UpgradeRequest{Binary: path}
+	return api.UpgradeRequest{Binary: path}
 }
 
 // An heir that dies is as if there had been none.
@@ -76,7 +76,7 @@ func TestShutdownDuringUpgrade(t *testing.T) {
 	}()
 	waitFor(t, "that it is left", func() bool {
 		dev, err := f.d.Device("v")
-		return err == nil && dev.State == StateRecovering
+		return err == nil && dev.State == api.StateRecovering
 	})
 	force := make(chan struct{})
 	close(force)

@@ -71,7 +71,7 @@ func TestManyDevices(t *testing.T) {
 	})
 	close(hold)
 	for range n {
-		wantCode(t, <-done, CodeBusy)
+		wantCode(t, <-done, api.CodeBusy)
 	}
 	counts("removals", 2, 0)
 }
@@ -92,7 +92,7 @@ func TestUsersHang(t *testing.T) {
 		}
 	}
 	f.k.setUsers("v", mounted)
-	wantCode(t, f.c.Remove(ctx, "v", false), CodeBusy)
+	wantCode(t, f.c.Remove(ctx, "v", false), api.CodeBusy)
 	if err := f.c.Remove(ctx, "w", false); err != nil {
 		t.Error(err)
 	}

@@ -2,55 +2,15 @@ package control
 
 import (
 	"context"
-	"go/ast"
-	"go/parser"
-	"go/token"
-	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
 	"holdfast/api"
 )
 
-// TestStates: all states of package device and of this one can be waited for.
-func TestStates(t *testing.T) {
-	found := 0
-	for _, file := range []string{"../device/*.go", "*.go"} {
-		files, err := filepath.Glob(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, file := range files {
-			f, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			ast.Inspect(f, func(n ast.Node) bool {
-				spec, ok := n.(*ast.ValueSpec)
-				if !ok || !strings.HasPrefix(spec.Names[0].Name, "State") || len(spec.Values) != 1 {
-					return true
-				}
-				if lit, ok := spec.Values[0].(*ast.BasicLit); ok && lit.Kind == token.STRING {
-					state, _ := strconv.Unquote(lit.Value)
-					if found++; !slices.Contains(States, state) {
-						t.Errorf("%s: %s, %q, can't be waited for", file, spec.Names[0].Name, state)
-					}
-				}
-				return true
-			})
-		}
-	}
-	if found < 13 || found != len(States) {
-		t.Errorf("there are %d states, and %d that can be waited for", found, len(States))
-	}
-}
-
 // waited is a wait that is under way.
 type waited struct {
-	dev *Device
+	dev *api.Device
 	err error
 }
 
@@ -78,16 +38,16 @@ func (f *fixture) inTime(w <-chan waited) waited {
 func TestWait(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
-	if w := f.inTime(f.wait("v", StateLost, api.StateLive)); w.err != nil || w.dev.State != api.StateLive || w.dev.Name != "v" {
+	if w := f.inTime(f.wait("v", api.StateLost, api.StateLive)); w.err != nil || w.dev.State != api.StateLive || w.dev.Name != "v" {
 		t.Errorf("live: %+v", w)
 	}
 	if w := f.inTime(f.wait("ublkb0", api.StateLive)); w.err != nil || w.dev.Name != "v" {
 		t.Errorf("by the kernel's name: %+v", w)
 	}
-	wantCode(t, f.inTime(f.wait("u", api.StateLive)).err, CodeNotFound)
-	wantCode(t, f.inTime(f.wait("v", "alive")).err, CodeInvalid)
-	wantCode(t, f.inTime(f.wait("v")).err, CodeInvalid)
-	if w := f.inTime(f.wait("u", StateRemoved)); w.err != nil || w.dev.State != StateRemoved || w.dev.Name != "u" {
+	wantCode(t, f.inTime(f.wait("u", api.StateLive)).err, api.CodeNotFound)
+	wantCode(t, f.inTime(f.wait("v", "alive")).err, api.CodeInvalid)
+	wantCode(t, f.inTime(f.wait("v")).err, api.CodeInvalid)
+	if w := f.inTime(f.wait("u", api.StateRemoved)); w.err != nil || w.dev.State != api.StateRemoved || w.dev.Name != "u" {
 		t.Errorf("removed: %+v", w)
 	}
 	held := f.wait("v", api.StateStandby, api.StateFailing)
@@ -98,14 +58,14 @@ func TestWait(t *testing.T) {
 	if w := f.inTime(held); w.err != nil || w.dev.State != api.StateStandby {
 		t.Errorf("standby: %+v", w)
 	}
-	gone, other := f.wait("v", StateRemoved), f.wait("v", StateLost)
+	gone, other := f.wait("v", api.StateRemoved), f.wait("v", api.StateLost)
 	if err := f.c.Remove(ctx, "v", true); err != nil {
 		t.Fatal(err)
 	}
-	if w := f.inTime(gone); w.err != nil || w.dev.State != StateRemoved {
+	if w := f.inTime(gone); w.err != nil || w.dev.State != api.StateRemoved {
 		t.Errorf("removed: %+v", w)
 	}
-	wantCode(t, f.inTime(other).err, CodeNotFound) // it can't be lost any more
+	wantCode(t, f.inTime(other).err, api.CodeNotFound) // it can't be lost any more
 }
 
 // TestWaitEnds: a wait that is given up says so, and leaves nothing behind in the daemon.
@@ -114,8 +74,8 @@ func TestWaitEnds(t *testing.T) {
 	f.create("v", "i")
 	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
 	defer cancel()
-	_, err := f.c.Wait(short, "v", []string{StateLost})
-	wantCode(t, err, CodeUnreachable)
+	_, err := f.c.Wait(short, "v", []string{api.StateLost})
+	wantCode(t, err, api.CodeUnreachable)
 }
 
 // TestWaitOverRestart: a wait goes on when the daemon is restarted, and sees what the next one
@@ -123,21 +83,21 @@ func TestWaitEnds(t *testing.T) {
 func TestWaitOverRestart(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
-	lost := f.wait("v", StateLost)
+	lost := f.wait("v", api.StateLost)
 	waitFor(t, "the wait to begin", func() bool { return f.waiting() > 0 })
 	f.restart()
-	if w := f.inTime(lost); w.err != nil || w.dev.State != StateLost {
+	if w := f.inTime(lost); w.err != nil || w.dev.State != api.StateLost {
 		t.Errorf("%+v", w)
 	}
 	// And one that begins in a daemon that is about to end by itself is answered by it.
 	f.create("v", "i")
-	gone := f.wait("v", StateRemoved)
+	gone := f.wait("v", api.StateRemoved)
 	waitFor(t, "the wait to begin", func() bool { return f.waiting() > 0 })
 	if err := f.d.Shutdown(ctx, nil); err != nil {
 		t.Fatal(err)
 	}
 	f.crash()
-	if w := f.inTime(gone); w.err != nil || w.dev.State != StateRemoved {
+	if w := f.inTime(gone); w.err != nil || w.dev.State != api.StateRemoved {
 		t.Errorf("%+v", w)
 	}
 }
@@ -162,7 +122,7 @@ func TestWaitAsksLittle(t *testing.T) {
 	ended, cancel := context.WithCancel(ctx)
 	done := make(chan struct{}, 10)
 	for range cap(done) {
-		go func() { f.c.Wait(ended, "v", []string{StateLost}); done <- struct{}{} }()
+		go func() { f.c.Wait(ended, "v", []string{api.StateLost}); done <- struct{}{} }()
 	}
 	time.Sleep(300 * time.Millisecond)
 	cancel()

@@ -22,7 +22,7 @@ type Replace struct {
 	// that these can't land any more.
 	Force bool
 	// Drain bounds the wait for requests under way in the old file; 0:
-	// DefaultDrain. Those that are still out then are done anew afterwards.
+	// api.DefaultDrain. Those that are still out then are done anew afterwards.
 	Drain time.Duration
 	// Commit makes the changed spec durable. It is called once, when everything
 	// was checked and before anything is served from the new file; its error
@@ -32,9 +32,6 @@ type Replace struct {
 	// nobody.
 	Opened func(Opened)
 }
-
-// DefaultDrain is how long Replace waits for requests under way.
-const DefaultDrain = 10 * time.Second
 
 // changeTime is how long Replace waits for another change of the files.
 const changeTime = 30 * time.Second
@@ -84,7 +81,7 @@ func (d *Device) replace(ctx context.Context, r Replace) error {
 		return fmt.Errorf("device %s: the new image can't be used: %w", spec.Name, err)
 	}
 	if r.Drain == 0 {
-		r.Drain = DefaultDrain
+		r.Drain = api.DefaultDrain
 	}
 	reopen := make([]bool, len(spec.Images))
 	reopen[r.Level] = true

@@ -11,7 +11,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"holdfast/api"
-	"holdfast/control"
 	"holdfast/ploop"
 )
 
@@ -151,7 +150,7 @@ func (l *line) argument(runDir, last string) (files bool, candidates []string) {
 		case len(l.args) == 0:
 			return namedDevice(runDir, last)
 		case command == "wait":
-			return false, matching(afterComma(control.States, last), last)
+			return false, matching(afterComma(api.States, last), last)
 		case len(l.args) > 1:
 			return false, nil
 		case command == "standby":
@@ -272,14 +271,14 @@ var takesFile = map[string]bool{
 // deviceNames asks the daemon, shortly: somebody's cursor is waiting.
 func deviceNames(runDir string) []string {
 	if runDir == "" {
-		runDir = control.DefaultRunDir
+		runDir = api.DefaultRunDir
 		if env := os.Getenv("HOLDFAST_RUN_DIR"); env != "" {
 			runDir = env
 		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	snap, err := control.NewClient(runDir).Brief(ctx)
+	snap, err := api.NewClient(runDir).Brief(ctx)
 	if err != nil {
 		return nil
 	}

@@ -16,7 +16,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"holdfast/api"
-	"holdfast/control"
 )
 
 // fakeDaemon answers with the devices vol1, vol2 and other, in a new run
@@ -28,9 +27,9 @@ func fakeDaemon(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var snap control.Snapshot
+	var snap api.Snapshot
 	for i, name := range []string{"other", "vol1", "vol2"} {
-		snap.Devices = append(snap.Devices, control.Device{Status: api.Status{Name: name, ID: i, Path: "/dev/ublkb" + string(rune('0'+i)), Size: 1 << 30, State: "live"}})
+		snap.Devices = append(snap.Devices, api.Device{Status: api.Status{Name: name, ID: i, Path: "/dev/ublkb" + string(rune('0'+i)), Size: 1 << 30, State: "live"}})
 	}
 	snap.Devices[2].Users = []api.User{{Kind: "mount", Device: "ublkb2", Name: "/mnt/my disk"}, {Kind: "process", Device: "ublkb2", Name: "fio", PID: 7}}
 	snap.Devices[0].Problem, snap.Devices[0].Advice = "a problem", "some advice"

@@ -15,6 +15,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"holdfast/api"
 	"holdfast/control"
 	"holdfast/internal/failpoint"
 	"holdfast/internal/spawner"
@@ -31,7 +32,7 @@ func daemonCommand() *cli.Command {
 			"are flushed and closed cleanly. One more ends the daemon at once.",
 		Flags: []cli.Flag{
 			runDirFlag(),
-			&cli.StringFlag{Name: "state-dir", Usage: "`DIR` that remembers devices", Value: control.DefaultStateDir, EnvVars: []string{"HOLDFAST_STATE_DIR"}},
+			&cli.StringFlag{Name: "state-dir", Usage: "`DIR` that remembers devices", Value: api.DefaultStateDir, EnvVars: []string{"HOLDFAST_STATE_DIR"}},
 			&cli.StringFlag{Name: "metrics-listen", Usage: "serve figures for Prometheus on `HOST:PORT`"},
 			&cli.StringFlag{Name: "targets", Usage: "`KINDS` of targets to watch, of lio, scst and tgt; or none", DefaultText: "lio,scst,tgt"},
 			&cli.StringFlag{Name: "configfs", Usage: "`DIR` of the kernel's configfs, for LIO", Value: "/sys/kernel/config"},
@@ -56,7 +57,7 @@ func daemonCommand() *cli.Command {
 			}
 			stateDir := c.String("state-dir")
 			if stateDir == "" {
-				stateDir = control.DefaultStateDir
+				stateDir = api.DefaultStateDir
 			}
 			if cfg.StateDir, err = filepath.Abs(stateDir); err != nil {
 				return err

@@ -10,14 +10,13 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"holdfast/api"
-	"holdfast/control"
 	"holdfast/ploop"
 )
 
 // queryLimit bounds a question to the daemon, which answers those at once.
 const queryLimit = 30 * time.Second
 
-func client(c *cli.Context) *control.Client { return control.NewClient(runDir(c)) }
+func client(c *cli.Context) *api.Client { return api.NewClient(runDir(c)) }
 
 func createCommand() *cli.Command {
 	return &cli.Command{

@@ -11,9 +11,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/urfave/cli/v2"
+	"holdfast/api"
 
-	"holdfast/control"
+	"github.com/urfave/cli/v2"
 )
 
 // TestDocs: docs/cli.md is a contract, so it has every command, flag and JSON field.
@@ -94,8 +94,8 @@ func TestDocs(t *testing.T) {
 			}
 		}
 	}
-	fields(reflect.TypeFor[control.Snapshot]())
-	fields(reflect.TypeFor[control.UpgradeResult]())
+	fields(reflect.TypeFor[api.Snapshot]())
+	fields(reflect.TypeFor[api.UpgradeResult]())
 	fields(reflect.TypeFor[listedAttr]())
 	if len(seen) < 10 {
 		t.Errorf("looked at %d types only", len(seen))
@@ -125,7 +125,7 @@ func TestDocsNameEverything(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range control.States {
+	for _, s := range api.States {
 		if !strings.Contains(string(page), "`"+s+"`") {
 			t.Errorf("docs/cli.md has nothing of state %q", s)
 		}

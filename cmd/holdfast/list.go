@@ -10,7 +10,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"holdfast/api"
-	"holdfast/control"
 )
 
 func listCommand() *cli.Command {
@@ -59,7 +58,7 @@ func listCommand() *cli.Command {
 }
 
 // warnOf tells of what is wrong.
-func warnOf(c *cli.Context, snap *control.Snapshot) {
+func warnOf(c *cli.Context, snap *api.Snapshot) {
 	warn := func(format string, args ...any) { warn(c, format, args...) }
 	if !snap.Driver.Available {
 		warn("no device can be created: %s", snap.Driver.Missing)
@@ -77,7 +76,7 @@ func warnOf(c *cli.Context, snap *control.Snapshot) {
 	}
 }
 
-func printList(c *cli.Context, chosen []listColumn, devices []control.Device) error {
+func printList(c *cli.Context, chosen []listColumn, devices []api.Device) error {
 	var cols []column
 	for _, col := range chosen {
 		cols = append(cols, column{strings.ToUpper(col.name), col.right})
@@ -103,7 +102,7 @@ func columnHelp(w io.Writer) error {
 
 // stateOf is the state, with how full of held requests a device is: at all of its tags it
 // takes no more. One that hangs says for how long.
-func stateOf(d *control.Device) string {
+func stateOf(d *api.Device) string {
 	if d.State == api.StateHung && d.Oldest != nil {
 		return d.State + ":" + seconds(d.Oldest.Seconds)
 	}

@@ -14,7 +14,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"holdfast/control"
+	"holdfast/api"
 	"holdfast/internal/spawner"
 )
 
@@ -78,14 +78,14 @@ func exitCode(err error) int {
 	if errors.As(err, &late) {
 		return exitTimeUp
 	}
-	switch control.CodeOf(err) {
-	case control.CodeInvalid:
+	switch api.CodeOf(err) {
+	case api.CodeInvalid:
 		return exitUsage
-	case control.CodeBusy:
+	case api.CodeBusy:
 		return exitBusy
-	case control.CodeUnreachable:
+	case api.CodeUnreachable:
 		return exitUnreachable
-	case control.CodeDriver:
+	case api.CodeDriver:
 		return exitDriver
 	}
 	return exitFailure
@@ -110,7 +110,7 @@ const runDirName = "run-dir"
 // Flags are made anew for each command: cli keeps parsed values in them.
 
 func runDirFlag() *cli.StringFlag {
-	return &cli.StringFlag{Name: runDirName, Usage: "`DIR` of the daemon's control socket", Value: control.DefaultRunDir, EnvVars: []string{"HOLDFAST_RUN_DIR"}}
+	return &cli.StringFlag{Name: runDirName, Usage: "`DIR` of the daemon's control socket", Value: api.DefaultRunDir, EnvVars: []string{"HOLDFAST_RUN_DIR"}}
 }
 
 // runDir is the run directory of a command; an empty variable is none.
@@ -118,7 +118,7 @@ func runDir(c *cli.Context) string {
 	if dir := c.String(runDirName); dir != "" {
 		return dir
 	}
-	return control.DefaultRunDir
+	return api.DefaultRunDir
 }
 
 func jsonFlag() cli.Flag {

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"holdfast/api"
-	"holdfast/control"
 	"holdfast/ploop"
 )
 
@@ -87,7 +86,7 @@ func TestTable(t *testing.T) {
 }
 
 func TestDeviceTree(t *testing.T) {
-	d := &control.Device{
+	d := &api.Device{
 		Status: api.Status{Name: "vol", ID: 3, Path: "/dev/ublkb3", Size: 10 << 30, ClusterSize: 1 << 20, Clusters: 10240, Allocated: 12,
 			State: "parked", Queues: 1, Depth: 64, DataPath: "copy",
 			Images:   []ploop.ImageStatus{{Path: "/srv/base", Format: "raw", Direct: true, Locked: true}, {Path: "/srv/a\nb", Format: "ploop2", Level: 1}},
@@ -117,7 +116,7 @@ func TestDeviceTree(t *testing.T) {
 			t.Errorf("%q is not in\n%s", want, out)
 		}
 	}
-	lost := &control.Device{Status: api.Status{Name: "vol", ID: -1, State: control.StateLost, Images: []ploop.ImageStatus{{Path: "/a"}}}, Problem: "p", Advice: "a"}
+	lost := &api.Device{Status: api.Status{Name: "vol", ID: -1, State: api.StateLost, Images: []ploop.ImageStatus{{Path: "/a"}}}, Problem: "p", Advice: "a"}
 	b.Reset()
 	deviceTree(lost).print(&b)
 	if out := b.String(); strings.Contains(out, "queue") || strings.Contains(out, "buffered") || !strings.Contains(out, "vol  lost") {
@@ -129,7 +128,7 @@ func TestDeviceTree(t *testing.T) {
 // it is about.
 func TestHungTree(t *testing.T) {
 	level, off := 0, int64(512)
-	d := &control.Device{Status: api.Status{Name: "vol", Path: "/dev/ublkb3", State: api.StateHung,
+	d := &api.Device{Status: api.Status{Name: "vol", Path: "/dev/ublkb3", State: api.StateHung,
 		Images:    []ploop.ImageStatus{{Path: "/srv/a", Format: "ploop2"}},
 		Oldest:    &api.OldestRequest{Seconds: 75, At: api.AtTransfer, Op: "read", File: "/srv/a", Level: &level, FileOffset: &off},
 		Displaced: []api.Displaced{{Path: "/srv/a", How: api.PathGone}},

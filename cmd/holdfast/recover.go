@@ -9,7 +9,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"holdfast/api"
-	"holdfast/control"
 )
 
 func recoverCommand() *cli.Command {
@@ -67,7 +66,7 @@ func upgradeCommand() *cli.Command {
 			if _, err := arguments(c); err != nil {
 				return err
 			}
-			var r control.UpgradeRequest
+			var r api.UpgradeRequest
 			if c.IsSet("binary") {
 				var err error
 				if r.Binary, err = filepath.Abs(c.String("binary")); err != nil {

@@ -10,8 +10,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"holdfast/api"
-	"holdfast/control"
-	"holdfast/device"
 	"holdfast/ploop"
 )
 
@@ -21,7 +19,7 @@ func attachCommand() *cli.Command {
 		Description: "While any consumer has a lease, and the standby check is on, errors of the device's storage are\n" +
 			"held instead of told. Targets that the daemon watches take their leases by themselves.",
 		Flags:  []cli.Flag{consumerFlag(), runDirFlag()},
-		Action: leaseAction((*control.Client).Attach),
+		Action: leaseAction((*api.Client).Attach),
 	}
 }
 
@@ -30,7 +28,7 @@ func detachCommand() *cli.Command {
 		Name: "detach", Usage: "drop a consumer's lease on a device", ArgsUsage: "NAME",
 		Description: "Without any lease the device's errors reach its users at once, those of held requests too.",
 		Flags:       []cli.Flag{consumerFlag(), runDirFlag()},
-		Action:      leaseAction((*control.Client).Detach),
+		Action:      leaseAction((*api.Client).Detach),
 	}
 }
 
@@ -38,7 +36,7 @@ func consumerFlag() cli.Flag {
 	return &cli.StringFlag{Name: "consumer", Usage: "`NAME` of the consumer"}
 }
 
-func leaseAction(do func(*control.Client, context.Context, string, string) (*control.Device, error)) cli.ActionFunc {
+func leaseAction(do func(*api.Client, context.Context, string, string) (*api.Device, error)) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		args, err := deviceArguments(c, "NAME")
 		if err != nil {
@@ -106,7 +104,7 @@ func onOff(c *cli.Context, args []string) (on, set bool, err error) {
 }
 
 // told says what a switch did.
-func told(c *cli.Context, before, after *control.Device) error {
+func told(c *cli.Context, before, after *api.Device) error {
 	text := "standby is " + after.Standby.Value
 	switch {
 	case after.Standby.Value == "on":
@@ -133,7 +131,7 @@ func standbyCheckCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			var key *control.KeyInfo
+			var key *api.KeyInfo
 			if set {
 				key, err = client(c).SetKey(c.Context, on)
 			} else {
@@ -155,7 +153,7 @@ func standbyCheckCommand() *cli.Command {
 	}
 }
 
-func standbyCheck(c *cli.Context) (*control.KeyInfo, error) {
+func standbyCheck(c *cli.Context) (*api.KeyInfo, error) {
 	ctx, cancel := context.WithTimeout(c.Context, queryLimit)
 	defer cancel()
 	snap, err := client(c).Brief(ctx)
@@ -174,7 +172,7 @@ func replaceCommand() *cli.Command {
 			&cli.IntFlag{Name: "level", Usage: "`N`, 0 is the base", DefaultText: "the top"},
 			&cli.BoolFlag{Name: "top", Usage: "the image that is written to (default)"},
 			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "take FILE as it is, and for granted that nothing can be written to the old storage any more"},
-			&cli.DurationFlag{Name: "drain", Usage: "wait for `TIME` for requests under way in the old file", Value: device.DefaultDrain},
+			&cli.DurationFlag{Name: "drain", Usage: "wait for `TIME` for requests under way in the old file", Value: api.DefaultDrain},
 			jsonFlag(), runDirFlag(),
 		},
 		Action: func(c *cli.Context) error {
@@ -182,7 +180,7 @@ func replaceCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			r := control.ReplaceRequest{Force: c.Bool("force"), Drain: api.Duration(c.Duration("drain"))}
+			r := api.ReplaceRequest{Force: c.Bool("force"), Drain: api.Duration(c.Duration("drain"))}
 			if c.IsSet("level") {
 				level := c.Int("level")
 				if r.Level = &level; level < 0 {

@@ -15,15 +15,14 @@ import (
 	"time"
 
 	"holdfast/api"
-	"holdfast/control"
 	"holdfast/ploop"
 )
 
 // heldDevice is a device in standby, with all that can be said of it.
-func heldDevice() control.Device {
+func heldDevice() api.Device {
 	since := time.Date(2026, 3, 1, 12, 0, 0, 0, time.Local)
 	next, deadline := since.Add(time.Minute), since.Add(time.Hour)
-	return control.Device{
+	return api.Device{
 		Status: api.Status{
 			Name: "vol", ID: 0, Path: "/dev/ublkb0", Size: 1 << 30, State: api.StateStandby, Since: since, Gate: []string{"standby"},
 			Queues: 1, Depth: 64, DataPath: "copy", Images: []ploop.ImageStatus{{Path: "/srv/base"}, {Path: "/srv/top", Level: 1}},
@@ -51,17 +50,17 @@ func latencyBuckets(at map[int]uint64) []uint64 {
 // else than a question it is asked.
 type standbyDaemon struct {
 	dir  string
-	held control.Device
-	key  control.KeyInfo
+	held api.Device
+	key  api.KeyInfo
 	// refuse is the code of the answer to whatever is to be changed; "": it is done.
-	refuse control.Code
+	refuse api.Code
 	asked  []string
 	users  string // what the last question for devices said of their users
 }
 
 func newStandbyDaemon(t *testing.T) *standbyDaemon {
 	t.Helper()
-	f := &standbyDaemon{dir: t.TempDir(), held: heldDevice(), key: control.KeyInfo{On: true, Holders: []string{"hand", "lio"}}}
+	f := &standbyDaemon{dir: t.TempDir(), held: heldDevice(), key: api.KeyInfo{On: true, Holders: []string{"hand", "lio"}}}
 	l, err := net.Listen("unix", filepath.Join(f.dir, "control.sock"))
 	if err != nil {
 		t.Fatal(err)
@@ -79,7 +78,7 @@ func (f *standbyDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.asked = append(f.asked, strings.TrimSpace(r.Method+" "+r.URL.EscapedPath()+" "+string(body)))
 		if f.refuse != "" {
 			w.WriteHeader(http.StatusConflict)
-			json.NewEncoder(w).Encode(control.Error{Code: f.refuse, Message: "no: " + string(f.refuse)})
+			json.NewEncoder(w).Encode(api.Error{Code: f.refuse, Message: "no: " + string(f.refuse)})
 			return
 		}
 	}
@@ -93,12 +92,12 @@ func (f *standbyDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch path := strings.TrimPrefix(r.URL.Path, "/v1"); {
 	case path == "/devices":
 		f.users = r.URL.Query().Get("users")
-		answer = control.Snapshot{Driver: control.DriverInfo{Available: true}, Key: f.key, Devices: []control.Device{f.held}}
+		answer = api.Snapshot{Driver: api.DriverInfo{Available: true}, Key: f.key, Devices: []api.Device{f.held}}
 	case path == "/devices/vol/standby" && string(body) == `{"on":true}`, path == "/devices/vol", path == "/devices/ublkb0":
 		answer = f.held
 	case path == "/devices/vol/wait":
-		if q := r.URL.Query()["state"]; slices.Contains(q, control.StateLost) {
-			after.State = control.StateLost
+		if q := r.URL.Query()["state"]; slices.Contains(q, api.StateLost) {
+			after.State = api.StateLost
 		} else {
 			<-r.Context().Done()
 			return
@@ -109,13 +108,13 @@ func (f *standbyDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case path == "/standby-check":
 		answer = f.key
 	case path == "/attr/block/vol/state":
-		answer = control.AttrInfo{Value: "standby"}
+		answer = api.AttrInfo{Value: "standby"}
 	case path == "/attr/":
-		answer = control.AttrInfo{Dir: true, Entries: []control.AttrEntry{{Name: "block", Dir: true}, {Name: "odd name"}}}
+		answer = api.AttrInfo{Dir: true, Entries: []api.AttrEntry{{Name: "block", Dir: true}, {Name: "odd name"}}}
 	case path == "/attr/block":
-		answer = control.AttrInfo{Dir: true, Entries: []control.AttrEntry{{Name: "ublkb0", Target: "vol"}, {Name: "vol", Dir: true}}}
+		answer = api.AttrInfo{Dir: true, Entries: []api.AttrEntry{{Name: "ublkb0", Target: "vol"}, {Name: "vol", Dir: true}}}
 	case path == "/attr/block/vol":
-		answer = control.AttrInfo{Dir: true, Entries: []control.AttrEntry{{Name: "state"}}}
+		answer = api.AttrInfo{Dir: true, Entries: []api.AttrEntry{{Name: "state"}}}
 	case path == "/events":
 		for i, name := range []string{"vol", ""} {
 			e := api.Event{Time: f.held.Since, Device: name, Kind: "kind", Message: fmt.Sprintf("a <b>\n%d", i)}
@@ -126,7 +125,7 @@ func (f *standbyDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	default:
 		w.WriteHeader(http.StatusNotFound)
-		answer = control.Error{Code: control.CodeNotFound, Message: "there is no " + path}
+		answer = api.Error{Code: api.CodeNotFound, Message: "there is no " + path}
 	}
 	json.NewEncoder(w).Encode(answer)
 }
@@ -286,11 +285,11 @@ func TestStandbyRefusals(t *testing.T) {
 		t.Errorf("the daemon was asked %q", f.asked)
 	}
 	for _, tt := range []struct {
-		refuse control.Code
+		refuse api.Code
 		code   int
 	}{
-		{control.CodeBusy, exitBusy}, {control.CodeNotSupported, exitFailure}, {control.CodeImage, exitFailure},
-		{control.CodeNotFound, exitFailure}, {control.CodeConflict, exitFailure}, {control.CodeInvalid, exitUsage}, {control.CodeDriver, exitDriver},
+		{api.CodeBusy, exitBusy}, {api.CodeNotSupported, exitFailure}, {api.CodeImage, exitFailure},
+		{api.CodeNotFound, exitFailure}, {api.CodeConflict, exitFailure}, {api.CodeInvalid, exitUsage}, {api.CodeDriver, exitDriver},
 	} {
 		f.refuse = tt.refuse
 		for _, line := range []string{"standby vol on", "standby vol off", "standby-check off", "attach vol --consumer me", "detach vol --consumer me", "replace vol /f", "attr set a 1"} {

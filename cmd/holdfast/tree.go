@@ -8,12 +8,11 @@ import (
 	"time"
 
 	"holdfast/api"
-	"holdfast/control"
 	"holdfast/ploop"
 )
 
 // deviceTree is what show prints: what is wrong first, then what it is made of.
-func deviceTree(d *control.Device) *node {
+func deviceTree(d *api.Device) *node {
 	head := quote(d.Name)
 	if d.Path != "" {
 		head += "  " + quote(d.Path)
@@ -97,7 +96,7 @@ func deviceTree(d *control.Device) *node {
 	return root
 }
 
-func counters(n *node, d *control.Device) {
+func counters(n *node, d *api.Device) {
 	c := &d.Counters
 	n.add("%s, %s", count(c.Reads, "read"), formatSize(int64(c.ReadBytes)))
 	n.add("%s, %s", count(c.Writes, "write"), formatSize(int64(c.WriteBytes)))
@@ -116,7 +115,7 @@ func counters(n *node, d *control.Device) {
 }
 
 // latencies are of the sampled requests.
-func latencies(root *node, d *control.Device) {
+func latencies(root *node, d *api.Device) {
 	n := node{text: fmt.Sprintf("latency, of one request in %d", api.LatencySample)}
 	for _, l := range d.Latency {
 		if l.Count > 0 {
@@ -141,7 +140,7 @@ func below(l *api.Latency, part float64) string {
 }
 
 // standbyCause is what is known of a device's standby without a server, too.
-func standbyCause(n *node, d *control.Device) {
+func standbyCause(n *node, d *api.Device) {
 	s := &d.Standby
 	if s.Flag && s.Since != nil {
 		n.add("since %s: %s", s.Since.Local().Format(time.DateTime), oneLine(s.Cause))
@@ -151,7 +150,7 @@ func standbyCause(n *node, d *control.Device) {
 	}
 }
 
-func standbyNode(n *node, d *control.Device) {
+func standbyNode(n *node, d *api.Device) {
 	s := &d.Standby
 	standbyCause(n, d)
 	held := fmt.Sprintf("%d of %d requests held", s.Held, s.Tags)

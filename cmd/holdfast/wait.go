@@ -8,15 +8,15 @@ import (
 	"strings"
 	"time"
 
-	"github.com/urfave/cli/v2"
+	"holdfast/api"
 
-	"holdfast/control"
+	"github.com/urfave/cli/v2"
 )
 
 func waitCommand() *cli.Command {
 	return &cli.Command{
 		Name: "wait", Usage: "wait until a device is in a state, and print it", ArgsUsage: "NAME STATE…",
-		Description: "States: " + strings.Join(control.States, ", ") + ";\n" +
+		Description: "States: " + strings.Join(api.States, ", ") + ";\n" +
 			"several, in several words or with commas, for any of them. Exit code 7: time is up.\n" +
 			"It goes on over a restart of the daemon.",
 		Flags: []cli.Flag{
@@ -30,8 +30,8 @@ func waitCommand() *cli.Command {
 			}
 			states := strings.Split(strings.Join(args[1:], ","), ",")
 			for _, s := range states {
-				if !slices.Contains(control.States, s) {
-					return usagef("%s: %q is not a state: there are %s", commandName(c), s, strings.Join(control.States, ", "))
+				if !slices.Contains(api.States, s) {
+					return usagef("%s: %q is not a state: there are %s", commandName(c), s, strings.Join(api.States, ", "))
 				}
 			}
 			if limit := c.Duration("timeout"); limit < 0 {
@@ -55,7 +55,7 @@ type timeUp struct{ msg string }
 
 func (e *timeUp) Error() string { return e.msg }
 
-func waitFor(c *cli.Context, name string, states []string) (*control.Device, error) {
+func waitFor(c *cli.Context, name string, states []string) (*api.Device, error) {
 	begin, limit := time.Now(), c.Duration("timeout")
 	first := queryLimit
 	if c.IsSet("timeout") {
@@ -66,7 +66,7 @@ func waitFor(c *cli.Context, name string, states []string) (*control.Device, err
 		return nil, err
 	}
 	if !slices.Contains(states, dev.State) {
-		if dev.State == control.StateRemoved {
+		if dev.State == api.StateRemoved {
 			return nil, fmt.Errorf("there is no device %q", name)
 		}
 		// By its name from now on: the disk's may be another device's when this one is gone.
@@ -85,13 +85,13 @@ func waitFor(c *cli.Context, name string, states []string) (*control.Device, err
 }
 
 // currentState is the device as it is now, or in the state removed.
-func currentState(c *cli.Context, name string, limit time.Duration) (*control.Device, error) {
+func currentState(c *cli.Context, name string, limit time.Duration) (*api.Device, error) {
 	ctx, cancel := context.WithTimeout(c.Context, limit)
 	defer cancel()
 	dev, err := client(c).BriefDevice(ctx, name)
-	if control.CodeOf(err) == control.CodeNotFound {
-		dev, err = new(control.Device), nil
-		dev.Name, dev.ID, dev.State = name, -1, control.StateRemoved
+	if api.CodeOf(err) == api.CodeNotFound {
+		dev, err = new(api.Device), nil
+		dev.Name, dev.ID, dev.State = name, -1, api.StateRemoved
 	}
 	return dev, err
 }

@@ -10,7 +10,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"holdfast/api"
-	"holdfast/control"
 )
 
 func attrCommand() *cli.Command {
@@ -132,7 +131,7 @@ func eventsCommand() *cli.Command {
 			if _, err := arguments(c); err != nil {
 				return err
 			}
-			q := control.EventsQuery{Follow: c.Bool("follow")}
+			q := api.EventsQuery{Follow: c.Bool("follow")}
 			if c.IsSet("device") {
 				var err error
 				if q.Device, err = deviceName(c.String("device")); err != nil {
@@ -175,7 +174,7 @@ func whyCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			text := control.Why(dev, &snap.Key)
+			text := api.Why(dev, &snap.Key)
 			if c.Bool("json") {
 				return printJSON(c.App.Writer, map[string]any{"name": dev.Name, "state": dev.State, "sentences": text})
 			}

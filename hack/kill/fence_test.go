@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"holdfast/control"
+	"holdfast/api"
 	"holdfast/hack/faultfs"
 	"holdfast/ploop"
 )
@@ -115,7 +115,7 @@ func (f *fenced) acknowledged() {
 // written later is lost.
 func TestFence(t *testing.T) {
 	f := fence(t)
-	var d *control.Device
+	var d *api.Device
 	must(t, wait(time.Minute, func() error {
 		var err error
 		if d, err = f.client.Device(t.Context(), "fence"); err == nil && !strings.Contains(d.Problem, "lock") {

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"holdfast/api"
-	"holdfast/control"
 	"holdfast/ploop"
 )
 
@@ -234,7 +233,7 @@ func (l *loop) replacement(name string, g *images) (done func()) {
 	}
 	ended := make(chan error, 1)
 	go func() {
-		_, err := l.client.Replace(context.Background(), name, control.ReplaceRequest{Level: &level, Image: ploop.ImageRef{Path: next}, Drain: api.Duration(time.Minute)})
+		_, err := l.client.Replace(context.Background(), name, api.ReplaceRequest{Level: &level, Image: ploop.ImageRef{Path: next}, Drain: api.Duration(time.Minute)})
 		ended <- err
 	}()
 	return func() {

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"holdfast/api"
-	"holdfast/control"
 	"holdfast/ploop"
 	"holdfast/ublk"
 )
@@ -74,11 +73,11 @@ func (s *server) settles(name string) (state string) {
 	if err := wait(time.Minute, func() error {
 		d, err := s.client.Device(s.t.Context(), name)
 		switch {
-		case control.CodeOf(err) == control.CodeNotFound:
+		case api.CodeOf(err) == api.CodeNotFound:
 			state = "gone"
 		case err != nil:
 			return err
-		case d.State != api.StateLive && d.State != control.StateLost:
+		case d.State != api.StateLive && d.State != api.StateLost:
 			return fmt.Errorf("%s is %s: %s", name, d.State, d.Problem)
 		default:
 			state = d.State

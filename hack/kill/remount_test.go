@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/api"
-	"holdfast/control"
 	"holdfast/hack/faultfs"
 	"holdfast/ublk"
 )
@@ -31,7 +30,7 @@ func TestFenceRemounted(t *testing.T) {
 	t.Cleanup(func() { again.Close() })
 	f.start()
 	f.answers()
-	var d *control.Device
+	var d *api.Device
 	must(t, wait(time.Minute, func() error {
 		var err error
 		if d, err = f.client.Device(t.Context(), "fence"); err == nil && !strings.Contains(d.Problem, "another mount") {
@@ -179,7 +178,7 @@ func TestUnreleased(t *testing.T) {
 	s.kill()
 	s.start()
 	s.answers()
-	d := s.becomes("kept", control.StateUnreleased)
+	d := s.becomes("kept", api.StateUnreleased)
 	who := fmt.Sprintf("process %d (sleep)", holder.Process.Pid)
 	if !strings.Contains(d.Problem, who) {
 		t.Errorf("problem %q, want %s", d.Problem, who)

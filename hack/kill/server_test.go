@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/api"
-	"holdfast/control"
 	"holdfast/hack/faultfs"
 	"holdfast/ublk"
 )
@@ -76,7 +75,7 @@ type server struct {
 	options []string // of `holdfast daemon`
 	env     []string // HOLDFAST_FAILSWITCH=…
 
-	client  *control.Client
+	client  *api.Client
 	process *os.Process
 	ended   chan struct{} // closed when the process was reaped
 	started time.Time
@@ -98,7 +97,7 @@ func makeServer(t *testing.T, options ...string) *server {
 	needVM(t)
 	must(t, command("modprobe", "ublk_drv"))
 	dir := t.TempDir()
-	s := &server{t: t, dir: dir, options: options, program: program(t), client: control.NewClient(dir + "/run")}
+	s := &server{t: t, dir: dir, options: options, program: program(t), client: api.NewClient(dir + "/run")}
 	t.Cleanup(s.end)
 	return s
 }
@@ -223,9 +222,9 @@ func (s *server) serves(name string) time.Duration {
 }
 
 // becomes waits for a device's state.
-func (s *server) becomes(name, state string) *control.Device {
+func (s *server) becomes(name, state string) *api.Device {
 	s.t.Helper()
-	var last *control.Device
+	var last *api.Device
 	if err := wait(2*time.Minute, func() error {
 		select {
 		case <-s.ended:
@@ -236,7 +235,7 @@ func (s *server) becomes(name, state string) *control.Device {
 		if err != nil {
 			return err
 		}
-		if last = d; d.State == control.StateLost {
+		if last = d; d.State == api.StateLost {
 			s.t.Fatalf("%s is lost: %s\n%s", name, d.Problem, s.logTail())
 		}
 		if d.State != state {
@@ -252,7 +251,7 @@ func (s *server) becomes(name, state string) *control.Device {
 // recoveries counts those of a device that this daemon has ended.
 func (s *server) recoveries(name string) (n int) {
 	s.t.Helper()
-	must(s.t, s.client.Events(s.t.Context(), control.EventsQuery{Device: name}, func(e api.Event) error {
+	must(s.t, s.client.Events(s.t.Context(), api.EventsQuery{Device: name}, func(e api.Event) error {
 		if e.Kind == api.EventServed {
 			n++
 		}

@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/api"
-	"holdfast/control"
 	"holdfast/hack/faultfs"
 )
 
@@ -45,7 +44,7 @@ func TestStandbyWithoutStorage(t *testing.T) {
 	for range h.kills {
 		h.kill()
 		h.start()
-		var d *control.Device
+		var d *api.Device
 		must(t, wait(time.Minute, func() error {
 			var err error
 			if d, err = h.client.Device(t.Context(), "held"); err == nil && d.Problem == "" {
@@ -53,7 +52,7 @@ func TestStandbyWithoutStorage(t *testing.T) {
 			}
 			return err
 		}))
-		if d.State != control.StateRecovering || !slices.Equal(d.Standby.Consumers, []string{"test"}) {
+		if d.State != api.StateRecovering || !slices.Equal(d.Standby.Consumers, []string{"test"}) {
 			t.Errorf("the device is %s: %s; leases %q", d.State, d.Problem, d.Standby.Consumers)
 		}
 		h.checkIsOn()
@@ -123,7 +122,7 @@ func (h *held) finish() {
 // holds waits until a device is in standby, and holds requests.
 func (s *server) holds(name string) api.StandbyStatus {
 	s.t.Helper()
-	var d *control.Device
+	var d *api.Device
 	if err := wait(time.Minute, func() error {
 		var err error
 		if d, err = s.client.Device(s.t.Context(), name); err == nil && (d.State != api.StateStandby || d.Standby.Held == 0) {

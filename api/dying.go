@@ -1,4 +1,4 @@
-package control
+package api
 
 import (
 	"bytes"
@@ -27,7 +27,7 @@ const (
 // dying says whether a process is one of these. Which of its threads is held up may be any: the
 // first is gone and others are not, or it is the one that closes the files, or that waits in
 // a system call with the signal pending.
-func dying(pid int) bool {
+func Dying(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return false
@@ -47,7 +47,7 @@ func dying(pid int) bool {
 }
 
 // dyingText is what there is to say of it.
-func dyingText(pid int) string {
+func DyingText(pid int) string {
 	return fmt.Sprintf("process %d was killed and has not ended yet: if that lasts, it waits for storage that doesn't answer (/proc/%[1]d/task/*/stack); bring that back, or give its mount up (FUSE: /sys/fs/fuse/connections/*/abort)", pid)
 }
 
@@ -65,8 +65,8 @@ func alive(c net.Conn) error {
 	if raw.Control(func(fd uintptr) { peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }) != nil || err != nil {
 		return nil
 	}
-	if dying(int(peer.Pid)) {
-		return fail(CodeUnreachable, "the daemon, %s", dyingText(int(peer.Pid)))
+	if Dying(int(peer.Pid)) {
+		return Errorf(CodeUnreachable, "the daemon, %s", DyingText(int(peer.Pid)))
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-package control
+package api
 
 import (
 	"os"
@@ -10,7 +10,7 @@ import (
 
 // Those that are killed and can't end are hack/kill's matter (TestElsewhere).
 func TestDying(t *testing.T) {
-	if dying(os.Getpid()) || dying(1) {
+	if Dying(os.Getpid()) || Dying(1) {
 		t.Error("a process that runs is taken for one that was killed")
 	}
 	cmd := exec.Command("true")
@@ -20,10 +20,10 @@ func TestDying(t *testing.T) {
 	if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
 		t.Fatal(err)
 	}
-	if dying(cmd.Process.Pid) {
+	if Dying(cmd.Process.Pid) {
 		t.Error("a process that has ended is taken for one that can't")
 	}
-	if err := cmd.Wait(); err != nil || dying(cmd.Process.Pid) {
+	if err := cmd.Wait(); err != nil || Dying(cmd.Process.Pid) {
 		t.Errorf("one that is gone: %v", err)
 	}
 }

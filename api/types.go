@@ -1,10 +1,6 @@
-package control
+package api
 
-import (
-	"time"
-
-	"holdfast/api"
-)
+import "time"
 
 // A Snapshot is the daemon at one moment. Every view (list, show, later the
 // attribute tree, metrics and events) is drawn from it and from nothing else.
@@ -40,18 +36,18 @@ type DriverInfo struct {
 
 // A Device is one device as the daemon sees it.
 type Device struct {
-	api.Status
+	Status
 	// Created is when it was created, by the clock.
 	Created time.Time `json:"created"`
 	// Persist: it is created again after a reboot, and after the daemon's own end.
 	Persist bool `json:"persist"`
 	// Users is who holds the device now.
-	Users []api.User `json:"users"`
+	Users []User `json:"users"`
 	// Problem is what is wrong, Advice what to do about it; empty if nothing.
 	Problem string `json:"problem,omitempty"`
 	Advice  string `json:"advice,omitempty"`
 	// Events are the last few, oldest first.
-	Events []api.Event `json:"events"`
+	Events []Event `json:"events"`
 }
 
 // States of a device that the daemon adds to those of a live one.
@@ -70,9 +66,9 @@ const (
 )
 
 // Waits says that a device has no server now: it has its disk, and its figures are not known.
-func (d *Device) Waits() bool { return waits(d.State) }
+func (d *Device) Waits() bool { return Waits(d.State) }
 
-func waits(state string) bool {
+func Waits(state string) bool {
 	return state == StateRecovering || state == StateUnrecovered || state == StateUnreleased
 }
 
@@ -82,5 +78,22 @@ type Problem struct {
 	Reason string `json:"reason"`
 	Advice string `json:"advice"`
 
-	name string // the device's that it concerns, if known
+	Device string // the device's that it concerns, if known
+}
+
+// KeyInfo is the process-wide standby check.
+type KeyInfo struct {
+	On      bool         `json:"on"`
+	Holders []string     `json:"holders"` // who holds it on
+	Targets []TargetInfo `json:"targets"` // integrations that are looked for
+	// Inconsistencies counts the check's own, by kind.
+	Inconsistencies map[string]uint64 `json:"inconsistencies"`
+}
+
+// TargetInfo is an integration with a kind of target.
+type TargetInfo struct {
+	Kind    string   `json:"kind"`    // lio, scst or tgt
+	Present bool     `json:"present"` // it runs
+	Devices []string `json:"devices"` // those of ours that it exports
+	Error   string   `json:"error,omitempty"`
 }

@@ -1,11 +1,9 @@
-package control
+package api
 
 import (
 	"errors"
 	"fmt"
 	"net/http"
-
-	"holdfast/api"
 )
 
 // A Code says what kind of failure an error is, for programs.
@@ -27,7 +25,7 @@ const (
 	CodeUnreachable  Code = "unreachable" // only from a Client: no daemon answers
 )
 
-func (c Code) status() int {
+func (c Code) Status() int {
 	switch c {
 	case CodeInvalid:
 		return http.StatusBadRequest
@@ -50,7 +48,7 @@ type Error struct {
 	Message string `json:"error"`
 	Code    Code   `json:"code"`
 	// Users holds the device, when Code is CodeBusy.
-	Users []api.User `json:"users,omitempty"`
+	Users []User `json:"users,omitempty"`
 
 	cause error
 }
@@ -61,7 +59,7 @@ func (e *Error) Error() string { return e.Message }
 func (e *Error) Unwrap() error { return e.cause }
 
 // fail makes an Error; a %w in the format becomes its cause.
-func fail(code Code, format string, args ...any) *Error {
+func Errorf(code Code, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
 	return &Error{Message: err.Error(), Code: code, cause: errors.Unwrap(err)}
 }
@@ -76,7 +74,7 @@ func CodeOf(err error) Code {
 }
 
 // asError gives any error the form that travels.
-func asError(err error) *Error {
+func AsError(err error) *Error {
 	var e *Error
 	if errors.As(err, &e) {
 		return e

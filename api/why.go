@@ -1,13 +1,10 @@
-package control
+package api
 
 import (
 	"fmt"
 	"slices"
 	"strings"
 	"time"
-
-	"holdfast/api"
-	"holdfast/device"
 )
 
 // Why says in sentences what state a device is in, and why: for a person who has to decide
@@ -15,24 +12,24 @@ import (
 func Why(dev *Device, key *KeyInfo) []string {
 	w := why{dev: dev, key: key, s: &dev.Standby}
 	switch dev.State {
-	case api.StateStandby, api.StateFailing:
+	case StateStandby, StateFailing:
 		w.standby()
-	case api.StateReplacing:
-		w.say("%s holds its requests since %s while a file below it is being replaced; %d wait.", dev.Name, clock(dev.Since), w.s.Held)
+	case StateReplacing:
+		w.say("%s holds its requests since %s while a file below it is being replaced; %d wait.", dev.Name, Clock(dev.Since), w.s.Held)
 		if w.s.LastError != "" {
 			w.say("The last attempt failed: %s.", w.s.LastError)
 			w.say("If that took its lock away, it holds until 'holdfast replace %s FILE' gives it a file that it can have for itself.", dev.Name)
 		}
-	case api.StateParked:
-		w.say("%s is live, but %d requests wait since %s for space in the storage of %s; the others are served.", dev.Name, dev.Counters.Parked, clock(dev.Since), w.top())
+	case StateParked:
+		w.say("%s is live, but %d requests wait since %s for space in the storage of %s; the others are served.", dev.Name, dev.Counters.Parked, Clock(dev.Since), w.top())
 		w.say("Free some space there: they are tried again, at least every 20 seconds.")
-	case api.StateStopped:
+	case StateStopped:
 		w.say("The block device of %s was taken away by somebody else; 'holdfast remove %s' closes its images.", dev.Name, dev.Name)
-	case api.StateHung:
-		w.say("%s is hung since %s: a request has not come back for %s. %s", dev.Name, clock(dev.Since), age(w.oldest().Seconds), w.whereHung())
+	case StateHung:
+		w.say("%s is hung since %s: a request has not come back for %s. %s", dev.Name, Clock(dev.Since), age(w.oldest().Seconds), w.whereHung())
 		w.hung()
-	case api.StateLive:
-		w.say("%s is live since %s: requests are served.", dev.Name, clock(dev.Since))
+	case StateLive:
+		w.say("%s is live since %s: requests are served.", dev.Name, Clock(dev.Since))
 		if o := dev.Oldest; o != nil && o.Seconds >= 1 {
 			w.say("The oldest under way came %s ago. %s", age(o.Seconds), w.whereHung())
 		}
@@ -49,7 +46,7 @@ func Why(dev *Device, key *KeyInfo) []string {
 		w.say("Errors of this place of its files are its own and go to its users, while the rest is served: %s. Copy the image to other storage, and 'holdfast replace %s FILE --level %d'.", b, dev.Name, b.Level)
 	}
 	w.displaced()
-	if dev.Problem != "" && !adviseOnly[dev.State] && !slices.ContainsFunc(dev.Displaced, func(d api.Displaced) bool { return d.String() == dev.Problem }) {
+	if dev.Problem != "" && !adviseOnly[dev.State] && !slices.ContainsFunc(dev.Displaced, func(d Displaced) bool { return d.String() == dev.Problem }) {
 		w.say("Problem: %s; %s.", dev.Problem, dev.Advice)
 	}
 	return w.text
@@ -58,7 +55,7 @@ func Why(dev *Device, key *KeyInfo) []string {
 type why struct {
 	dev  *Device
 	key  *KeyInfo
-	s    *api.StandbyStatus
+	s    *StandbyStatus
 	text []string
 }
 
@@ -75,7 +72,7 @@ func (w *why) standby() {
 	dev, s := w.dev, w.s
 	since := "an unknown time"
 	if s.Since != nil {
-		since = clock(*s.Since)
+		since = Clock(*s.Since)
 	}
 	if s.Expired {
 		w.say("%s is in standby since %s, longer than its time-out: requests fail with EIO.", dev.Name, since)
@@ -90,14 +87,14 @@ func (w *why) standby() {
 	default:
 		w.say("The storage answered %s: %s.", s.Errno, s.Cause)
 	}
-	w.say("%s will wait for it: %s.", plural(len(s.Consumers), "consumer"), orNobody(s.Consumers))
+	w.say("%s will wait for it: %s.", plural(len(s.Consumers), "consumer"), OrNobody(s.Consumers))
 	if s.Deadline != nil && !s.Expired {
-		w.say("If it lasts until %s, what is held fails with EIO, and so do new requests.", clock(*s.Deadline))
+		w.say("If it lasts until %s, what is held fails with EIO, and so do new requests.", Clock(*s.Deadline))
 	}
-	if s.Recovery == api.RecoveryReopen && !s.ByHand {
+	if s.Recovery == RecoveryReopen && !s.ByHand {
 		next := "one is under way"
 		if s.NextAttempt != nil {
-			next = "the next is at " + clock(*s.NextAttempt)
+			next = "the next is at " + Clock(*s.NextAttempt)
 		}
 		w.say("Recovery is by reopening the same files: %d attempts so far, %s.", s.Attempts, next)
 	}
@@ -113,18 +110,18 @@ func (w *why) standby() {
 }
 
 // adviseOnly are the states whose Problem and Advice repeat what is said at length.
-var adviseOnly = map[string]bool{api.StateStandby: true, api.StateFailing: true, api.StateHung: true}
+var adviseOnly = map[string]bool{StateStandby: true, StateFailing: true, StateHung: true}
 
-func oldestHeld(s *api.StandbyStatus) string {
+func oldestHeld(s *StandbyStatus) string {
 	if s.Held == 0 {
 		return ""
 	}
 	return fmt.Sprintf(", the oldest for %s", age(s.HeldSeconds))
 }
 
-func (w *why) oldest() *api.OldestRequest {
+func (w *why) oldest() *OldestRequest {
 	if w.dev.Oldest == nil {
-		return &api.OldestRequest{At: api.AtQueue}
+		return &OldestRequest{At: AtQueue}
 	}
 	return w.dev.Oldest
 }
@@ -132,7 +129,7 @@ func (w *why) oldest() *api.OldestRequest {
 // whereHung says where the oldest request is.
 func (w *why) whereHung() string {
 	o := w.oldest()
-	if o.At == api.AtQueue {
+	if o.At == AtQueue {
 		return "The thread of its queue doesn't answer, which takes storage that blocks where it should not, or a fault of ours."
 	}
 	what := "It is a flush"
@@ -140,11 +137,11 @@ func (w *why) whereHung() string {
 		what = fmt.Sprintf("It is a %s of %d bytes at offset %d of the disk", o.Op, o.Length, o.Offset)
 	}
 	switch {
-	case o.At == api.AtTransfer && o.FileOffset != nil && *o.FileOffset < 0:
+	case o.At == AtTransfer && o.FileOffset != nil && *o.FileOffset < 0:
 		return fmt.Sprintf("%s, which waits for a sync of %q (level %d).", what, o.File, *o.Level)
-	case o.At == api.AtTransfer && o.FileOffset != nil:
+	case o.At == AtTransfer && o.FileOffset != nil:
 		return fmt.Sprintf("%s, under way at offset %d of %q (level %d).", what, *o.FileOffset, o.File, *o.Level)
-	case o.At == api.AtStorage:
+	case o.At == AtStorage:
 		return fmt.Sprintf("%s, on the slow path, in a call to the storage of %s.", what, w.images())
 	}
 	return fmt.Sprintf("%s, on the slow path, and waits for others that are under way in the storage of %s.", what, w.images())
@@ -170,14 +167,14 @@ func (w *why) hung() {
 	}
 	w.say("That is not standby: the storage gave no error. %d requests are in flight; they go on by themselves when the storage answers.", w.dev.Counters.InFlight)
 	w.say("If it won't: abort its mount (umount -f, or 1 into /sys/fs/fuse/connections/N/abort), which turns silence into an error, and into standby where that is on.")
-	w.say("Or give it a file that answers: 'holdfast replace %s %s' waits for what is under way for %v at most, and does it anew on the new file. Where writes may still be on their way to the same file it refuses, until the old mount is cut off; --force says that it is.", w.dev.Name, file, device.DefaultDrain)
+	w.say("Or give it a file that answers: 'holdfast replace %s %s' waits for what is under way for %v at most, and does it anew on the new file. Where writes may still be on their way to the same file it refuses, until the old mount is cut off; --force says that it is.", w.dev.Name, file, DefaultDrain)
 }
 
 // displaced says of which images the file that is served is not the one at their path.
 func (w *why) displaced() {
 	for _, d := range w.dev.Displaced {
 		switch text := d.String() + "."; d.How {
-		case api.PathGone, api.PathOther:
+		case PathGone, PathOther:
 			w.say("%s Its data is served all the same, but the next upgrade, recovery or reopening opens what is at the path. Put the file back there, or 'holdfast replace %s FILE --level %d' with its new path, or copy the data out of %s while it is served.", upper(text), w.dev.Name, d.Level, w.dev.Path)
 		default:
 			w.say("%s", upper(text))
@@ -197,14 +194,14 @@ func (w *why) fuses() {
 	s := w.s
 	switch {
 	case s.Value != "not supported":
-		if w.dev.State == api.StateLive || w.dev.State == api.StateHung {
-			w.say("If its storage fails, requests will be held: the standby check is on (%s), and leases are held by %s.", orNobody(w.key.Holders), orNobody(s.Consumers))
+		if w.dev.State == StateLive || w.dev.State == StateHung {
+			w.say("If its storage fails, requests will be held: the standby check is on (%s), and leases are held by %s.", OrNobody(w.key.Holders), OrNobody(s.Consumers))
 		}
 		return
 	case !w.key.On && !s.Enabled:
 		w.say("Errors of its storage reach its users at once: the standby check is off, and no consumer has a lease. 'holdfast standby-check on' and 'holdfast attach %s --consumer NAME' change that; a target does both by itself.", w.dev.Name)
 	case !w.key.On:
-		w.say("Errors of its storage reach its users at once, although %s has a lease: the standby check is off. 'holdfast standby-check on' turns it on.", orNobody(s.Consumers))
+		w.say("Errors of its storage reach its users at once, although %s has a lease: the standby check is off. 'holdfast standby-check on' turns it on.", OrNobody(s.Consumers))
 	default:
 		w.say("Errors of its storage reach its users at once: no consumer has a lease. 'holdfast attach %s --consumer NAME' takes one; a target does so by itself.", w.dev.Name)
 	}
@@ -214,21 +211,21 @@ func (w *why) fuses() {
 }
 
 // advise fills in what is wrong with a live device, and what to do.
-func advise(dev *Device) {
+func Advise(dev *Device) {
 	s := &dev.Standby
 	switch dev.State {
-	case api.StateStandby:
-		dev.Problem = fmt.Sprintf("in standby since %s, %d of %d requests held: %s", clock(dev.Since), s.Held, s.Tags, s.Cause)
-	case api.StateFailing:
-		dev.Problem = fmt.Sprintf("its standby has timed out at %s and requests fail: %s", clock(dev.Since), s.Cause)
-	case api.StateHung:
+	case StateStandby:
+		dev.Problem = fmt.Sprintf("in standby since %s, %d of %d requests held: %s", Clock(dev.Since), s.Held, s.Tags, s.Cause)
+	case StateFailing:
+		dev.Problem = fmt.Sprintf("its standby has timed out at %s and requests fail: %s", Clock(dev.Since), s.Cause)
+	case StateHung:
 		w := why{dev: dev, s: s}
-		dev.Problem = fmt.Sprintf("hung since %s, %s: %s", clock(dev.Since), plural(int(dev.Counters.InFlight), "request")+" in flight", strings.TrimSuffix(w.whereHung(), "."))
+		dev.Problem = fmt.Sprintf("hung since %s, %s: %s", Clock(dev.Since), plural(int(dev.Counters.InFlight), "request")+" in flight", strings.TrimSuffix(w.whereHung(), "."))
 		dev.Advice = fmt.Sprintf("bring its storage back, or abort its mount, or 'holdfast replace %s --top FILE'; 'holdfast why %s' tells more", dev.Name, dev.Name)
 		return
 	default:
 		for _, d := range dev.Displaced {
-			if d.How == api.PathGone || d.How == api.PathOther {
+			if d.How == PathGone || d.How == PathOther {
 				dev.Problem, dev.Advice = d.String(), fmt.Sprintf("'holdfast why %s' tells what to do", dev.Name)
 			}
 		}
@@ -245,16 +242,23 @@ func advise(dev *Device) {
 	switch {
 	case s.ByHand:
 		dev.Advice = fmt.Sprintf("'holdfast replace %s --top %s' ends it, by the same file or a copy", dev.Name, top)
-	case s.Recovery == api.RecoveryReopen:
+	case s.Recovery == RecoveryReopen:
 		dev.Advice = fmt.Sprintf("nothing needs to be done if the same files return, else 'holdfast replace %s --top FILE'", dev.Name)
 	}
 }
 
-func clock(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
+func Clock(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
 
 func plural(n int, what string) string {
 	if n == 1 {
 		return "1 " + what
 	}
 	return fmt.Sprintf("%d %ss", n, what)
+}
+
+func OrNobody(names []string) string {
+	if len(names) == 0 {
+		return "nobody"
+	}
+	return strings.Join(names, ", ")
 }

@@ -1,4 +1,4 @@
-package control
+package api
 
 import (
 	"bytes"
@@ -15,9 +15,29 @@ import (
 	"strings"
 	"time"
 
-	"holdfast/api"
-
 	"golang.org/x/sys/unix"
+)
+
+// socketName is the socket's name in the run directory.
+const SocketName = "control.sock"
+
+// maxSocketPath is sizeof(sockaddr_un.sun_path) less the final NUL.
+const maxSocketPath = 107
+
+func CheckSocketPath(path string) error {
+	if len(path) > maxSocketPath {
+		return fmt.Errorf("the path of the control socket %q has %d bytes, and a unix socket's can have %d: choose a shorter --run-dir", path, len(path), maxSocketPath)
+	}
+	return nil
+}
+
+// APIVersion is the version in the paths of the API.
+const APIVersion = 1
+
+// Where the daemon lives unless told otherwise.
+const (
+	DefaultRunDir   = "/run/holdfast"
+	DefaultStateDir = "/var/lib/holdfast"
 )
 
 // maxReply bounds what a client reads.
@@ -32,7 +52,7 @@ type Client struct {
 
 // NewClient does not connect yet.
 func NewClient(runDir string) *Client {
-	c := &Client{socket: filepath.Join(runDir, socketName)}
+	c := &Client{socket: filepath.Join(runDir, SocketName)}
 	c.http = &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		Proxy:             nil,
@@ -51,6 +71,9 @@ func NewClient(runDir string) *Client {
 	}}
 	return c
 }
+
+// HTTP is the client below, for what has no method here (/metrics): any host name in a URL will do.
+func (c *Client) HTTP() *http.Client { return c.http }
 
 // Daemon asks who answers.
 func (c *Client) Daemon(ctx context.Context) (*DaemonInfo, error) {
@@ -82,15 +105,15 @@ func (c *Client) BriefDevice(ctx context.Context, name string) (*Device, error) 
 
 func (c *Client) device(ctx context.Context, name, query string) (*Device, error) {
 	if name == "" {
-		return nil, fail(CodeInvalid, "a device has a name")
+		return nil, Errorf(CodeInvalid, "a device has a name")
 	}
 	return call[Device](ctx, c, http.MethodGet, devicePath(name)+query, nil)
 }
 
 // Create makes a device. Image paths must be absolute: the daemon has another
 // working directory.
-func (c *Client) Create(ctx context.Context, spec api.Spec) (*Device, error) {
-	if err := checkSpec(&spec); err != nil {
+func (c *Client) Create(ctx context.Context, spec Spec) (*Device, error) {
+	if err := CheckSpec(&spec); err != nil {
 		return nil, err
 	}
 	return call[Device](ctx, c, http.MethodPost, "/v1/devices", spec)
@@ -99,7 +122,7 @@ func (c *Client) Create(ctx context.Context, spec api.Spec) (*Device, error) {
 // Remove takes a device away.
 func (c *Client) Remove(ctx context.Context, name string, force bool) error {
 	if name == "" {
-		return fail(CodeInvalid, "a device has a name")
+		return Errorf(CodeInvalid, "a device has a name")
 	}
 	path := devicePath(name)
 	if force {
@@ -171,20 +194,20 @@ func devicePath(name string) string {
 
 // send makes a request; who gets an answer closes its body.
 func (c *Client) send(ctx context.Context, method, path string, body any) (*http.Response, error) {
-	if err := checkSocketPath(c.socket); err != nil {
-		return nil, fail(CodeInvalid, "%w", err)
+	if err := CheckSocketPath(c.socket); err != nil {
+		return nil, Errorf(CodeInvalid, "%w", err)
 	}
 	var in io.Reader
 	if body != nil {
 		data, err := json.Marshal(body)
 		if err != nil {
-			return nil, fail(CodeInvalid, "%w", err)
+			return nil, Errorf(CodeInvalid, "%w", err)
 		}
 		in = bytes.NewReader(data)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, "http://holdfast"+path, in)
 	if err != nil {
-		return nil, fail(CodeInvalid, "%w", err)
+		return nil, Errorf(CodeInvalid, "%w", err)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
@@ -198,7 +221,7 @@ func (c *Client) failure(resp *http.Response) error {
 	e := new(Error)
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
 	if err != nil || json.Unmarshal(data, e) != nil || e.Message == "" {
-		return fail(CodeInternal, "%q answers %s, which is not a holdfast daemon's way", c.socket, resp.Status)
+		return Errorf(CodeInternal, "%q answers %s, which is not a holdfast daemon's way", c.socket, resp.Status)
 	}
 	return e
 }
@@ -221,7 +244,7 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 		return out, nil
 	}
 	if err := json.Unmarshal(data, out); err != nil {
-		return nil, fail(CodeInternal, "%q answers something else than a holdfast daemon: %w", c.socket, err)
+		return nil, Errorf(CodeInternal, "%q answers something else than a holdfast daemon: %w", c.socket, err)
 	}
 	return out, nil
 }
@@ -234,15 +257,15 @@ func (c *Client) unreachable(ctx context.Context, err error) *Error {
 	case errors.As(err, &e):
 		return e
 	case errors.Is(ctx.Err(), context.Canceled):
-		return fail(CodeInternal, "gave up waiting for the daemon: %w", context.Cause(ctx))
+		return Errorf(CodeInternal, "gave up waiting for the daemon: %w", context.Cause(ctx))
 	case ctx.Err() != nil:
-		return fail(CodeUnreachable, "no answer from the daemon on %q: %w", c.socket, context.Cause(ctx))
+		return Errorf(CodeUnreachable, "no answer from the daemon on %q: %w", c.socket, context.Cause(ctx))
 	case errors.Is(err, fs.ErrPermission):
-		return fail(CodeUnreachable, "not permitted to talk to the daemon on %q: it takes root (%w)", c.socket, fs.ErrPermission)
+		return Errorf(CodeUnreachable, "not permitted to talk to the daemon on %q: it takes root (%w)", c.socket, fs.ErrPermission)
 	case errors.As(err, &op) && op.Op == "dial" && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ENOTDIR):
-		return fail(CodeUnreachable, "the daemon on %q does not take the connection, and may hang: %w", c.socket, op.Err)
+		return Errorf(CodeUnreachable, "the daemon on %q does not take the connection, and may hang: %w", c.socket, op.Err)
 	case errors.As(err, &op) && op.Op == "dial":
-		return fail(CodeUnreachable, "no daemon listens on %q: start one with 'holdfast daemon', or name its directory with --run-dir (%w)", c.socket, op.Err)
+		return Errorf(CodeUnreachable, "no daemon listens on %q: start one with 'holdfast daemon', or name its directory with --run-dir (%w)", c.socket, op.Err)
 	}
 	var u *url.Error
 	if errors.As(err, &u) {

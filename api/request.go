@@ -1,0 +1,89 @@
+package api
+
+import (
+	"path/filepath"
+	"slices"
+	"time"
+	"unicode/utf8"
+
+	"holdfast/ploop"
+)
+
+// Switch is the body of a request that turns something on or off.
+type Switch struct {
+	On bool `json:"on"`
+}
+
+// Force is the body of a request that may be forced.
+type Force struct {
+	Force bool `json:"force,omitempty"`
+}
+
+// AttrValue is the body of a request that writes to an attribute.
+type AttrValue struct {
+	Value string `json:"value"`
+}
+
+// An AttrInfo is an attribute or a directory of the tree.
+type AttrInfo struct {
+	Path    string      `json:"path"`
+	Dir     bool        `json:"dir"`
+	Value   string      `json:"value"`   // of an attribute
+	Entries []AttrEntry `json:"entries"` // of a directory
+}
+
+// An AttrEntry is a name in a directory.
+type AttrEntry struct {
+	Name   string `json:"name"`
+	Dir    bool   `json:"dir"`
+	Mode   uint32 `json:"mode"`             // permissions
+	Target string `json:"target,omitempty"` // of a link
+}
+
+// UpgradeRequest is the body of a request for an upgrade.
+type UpgradeRequest struct {
+	Binary string `json:"binary,omitempty"` // absolute; "": the file that the daemon was started from
+}
+
+// UpgradeResult says how it went.
+type UpgradeResult struct {
+	PID     int     `json:"pid"`      // of the heir
+	Devices int     `json:"devices"`  // left to it
+	Waiting int     `json:"waiting"`  // of those, not served yet
+	PauseMS float64 `json:"pause_ms"` // no device's I/O waited for longer
+}
+
+// ReplaceRequest is what a file is to be replaced by.
+type ReplaceRequest struct {
+	Level *int           `json:"level,omitempty"` // 0 is the base; nil: the top
+	Image ploop.ImageRef `json:"image"`
+	Force bool           `json:"force,omitempty"`
+	Drain Duration       `json:"drain,omitempty"` // "10s"; 0: DefaultDrain
+}
+
+// DefaultDrain is how long Replace waits for requests under way.
+const DefaultDrain = 10 * time.Second
+
+func CheckSpec(spec *Spec) error {
+	if err := spec.Validate(); err != nil {
+		return Errorf(CodeInvalid, "%w", err)
+	}
+	spec.Images = slices.Clone(spec.Images)
+	return CheckImages(spec.Images)
+}
+
+// checkImages looks at paths from outside, and cleans them.
+func CheckImages(images []ploop.ImageRef) error {
+	for i := range images {
+		p := images[i].Path
+		if !filepath.IsAbs(p) {
+			return Errorf(CodeInvalid, "image path %q is not absolute", p)
+		}
+		// JSON would silently turn other bytes into U+FFFD, in the record too.
+		if !utf8.ValidString(p) {
+			return Errorf(CodeInvalid, "image path %q is not UTF-8", p)
+		}
+		images[i].Path = filepath.Clean(p)
+	}
+	return nil
+}
