@@ -18,12 +18,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socketName is the socket's name in the run directory.
+// SocketName is the socket's name in the run directory.
 const SocketName = "control.sock"
 
 // maxSocketPath is sizeof(sockaddr_un.sun_path) less the final NUL.
 const maxSocketPath = 107
 
+// CheckSocketPath refuses a path that a unix socket's address has no room for.
 func CheckSocketPath(path string) error {
 	if len(path) > maxSocketPath {
 		return fmt.Errorf("the path of the control socket %q has %d bytes, and a unix socket's can have %d: choose a shorter --run-dir", path, len(path), maxSocketPath)

@@ -24,7 +24,7 @@ const (
 	pfExiting   = 0x4 // include/linux/sched.h
 )
 
-// dying says whether a process is one of these. Which of its threads is held up may be any: the
+// Dying says whether a process is one of these. Which of its threads is held up may be any: the
 // first is gone and others are not, or it is the one that closes the files, or that waits in
 // a system call with the signal pending.
 func Dying(pid int) bool {
@@ -46,7 +46,7 @@ func Dying(pid int) bool {
 	return flags&pfExiting != 0 || pending&(1<<(unix.SIGKILL-1)) != 0
 }
 
-// dyingText is what there is to say of it.
+// DyingText is what there is to say of it.
 func DyingText(pid int) string {
 	return fmt.Sprintf("process %d was killed and has not ended yet: if that lasts, it waits for storage that doesn't answer (/proc/%[1]d/task/*/stack); bring that back, or give its mount up (FUSE: /sys/fs/fuse/connections/*/abort)", pid)
 }

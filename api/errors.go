@@ -58,7 +58,7 @@ func (e *Error) Error() string { return e.Message }
 // Unwrap is the cause, on the daemon's side of the socket.
 func (e *Error) Unwrap() error { return e.cause }
 
-// fail makes an Error; a %w in the format becomes its cause.
+// Errorf makes an Error; a %w in the format becomes its cause.
 func Errorf(code Code, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
 	return &Error{Message: err.Error(), Code: code, cause: errors.Unwrap(err)}
@@ -73,7 +73,7 @@ func CodeOf(err error) Code {
 	return CodeInternal
 }
 
-// asError gives any error the form that travels.
+// AsError gives any error the form that travels.
 func AsError(err error) *Error {
 	var e *Error
 	if errors.As(err, &e) {

@@ -64,6 +64,7 @@ type ReplaceRequest struct {
 // DefaultDrain is how long Replace waits for requests under way.
 const DefaultDrain = 10 * time.Second
 
+// CheckSpec validates a spec and cleans its paths.
 func CheckSpec(spec *Spec) error {
 	if err := spec.Validate(); err != nil {
 		return Errorf(CodeInvalid, "%w", err)
@@ -72,7 +73,7 @@ func CheckSpec(spec *Spec) error {
 	return CheckImages(spec.Images)
 }
 
-// checkImages looks at paths from outside, and cleans them.
+// CheckImages looks at paths from outside, and cleans them.
 func CheckImages(images []ploop.ImageRef) error {
 	for i := range images {
 		p := images[i].Path

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"holdfast/ploop"
-	"holdfast/ublk"
 )
 
 // Spec says what a device is to be. It is plain data: printed, stored, compared.
@@ -85,6 +84,12 @@ var (
 // DataPaths are the names that a spec may have.
 var DataPaths = []string{"", "auto", "copy", "zero-copy"}
 
+// The driver's bounds (UBLK_MAX_NR_QUEUES, UBLK_MAX_QUEUE_DEPTH in linux/ublk_cmd.h).
+const (
+	MaxQueues = 4096
+	MaxDepth  = 4096
+)
+
 // Validate says what is wrong with a spec by itself, without looking at files.
 func (s *Spec) Validate() error {
 	if !nameForm.MatchString(s.Name) {
@@ -112,11 +117,11 @@ func (s *Spec) Validate() error {
 	if s.Damaged && !s.ReadOnly {
 		return fmt.Errorf("device %s: damaged images are served read-only", s.Name)
 	}
-	if s.Queues < 0 || s.Queues > ublk.MaxQueues {
-		return fmt.Errorf("device %s: %d queues, want 1 to %d (0: default)", s.Name, s.Queues, ublk.MaxQueues)
+	if s.Queues < 0 || s.Queues > MaxQueues {
+		return fmt.Errorf("device %s: %d queues, want 1 to %d (0: default)", s.Name, s.Queues, MaxQueues)
 	}
-	if s.Depth < 0 || s.Depth > ublk.MaxDepth {
-		return fmt.Errorf("device %s: depth %d, want 1 to %d (0: default)", s.Name, s.Depth, ublk.MaxDepth)
+	if s.Depth < 0 || s.Depth > MaxDepth {
+		return fmt.Errorf("device %s: depth %d, want 1 to %d (0: default)", s.Name, s.Depth, MaxDepth)
 	}
 	if !slices.Contains(DataPaths, s.DataPath) {
 		return fmt.Errorf("device %s: data path %q, want auto, copy or zero-copy", s.Name, s.DataPath)

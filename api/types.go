@@ -68,6 +68,7 @@ const (
 // Waits says that a device has no server now: it has its disk, and its figures are not known.
 func (d *Device) Waits() bool { return Waits(d.State) }
 
+// Waits says of a state that its device has no server now.
 func Waits(state string) bool {
 	return state == StateRecovering || state == StateUnrecovered || state == StateUnreleased
 }

@@ -20,6 +20,7 @@ var States = []string{
 	StateCreating, StateRemoving, StateRecovering, StateUnrecovered, StateUnreleased, StateWaiting, StateLost, StateRemoved,
 }
 
+// CheckStates refuses what is no state.
 func CheckStates(states []string) error {
 	if len(states) == 0 {
 		return Errorf(CodeInvalid, "no state is given to wait for")

@@ -210,7 +210,7 @@ func (w *why) fuses() {
 	}
 }
 
-// advise fills in what is wrong with a live device, and what to do.
+// Advise fills in what is wrong with a live device, and what to do.
 func Advise(dev *Device) {
 	s := &dev.Standby
 	switch dev.State {
@@ -247,6 +247,7 @@ func Advise(dev *Device) {
 	}
 }
 
+// Clock is a time as people are told it: local, to a second.
 func Clock(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
 
 func plural(n int, what string) string {
@@ -256,6 +257,7 @@ func plural(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
+// OrNobody joins names, and says "nobody" for none.
 func OrNobody(names []string) string {
 	if len(names) == 0 {
 		return "nobody"

@@ -1,6 +1,9 @@
 package device
 
-import "holdfast/ublk"
+import (
+	"holdfast/api"
+	"holdfast/ublk"
+)
 
 var dataPaths = map[string]ublk.DataPath{
 	"": ublk.Auto, "auto": ublk.Auto, "copy": ublk.Copy, "zero-copy": ublk.ZeroCopy,
@@ -9,4 +12,10 @@ var dataPaths = map[string]ublk.DataPath{
 const (
 	defaultDepth     = 128
 	mostDefaultQueue = 4
+)
+
+// A spec's bounds are the driver's.
+var (
+	_ = [1]struct{}{}[api.MaxQueues-ublk.MaxQueues]
+	_ = [1]struct{}{}[api.MaxDepth-ublk.MaxDepth]
 )
