@@ -25,6 +25,7 @@ const (
 	CodeUnreachable  Code = "unreachable" // only from a Client: no daemon answers
 )
 
+// Status is the HTTP status that a code travels with.
 func (c Code) Status() int {
 	switch c {
 	case CodeInvalid:

@@ -136,7 +136,7 @@ func TestDocsNameEverything(t *testing.T) {
 		}
 	}
 	kinds := 0
-	for _, glob := range []string{"../../device/*.go", "../../control/*.go"} {
+	for _, glob := range []string{"../../api/*.go"} {
 		files, err := filepath.Glob(glob)
 		if err != nil {
 			t.Fatal(err)
