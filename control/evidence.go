@@ -39,7 +39,7 @@ func (rec *record) changed(boot string, remounted bool) error {
 		was := rec.Images[i]
 		anew := boot == rec.BootID && ids[0].Dev != was.Dev && !remounted
 		if e := rec.evidence(i); e != nil {
-			if err := e.Same(ref, anew); err != nil {
+			if err := ploop.SameFile(e, ref, anew); err != nil {
 				return err
 			}
 			continue

@@ -17,26 +17,6 @@ import (
 // ErrUnproven: nothing tells whether a file is the one that was served.
 var ErrUnproven = errors.New("nothing tells whether this is the file that was served")
 
-// Evidence is what is remembered of an image that is served, to tell later whether a path still
-// leads to it. It is plain data.
-//
-// Most file systems keep a file's inode number, and then that decides. FAT and many servers of
-// FUSE number anew at each mount, or even when a file is looked up again; there the time of
-// its birth decides, where the file system has one, and its content must fit in any case:
-// the header's fields that never change, and the entries of the index that were there (of a raw
-// image: sectors, as far as they weren't written since).
-type Evidence struct {
-	Mount   Mount       `json:"mount"`
-	Inode   uint64      `json:"inode"`
-	Device  uint64      `json:"device"`            // st_dev
-	Birth   time.Time   `json:"birth,omitzero"`    // zero: not known
-	Size    int64       `json:"size"`              // in bytes
-	Head    string      `json:"head,omitempty"`    // the header's constant fields, in hexadecimal; empty: raw
-	Index   [][2]uint64 `json:"index,omitempty"`   // some clusters of the index: number, sector in the file
-	Sectors [][2]uint64 `json:"sectors,omitempty"` // some of a raw image that aren't all zeroes: number, FNV-1a
-	Written bool        `json:"written,omitempty"` // the device writes to it
-}
-
 const (
 	// sampled are the entries or sectors that are remembered, at most: enough to tell two
 	// images apart, and few enough for a record of 253 of them.
@@ -169,23 +149,23 @@ func (d *delta) sumSector(i uint64) (uint64, error) {
 	return h.Sum64(), nil
 }
 
-// keepsNumbers are file systems whose inode numbers stay, apart from those on disks: of
+// withNumbers are file systems whose inode numbers stay, apart from those on disks: of
 // the latter only FAT, exFAT and those of FUSE are known not to.
-var keepsNumbers = []string{"btrfs", "zfs", "bcachefs", "ubifs", "tmpfs", "ramfs", "nfs", "nfs4", "ceph", "fuse.glusterfs", "lustre", "devtmpfs"}
+var withNumbers = []string{"btrfs", "zfs", "bcachefs", "ubifs", "tmpfs", "ramfs", "nfs", "nfs4", "ceph", "fuse.glusterfs", "lustre", "devtmpfs"}
 
-func (m Mount) keepsNumbers() bool {
+func keepsNumbers(m Mount) bool {
 	switch m.Type {
 	case "vfat", "msdos", "exfat":
 		return false
 	}
-	return slices.Contains(keepsNumbers, m.Type) || unix.Major(m.Super) != 0 && !isFUSE(m.Type)
+	return slices.Contains(withNumbers, m.Type) || unix.Major(m.Super) != 0 && !isFUSE(m.Type)
 }
 
-// Same says whether a path leads to the file that this evidence is of: nil, it does; an
+// SameFile says whether a path leads to the file that the evidence is of: nil, it does; an
 // ErrDiverged says what is another; ErrUnproven: it may, and nothing tells. The time
 // of birth and the content are asked only where the inode number doesn't tell, or with
 // anew, where the file system itself may be another one. It hangs with the file's storage.
-func (e *Evidence) Same(ref ImageRef, anew bool) error {
+func SameFile(e *Evidence, ref ImageRef, anew bool) error {
 	fd, err := unix.Open(ref.Path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: ref.Path, Err: err}
@@ -202,15 +182,15 @@ func (e *Evidence) Same(ref ImageRef, anew bool) error {
 	switch {
 	case inode == e.Inode && !anew:
 		return nil
-	case inode != e.Inode && now.keepsNumbers() && e.Mount.keepsNumbers():
-		return e.other(ref, "file", fmt.Sprintf("inode %d", inode), fmt.Sprintf("inode %d, as it was served", e.Inode))
+	case inode != e.Inode && keepsNumbers(now) && keepsNumbers(e.Mount):
+		return otherFile(ref, "file", fmt.Sprintf("inode %d", inode), fmt.Sprintf("inode %d, as it was served", e.Inode))
 	}
-	if err := e.fits(ref); err != nil {
+	if err := fits(e, ref); err != nil {
 		return err
 	}
 	if !birth.IsZero() && !e.Birth.IsZero() {
 		if d := birth.Sub(e.Birth).Abs(); d > birthSlack {
-			return e.other(ref, "file", "one made at "+birth.Format(time.RFC3339), e.Birth.Format(time.RFC3339)+", as the one that was served")
+			return otherFile(ref, "file", "one made at "+birth.Format(time.RFC3339), e.Birth.Format(time.RFC3339)+", as the one that was served")
 		}
 		return nil
 	}
@@ -220,14 +200,14 @@ func (e *Evidence) Same(ref ImageRef, anew bool) error {
 	return nil
 }
 
-func (e *Evidence) other(ref ImageRef, what, found, want string) error {
+func otherFile(ref ImageRef, what, found, want string) error {
 	return &FormatError{File: ref.Path, Offset: -1, What: what, Found: found, Want: want, Class: ErrDiverged}
 }
 
 // fits compares the content.
-func (e *Evidence) fits(ref ImageRef) error {
+func fits(e *Evidence, ref ImageRef) error {
 	if ref.Raw != (e.Head == "") {
-		return e.other(ref, "format", "raw: "+fmt.Sprint(ref.Raw), "as it was served")
+		return otherFile(ref, "format", "raw: "+fmt.Sprint(ref.Raw), "as it was served")
 	}
 	raw := int64(0)
 	if ref.Raw {
@@ -239,16 +219,16 @@ func (e *Evidence) fits(ref ImageRef) error {
 	}
 	defer d.file.Close()
 	if ref.Raw {
-		return e.fitsRaw(d)
+		return fitsRaw(e, d)
 	}
 	if d.hdr.constant() != e.Head {
-		return e.other(ref, "header", d.hdr.constant(), e.Head+", as it was served")
+		return otherFile(ref, "header", d.hdr.constant(), e.Head+", as it was served")
 	}
 	if (d.hdr.InUse == inUseDirty) != e.Written {
 		return d.diverged(44, "in_use", fmt.Sprintf("%#x", d.hdr.InUse), "as it was left")
 	}
 	if d.size < e.Size && !e.Written {
-		return e.other(ref, "size", fmt.Sprintf("%d bytes", d.size), fmt.Sprintf("%d, as it was served", e.Size))
+		return otherFile(ref, "size", fmt.Sprintf("%d bytes", d.size), fmt.Sprintf("%d, as it was served", e.Size))
 	}
 	for _, want := range e.Index {
 		b := AlignedBuffer(SectorSize)
@@ -265,7 +245,7 @@ func (e *Evidence) fits(ref ImageRef) error {
 }
 
 // fitsRaw wants the same sectors, and half of them where they may have been written to.
-func (e *Evidence) fitsRaw(d *delta) error {
+func fitsRaw(e *Evidence, d *delta) error {
 	same := 0
 	for _, want := range e.Sectors {
 		sum, err := d.sumSector(want[0])

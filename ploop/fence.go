@@ -34,7 +34,7 @@ import (
 // fenceOff says why it isn't known that nothing of an earlier server, which had reached the
 // file by before, is under way to a file reached by now; "": nothing is. With locked, the lock
 // of a writer is held.
-func (now Mount) fenceOff(before Mount, locked bool) string {
+func fenceOff(now, before Mount, locked bool) string {
 	switch {
 	case before.Boot != now.Boot:
 		return "" // nothing outlives its kernel
@@ -50,32 +50,32 @@ func (now Mount) fenceOff(before Mount, locked bool) string {
 		if now.ID != 0 && now.ID == before.ID || !isFUSE(now.Type) {
 			return ""
 		}
-		return before.fuseServerLeft()
+		return fuseServerLeft(before)
 	case now.Super == before.Super:
 		return "the file system has no locks"
 	}
 	if now.Scope == ScopeHost && unix.Major(now.Super) == 0 && locked && (now.Type == before.Type || before.Type == "") {
 		return "" // it has one superblock for each file system, so this is another, or the other is gone
 	}
-	return before.gone(now)
+	return mountGone(before, now)
 }
 
-// gone says why it isn't known that a superblock other than now's is gone; "": it is.
-func (before Mount) gone(now Mount) string {
+// mountGone says why it isn't known that a superblock other than now's is gone; "": it is.
+func mountGone(before, now Mount) string {
 	switch {
 	case before.Super == 0:
-		return fmt.Sprintf("by which mount it was served is not known, and its locks (%s) are seen by those of the same mount only", now.name())
+		return fmt.Sprintf("by which mount it was served is not known, and its locks (%s) are seen by those of the same mount only", mountName(now))
 	case before.Type == "" && unix.Major(before.Super) == 0:
 		return fmt.Sprintf("it was served by another mount (device number %s), and its locks are seen by those of the same mount only", numberOf(before.Super))
 	case isFUSE(before.Type):
-		return before.fuseGone()
+		return fuseGone(before)
 	case unix.Major(before.Super) != 0:
-		return before.diskFree()
+		return diskFree(before)
 	}
-	return fmt.Sprintf("it was served by another mount (%s), whose locks this one (%s) does not see", before.name(), now.name())
+	return fmt.Sprintf("it was served by another mount (%s), whose locks this one (%s) does not see", mountName(before), mountName(now))
 }
 
-func (m Mount) name() string {
+func mountName(m Mount) string {
 	if m.Type == "" {
 		return "device number " + numberOf(m.Super)
 	}
@@ -85,7 +85,7 @@ func (m Mount) name() string {
 func numberOf(dev uint64) string { return fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev)) }
 
 // diskFree asks whether a superblock still has its block device, which it holds exclusively.
-func (m Mount) diskFree() string {
+func diskFree(m Mount) string {
 	node := "/dev/block/" + numberOf(m.Super)
 	fd, err := unix.Open(node, unix.O_RDONLY|unix.O_EXCL|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	switch err {
@@ -95,9 +95,9 @@ func (m Mount) diskFree() string {
 	case unix.ENOENT, unix.ENXIO, unix.ENODEV:
 		return "" // the device is gone, and has ended all that it had before it went
 	case unix.EBUSY:
-		return fmt.Sprintf("it was served by another mount (%s), which still has its disk", m.name())
+		return fmt.Sprintf("it was served by another mount (%s), which still has its disk", mountName(m))
 	}
-	return fmt.Sprintf("it was served by another mount (%s), and whether that is gone can't be told: %s: %v", m.name(), node, err)
+	return fmt.Sprintf("it was served by another mount (%s), and whether that is gone can't be told: %s: %v", mountName(m), node, err)
 }
 
 // fuseConnections is the control file system of FUSE: a directory a connection.
@@ -106,25 +106,25 @@ var fuseConnections = "/sys/fs/fuse/connections"
 // fusectlMagic is FUSE_CTL_SUPER_MAGIC (fs/fuse/control.c).
 const fusectlMagic = 0x65735543
 
-func (m Mount) fuseGone() string {
-	another := fmt.Sprintf("it was served by another mount (%s)", m.name())
+func fuseGone(m Mount) string {
+	another := fmt.Sprintf("it was served by another mount (%s)", mountName(m))
 	var st unix.Statfs_t
 	if err := unix.Statfs(fuseConnections, &st); err != nil || st.Type != fusectlMagic {
 		return another + ", and whether its connection is gone can't be told: mount -t fusectl none " + fuseConnections
 	}
-	dir := filepath.Join(fuseConnections, strconv.FormatUint(m.connection(), 10))
+	dir := filepath.Join(fuseConnections, strconv.FormatUint(connection(m), 10))
 	if _, err := os.Lstat(dir); err == nil {
 		return fmt.Sprintf("%s, whose connection still lives (%s): it ends with the last write that is under way there", another, dir)
 	} else if !os.IsNotExist(err) {
 		return fmt.Sprintf("%s: %v", another, err)
 	}
-	return m.fuseServerLeft()
+	return fuseServerLeft(m)
 }
 
 // fuseServerLeft names a process that may have served a connection that has ended, and had requests
 // in hand then; "": there is none. It is one that has /dev/fuse open and ran when the image
 // was opened, unless the kernel says that it serves another connection (since Linux 6.16).
-func (m Mount) fuseServerLeft() string {
+func fuseServerLeft(m Mount) string {
 	all, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return err.Error()
@@ -142,11 +142,11 @@ func (m Mount) fuseServerLeft() string {
 			if to, err := os.Readlink(dir + "/fd/" + fd.Name()); err != nil || to != "/dev/fuse" {
 				continue
 			}
-			if c, ok := connectionOf(dir + "/fdinfo/" + fd.Name()); ok && c != m.connection() {
+			if c, ok := connectionOf(dir + "/fdinfo/" + fd.Name()); ok && c != connection(m) {
 				continue
 			}
 			name, _ := readKernel(dir + "/comm")
-			return fmt.Sprintf("the mount that it was served by (%s) is gone, but process %d (%s) may be the one that served it, with writes in hand", m.name(), pid, bytes.TrimSpace(name))
+			return fmt.Sprintf("the mount that it was served by (%s) is gone, but process %d (%s) may be the one that served it, with writes in hand", mountName(m), pid, bytes.TrimSpace(name))
 		}
 	}
 	return ""
@@ -154,7 +154,7 @@ func (m Mount) fuseServerLeft() string {
 
 // connection is the number by which the kernel calls a FUSE connection: its superblock's, in the
 // kernel's own encoding (include/linux/kdev_t.h).
-func (m Mount) connection() uint64 {
+func connection(m Mount) uint64 {
 	return uint64(unix.Major(m.Super))<<20 | uint64(unix.Minor(m.Super))
 }
 
@@ -203,7 +203,7 @@ func (s *Stack) fence(before []Mount) error {
 		before = []Mount{{Boot: f.mount.Boot}}
 	}
 	for _, m := range before {
-		if why := f.mount.fenceOff(m, f.Locked()); why != "" {
+		if why := fenceOff(f.mount, m, f.Locked()); why != "" {
 			class := ErrLocalLock
 			if !f.Locked() {
 				class = ErrNoLock
@@ -231,7 +231,7 @@ func (d *delta) tells(before []Mount) (why string) {
 	if i < 0 {
 		return ""
 	}
-	return fmt.Sprintf("they are under way in another mount (%s), whose locks this one (%s) does not see", before[i].name(), f.mount.name())
+	return fmt.Sprintf("they are under way in another mount (%s), whose locks this one (%s) does not see", mountName(before[i]), mountName(f.mount))
 }
 
 // mounts are those where something of this stack, or of one before it, may be under way.

@@ -251,7 +251,7 @@ func TestFenceControl(t *testing.T) {
 // well where the next mount has been given the old one's number.
 func TestFenceAborted(t *testing.T) {
 	w := newHeldWrite(t, faultfs.Options{})
-	abort := filepath.Join(fuseConnections, strconv.FormatUint(w.was.Mount.connection(), 10), "abort")
+	abort := filepath.Join(fuseConnections, strconv.FormatUint(connection(w.was.Mount), 10), "abort")
 	if err := os.WriteFile(abort, []byte("1"), 0o200); err != nil {
 		t.Fatal(err)
 	}
@@ -391,7 +391,7 @@ func TestFenceOff(t *testing.T) {
 		{node, with(node, func(m *Mount) { m.Node = 6 }), true, true},
 		{node, with(node, func(m *Mount) { m.Disk = 10 }), true, true},
 	} {
-		if why := c.now.fenceOff(c.before, c.locked); (why != "") != c.off {
+		if why := fenceOff(c.now, c.before, c.locked); (why != "") != c.off {
 			t.Errorf("case %d: %q", i, why)
 		}
 	}
@@ -401,14 +401,14 @@ func TestFenceOff(t *testing.T) {
 func TestFenceOfOldRecord(t *testing.T) {
 	now := Mount{Boot: "b", Super: 5, Node: 77, Disk: unix.Mkdev(8, 16), Scope: ScopeHost}
 	old := Mount{Boot: "b", Super: 5, Node: 77}
-	if why := now.fenceOff(old, true); why != "" {
+	if why := fenceOff(now, old, true); why != "" {
 		t.Errorf("the same node: %s", why)
 	}
-	if now.fenceOff(old, false) == "" {
+	if fenceOff(now, old, false) == "" {
 		t.Error("without the lock it is taken")
 	}
 	old.Node = 78
-	if now.fenceOff(old, true) == "" {
+	if fenceOff(now, old, true) == "" {
 		t.Error("another node is taken")
 	}
 }

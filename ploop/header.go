@@ -7,9 +7,6 @@ import (
 	"math"
 )
 
-// SectorSize is the unit of the format's offsets and sizes, in bytes.
-const SectorSize = 512
-
 // Limits of this software. The format's own are wider; these keep a hostile
 // file from costing more memory than its disk is worth.
 const (
@@ -23,8 +20,6 @@ const (
 	maxFileClusters = 1 << 30
 	// MaxClusterSize is in bytes. The ploop tool stops at 64 MiB.
 	MaxClusterSize = 1 << 30
-	// MaxDeltas is dm-ploop's limit of a stack's depth.
-	MaxDeltas = 253
 )
 
 const (
