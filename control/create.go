@@ -11,6 +11,7 @@ import (
 	"holdfast/api"
 	"holdfast/device"
 	"holdfast/ploop"
+	"holdfast/state"
 )
 
 // Create serves a spec. If the name is that of a lost device, its images must
@@ -63,7 +64,7 @@ func (d *Daemon) create(ctx context.Context, s *slot, spec api.Spec) error {
 	if err := d.kernel.ready(); err != nil {
 		return classify(err)
 	}
-	rec := &record{Spec: spec, ID: -1, BootID: d.boot, PID: os.Getpid(), Created: time.Now().UTC(), Images: ids}
+	rec := &state.Record{Spec: spec, ID: -1, BootID: d.boot, PID: os.Getpid(), Created: time.Now().UTC(), Images: ids}
 	if old != nil {
 		rec.Generation, rec.Leases, rec.Serial = old.Generation+1, old.Leases, old.Serial
 		if takeOver { // until it has opened them itself
@@ -98,16 +99,16 @@ func (d *Daemon) create(ctx context.Context, s *slot, spec api.Spec) error {
 }
 
 // lookFirst sees what can be seen of a device's files before it is made.
-func (d *Daemon) lookFirst(ctx context.Context, s *slot, spec *api.Spec, old *record) (ids []imageID, err error) {
+func (d *Daemon) lookFirst(ctx context.Context, s *slot, spec *api.Spec, old *state.Record) (ids []state.ImageID, err error) {
 	ctx, cancel := context.WithTimeout(ctx, recoverTime)
 	defer cancel()
-	came := make(chan []imageID, 1)
+	came := make(chan []state.ImageID, 1)
 	err = s.look(ctx, func() error {
 		if err := checkHooks(spec); err != nil {
 			return err
 		}
 		if old != nil && !old.Closed {
-			if why := old.changed(d.boot, false); why != nil {
+			if why := changed(old, d.boot, false); why != nil {
 				return api.Errorf(api.CodeConflict, "device %q is lost and cannot be taken over: %w; remove it first", spec.Name, why)
 			}
 		}
@@ -127,7 +128,7 @@ func (d *Daemon) lookFirst(ctx context.Context, s *slot, spec *api.Spec, old *re
 // reserve enters the record in the table, unless one of its images is already
 // written to by another device, or would be written to below another's feet.
 // The images' own locks would refuse it too, but couldn't name the device.
-func (d *Daemon) reserve(s *slot, rec *record) error {
+func (d *Daemon) reserve(s *slot, rec *state.Record) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.stopping {
@@ -144,7 +145,7 @@ func (d *Daemon) reserve(s *slot, rec *record) error {
 }
 
 // conflict says whose an image of rec is; mu is held.
-func (d *Daemon) conflict(s *slot, rec *record) error {
+func (d *Daemon) conflict(s *slot, rec *state.Record) error {
 	for _, other := range d.slots {
 		if other == s || other.rec == nil {
 			continue
@@ -161,8 +162,8 @@ func (d *Daemon) conflict(s *slot, rec *record) error {
 }
 
 // overlap is the index of an image of a that b and a can't both use, or -1.
-func overlap(a, b *record) int {
-	wa, wb := a.writable(), b.writable()
+func overlap(a, b *state.Record) int {
+	wa, wb := a.Writable(), b.Writable()
 	for i := range a.Images {
 		id := &a.Images[i]
 		if wb != nil && *id == *wb || id == wa && slices.Contains(b.Images, *id) {
@@ -174,26 +175,26 @@ func overlap(a, b *record) int {
 
 // openRecorded writes the record, opens the device, and completes the record
 // with its number. On failure the state directory is as before.
-func (d *Daemon) openRecorded(ctx context.Context, s *slot, rec, old *record, takeOver bool) (live, error) {
+func (d *Daemon) openRecorded(ctx context.Context, s *slot, rec, old *state.Record, takeOver bool) (live, error) {
 	undo := func() {
 		var err error
 		if old != nil {
 			old.Serial = max(old.Serial, rec.Serial)
-			err = d.records.save(old)
+			err = d.records.Save(old)
 		} else {
-			err = d.records.remove(rec.Spec.Name)
+			err = d.records.Remove(rec.Spec.Name)
 		}
 		if err != nil {
 			d.log.Error().Err(err).Str("device", s.name).Msg("the state directory tells of a device that was not created")
 		}
 	}
-	if err := d.records.save(rec); err != nil {
+	if err := d.records.Save(rec); err != nil {
 		undo()
 		return nil, api.Errorf(api.CodeInternal, "%w", err)
 	}
 	var known device.Known
 	if old != nil {
-		known = old.known()
+		known = knownOf(old)
 		known.Fence = takeOver
 		if len(rec.Spec.Images) == 1 {
 			known.Size = 0 // the image says it anew
@@ -206,7 +207,7 @@ func (d *Daemon) openRecorded(ctx context.Context, s *slot, rec, old *record, ta
 			return err
 		}
 		rec.ID = id
-		return d.records.save(rec)
+		return d.records.Save(rec)
 	}})
 	if errors.Is(err, device.ErrStuck) {
 		// The images may be written to yet, and stay marked: the record too.

@@ -16,6 +16,7 @@ import (
 	"holdfast/api"
 	"holdfast/internal/spawner"
 	"holdfast/standby"
+	"holdfast/state"
 	"holdfast/sysfs"
 	"holdfast/sysfs/fusefs"
 	"holdfast/target"
@@ -59,7 +60,7 @@ type Daemon struct {
 	cfg     Config
 	log     zerolog.Logger
 	kernel  kernel
-	records records
+	records state.Records
 	boot    string
 	started time.Time
 	// settle is how long a remove waits for udev's own look at the device.
@@ -74,7 +75,7 @@ type Daemon struct {
 	events  eventLog
 	root    *sysfs.Dir // the attribute tree
 
-	locks         []*dirLock
+	locks         []*state.DirLock
 	listener      net.Listener
 	socketOwned   bool // and not a service manager's
 	server        *http.Server
@@ -127,10 +128,10 @@ type slot struct {
 
 	// Under Daemon.mu:
 	waiters int
-	rec     *record // nil: the name is free
-	dev     live    // nil: creating, or lost
-	phase   string  // "", StateCreating, StateRemoving, StateRecovering, StateWaiting
-	failing failing // what fails the I/O of a device that can't be recovered; nil: nothing
+	rec     *state.Record // nil: the name is free
+	dev     live          // nil: creating, or lost
+	phase   string        // "", StateCreating, StateRemoving, StateRecovering, StateWaiting
+	failing failing       // what fails the I/O of a device that can't be recovered; nil: nothing
 	problem string
 	// unreleased: the last attempt to recover it found that the driver takes it for served.
 	unreleased      bool
@@ -150,8 +151,8 @@ func Start(cfg Config) (*Daemon, error) {
 
 func start(cfg Config, k kernel) (_ *Daemon, err error) {
 	d := &Daemon{
-		cfg: cfg, log: cfg.Log, kernel: k, boot: bootID(), started: time.Now(),
-		records: records{dir: filepath.Join(cfg.StateDir, "devices"), copy: filepath.Join(cfg.RunDir, copyName), boot: bootID(), failed: new(atomic.Pointer[string])},
+		cfg: cfg, log: cfg.Log, kernel: k, boot: state.BootID(), started: time.Now(),
+		records: state.Records{Dir: filepath.Join(cfg.StateDir, "devices"), Copy: filepath.Join(cfg.RunDir, state.CopyName), Boot: state.BootID(), Failed: new(atomic.Pointer[string])},
 		settle:  3 * time.Second, poll: time.Second,
 		scans: userScans{limit: scanLimit},
 		slots: map[string]*slot{}, closing: make(chan struct{}), restored: make(chan struct{}), orphans: map[int]bool{}, handedOver: make(chan struct{}), taken: make(chan struct{}, 1),
@@ -171,10 +172,10 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 	if err := os.MkdirAll(cfg.RunDir, 0o755); err != nil {
 		return nil, fmt.Errorf("run directory: %w", err)
 	}
-	if err := os.MkdirAll(d.records.dir, 0o700); err != nil {
+	if err := os.MkdirAll(d.records.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
-	if err := os.MkdirAll(d.records.copy, 0o700); err != nil {
+	if err := os.MkdirAll(d.records.Copy, 0o700); err != nil {
 		return nil, fmt.Errorf("run directory: %w", err)
 	}
 	heir, err := inherit()
@@ -226,10 +227,10 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 // lockDirs takes the directories.
 func (d *Daemon) lockDirs() error {
 	for _, l := range []struct{ dir, what string }{{d.cfg.RunDir, "run directory"}, {d.cfg.StateDir, "state directory"}} {
-		lock, err := lockDir(l.dir, l.what)
+		lock, err := state.LockDir(l.dir, l.what)
 		if err != nil {
 			for _, l := range d.locks {
-				l.release()
+				l.Release()
 			}
 			d.locks = nil
 			return err
@@ -241,7 +242,7 @@ func (d *Daemon) lockDirs() error {
 
 // readRecords fills the table with what earlier daemons left behind.
 func (d *Daemon) readRecords() error {
-	recs, problems, err := d.records.load()
+	recs, problems, err := d.records.Load()
 	if err != nil {
 		return err
 	}
@@ -302,7 +303,7 @@ func (d *Daemon) Close() {
 	}
 	d.kernel.close()
 	for _, l := range d.locks {
-		l.release()
+		l.Release()
 	}
 }
 

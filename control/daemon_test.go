@@ -17,6 +17,7 @@ import (
 	"holdfast/api"
 	"holdfast/device"
 	"holdfast/ploop"
+	"holdfast/state"
 	"holdfast/ublk"
 )
 
@@ -28,8 +29,8 @@ func TestCreateListRemove(t *testing.T) {
 	if dev.Path != "/dev/ublkb0" || dev.State != "live" || len(dev.Images) != 2 {
 		t.Errorf("created %+v", dev)
 	}
-	rec, err := readRecord(f.d.records.path("vol"))
-	if err != nil || rec.ID != 0 || rec.BootID != bootID() || rec.PID != os.Getpid() {
+	rec, err := state.ReadRecord(f.d.records.Path("vol"))
+	if err != nil || rec.ID != 0 || rec.BootID != state.BootID() || rec.PID != os.Getpid() {
 		t.Errorf("record %+v, %v", rec, err)
 	}
 	_, err = f.c.Create(ctx, f.spec("vol", "other"))
@@ -157,7 +158,7 @@ func TestTooManyDevices(t *testing.T) {
 func TestRecordCannotBeWritten(t *testing.T) {
 	f := newFixture(t)
 	// A directory in the record's place stops the rename, for root too.
-	if err := os.MkdirAll(f.d.records.path("v")+"/x", 0o700); err != nil {
+	if err := os.MkdirAll(f.d.records.Path("v")+"/x", 0o700); err != nil {
 		t.Fatal(err)
 	}
 	_, err := f.c.Create(ctx, f.spec("v", "i"))
@@ -329,11 +330,11 @@ func TestRemoveLostFails(t *testing.T) {
 func TestAfterReboot(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
-	rec, _ := readRecord(f.d.records.path("v"))
+	rec, _ := state.ReadRecord(f.d.records.Path("v"))
 	f.crash()
 	rec.BootID = "another"
 	rec.Images[0].Dev++ // disks are numbered anew
-	if err := (records{dir: filepath.Join(f.stateDir(), "devices")}).save(rec); err != nil {
+	if err := (state.Records{Dir: filepath.Join(f.stateDir(), "devices")}).Save(rec); err != nil {
 		t.Fatal(err)
 	}
 	f.k.dead = nil

@@ -12,17 +12,18 @@ import (
 	"holdfast/api"
 	"holdfast/device"
 	"holdfast/ploop"
+	"holdfast/state"
 )
 
 // identify looks up the files of a stack.
-func identify(refs []ploop.ImageRef) ([]imageID, error) {
-	ids := make([]imageID, len(refs))
+func identify(refs []ploop.ImageRef) ([]state.ImageID, error) {
+	ids := make([]state.ImageID, len(refs))
 	for i, ref := range refs {
 		var st unix.Stat_t
 		if err := unix.Stat(ref.Path, &st); err != nil {
 			return nil, api.Errorf(api.CodeImage, "image %w", &fs.PathError{Op: "stat", Path: ref.Path, Err: err})
 		}
-		ids[i] = imageID{Dev: st.Dev, Ino: st.Ino}
+		ids[i] = state.ImageID{Dev: st.Dev, Ino: st.Ino}
 	}
 	return ids, nil
 }
@@ -30,7 +31,7 @@ func identify(refs []ploop.ImageRef) ([]imageID, error) {
 // changed says of the first image that isn't the file it was when it was served, or of which
 // that can't be told; nil: all are the same. With remounted the file systems may have been
 // mounted anew since; without, that makes the content decide.
-func (rec *record) changed(boot string, remounted bool) error {
+func changed(rec *state.Record, boot string, remounted bool) error {
 	for i, ref := range rec.Spec.Images {
 		ids, err := identify(rec.Spec.Images[i : i+1])
 		if err != nil {
@@ -38,7 +39,7 @@ func (rec *record) changed(boot string, remounted bool) error {
 		}
 		was := rec.Images[i]
 		anew := boot == rec.BootID && ids[0].Dev != was.Dev && !remounted
-		if e := rec.evidence(i); e != nil {
+		if e := evidenceOf(rec, i); e != nil {
 			if err := ploop.SameFile(e, ref, anew); err != nil {
 				return err
 			}
@@ -54,25 +55,25 @@ func (rec *record) changed(boot string, remounted bool) error {
 	return nil
 }
 
-// evidence of an image, nil: there is none.
-func (rec *record) evidence(level int) *ploop.Evidence {
+// evidenceOf an image, nil: there is none.
+func evidenceOf(rec *state.Record, level int) *ploop.Evidence {
 	if level >= len(rec.Evidence) || rec.Evidence[level].Mount.Boot == "" {
 		return nil
 	}
 	return &rec.Evidence[level]
 }
 
-// known is what the record knows of the files. Whatever the earlier server had under way went
+// knownOf is what the record knows of the files. Whatever the earlier server had under way went
 // to the top.
-func (rec *record) known() device.Known {
+func knownOf(rec *state.Record) device.Known {
 	k := device.Known{Size: rec.Size, Before: slices.Clone(rec.Earlier)}
 	if rec.Spec.Images[0].Raw && len(rec.Spec.Images) > 1 {
-		if e := rec.evidence(0); e != nil {
+		if e := evidenceOf(rec, 0); e != nil {
 			k.RawSize = e.Size
 		}
 	}
 	top := len(rec.Images) - 1
-	if e := rec.evidence(top); e != nil {
+	if e := evidenceOf(rec, top); e != nil {
 		k.Before = append(k.Before, e.Mount)
 	} else if len(rec.Evidence) == 0 { // an old record
 		k.Before = append(k.Before, ploop.Mount{Boot: rec.BootID, Super: rec.Images[top].Dev, Node: rec.Images[top].Ino})
@@ -80,21 +81,21 @@ func (rec *record) known() device.Known {
 	return k
 }
 
-// note takes what was opened into the record.
-func (rec *record) note(o device.Opened) {
+// noteOpened takes what was opened into the record.
+func noteOpened(rec *state.Record, o device.Opened) {
 	rec.Size, rec.Evidence, rec.Earlier, rec.Left = o.Size, o.Merge(rec.Evidence), o.Earlier, false
 	rec.Images = slices.Clone(rec.Images)
 	for i, e := range o.Evidence {
 		if e.Mount.Boot != "" && i < len(rec.Images) {
-			rec.Images[i] = imageID{Dev: e.Device, Ino: e.Inode}
+			rec.Images[i] = state.ImageID{Dev: e.Device, Ino: e.Inode}
 		}
 	}
 }
 
 // replaced forgets what was known of a level's file, but for the mount by which writes to it
 // may be under way. A file on another file system of this host's own is out of their reach.
-func (rec *record) replaced(level int, id imageID, by ploop.ImageRef) {
-	before := rec.known().Before
+func replaced(rec *state.Record, level int, id state.ImageID, by ploop.ImageRef) {
+	before := knownOf(rec).Before
 	rec.Images, rec.Evidence = slices.Clone(rec.Images), slices.Clone(rec.Evidence)
 	rec.Images[level] = id
 	if level < len(rec.Evidence) {
@@ -118,21 +119,21 @@ func notTheFile(err error) bool {
 // opened takes what a device has opened into its record: in rec before the device is served, in
 // the slot's after that. What can't be noted in the state directory is in the run directory: no
 // reopening fails for that.
-func (d *Daemon) opened(s *slot, rec *record) func(device.Opened) error {
+func (d *Daemon) opened(s *slot, rec *state.Record) func(device.Opened) error {
 	return func(o device.Opened) error {
 		d.mu.Lock()
 		served := s.dev != nil
 		d.mu.Unlock()
 		if served {
-			if err := d.noteChange(s, func(rec *record) { rec.note(o) }); err != nil {
+			if err := d.noteChange(s, func(rec *state.Record) { noteOpened(rec, o) }); err != nil {
 				d.log.Warn().Err(err).Str("device", s.name).Msg("where its images are could not be noted")
 			}
 			return nil
 		}
 		now := *rec
-		now.note(o)
+		noteOpened(&now, o)
 		now.PID, now.BootID = os.Getpid(), d.boot
-		if err := d.records.save(&now); err != nil {
+		if err := d.records.Save(&now); err != nil {
 			d.log.Warn().Err(err).Str("device", s.name).Msg("where its images are could not be noted")
 		}
 		d.set(s, func() { *rec, s.rec = now, rec })

@@ -17,6 +17,7 @@ import (
 	"holdfast/device"
 	"holdfast/ploop"
 	"holdfast/standby"
+	"holdfast/state"
 	"holdfast/target"
 	"holdfast/ublk"
 )
@@ -92,7 +93,7 @@ func (k *fakeKernel) ready() error {
 }
 
 func (k *fakeKernel) open(ctx context.Context, spec api.Spec, o openOptions) (live, error) {
-	rec, err := readRecord(records{dir: filepath.Join(k.stateDir, "devices")}.path(spec.Name))
+	rec, err := state.ReadRecord(state.Records{Dir: filepath.Join(k.stateDir, "devices")}.Path(spec.Name))
 	if err != nil {
 		k.t.Errorf("open of %s without a good record: %v", spec.Name, err)
 	} else if rec.Spec.Name != spec.Name || len(rec.Images) != len(spec.Images) {
@@ -499,7 +500,7 @@ func (f *fixture) states() map[string]string {
 // recorded are the names in the state directory.
 func (f *fixture) recorded() []string {
 	f.t.Helper()
-	recs, _, err := records{dir: filepath.Join(f.stateDir(), "devices")}.load()
+	recs, _, err := state.Records{Dir: filepath.Join(f.stateDir(), "devices")}.Load()
 	if err != nil {
 		f.t.Fatal(err)
 	}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -18,6 +16,7 @@ import (
 	"holdfast/internal/spawner"
 	"holdfast/ploop"
 	"holdfast/standby"
+	"holdfast/state"
 	"holdfast/ublk"
 )
 
@@ -97,18 +96,7 @@ type thisKernel struct {
 }
 
 func newKernel(cfg *Config) *thisKernel {
-	return &thisKernel{log: cfg.Log, spawner: cfg.Spawner, tag: tagOf(cfg.StateDir)}
-}
-
-// tagOf is the driver's mark on the devices of a state directory's daemons:
-// "hold" in ASCII, and a hash of the directory's name.
-func tagOf(stateDir string) uint64 {
-	if abs, err := filepath.Abs(stateDir); err == nil {
-		stateDir = abs
-	}
-	h := fnv.New32a()
-	h.Write([]byte(stateDir))
-	return 0x686f6c64<<32 | uint64(h.Sum32())
+	return &thisKernel{log: cfg.Log, spawner: cfg.Spawner, tag: state.TagOf(cfg.StateDir)}
 }
 
 func (k *thisKernel) control() (*ublk.Control, error) {
@@ -268,7 +256,7 @@ func (k *thisKernel) close() {
 }
 
 // offlineStatus is what can be said of a device that has nothing in the driver.
-func offlineStatus(rec *record) api.Status {
+func offlineStatus(rec *state.Record) api.Status {
 	spec := &rec.Spec
 	st := api.Status{Name: spec.Name, ID: -1, ReadOnly: spec.ReadOnly, Damaged: spec.Damaged, Queues: spec.Queues, Depth: spec.Depth, DataPath: spec.DataPath,
 		LogicalBlock: max(spec.LogicalBlockSize, ploop.SectorSize)}

@@ -12,6 +12,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"holdfast/api"
+	"holdfast/state"
 	"holdfast/target"
 )
 
@@ -109,7 +110,7 @@ func (d *Daemon) noteLease(l lease, has bool) {
 		return
 	}
 	kind := string(l.kind)
-	err := d.noteChange(s, func(rec *record) {
+	err := d.noteChange(s, func(rec *state.Record) {
 		rec.TargetLeases = slices.DeleteFunc(slices.Clone(rec.TargetLeases), func(k string) bool { return k == kind })
 		if has {
 			rec.TargetLeases = append(rec.TargetLeases, kind)

@@ -7,6 +7,7 @@ import (
 
 	"holdfast/api"
 	"holdfast/ploop"
+	"holdfast/state"
 	"holdfast/ublk"
 )
 
@@ -22,14 +23,14 @@ func (d *Daemon) replaceLeft(ctx context.Context, s *slot, r api.ReplaceRequest)
 	if level >= len(rec.Spec.Images) {
 		return api.Errorf(api.CodeInvalid, "device %q: level %d: its top is level %d", s.name, level, len(rec.Spec.Images)-1)
 	}
-	ids, err := answered(statTime, r.Image, func() ([]imageID, error) { return identify([]ploop.ImageRef{r.Image}) })
+	ids, err := answered(statTime, r.Image, func() ([]state.ImageID, error) { return identify([]ploop.ImageRef{r.Image}) })
 	if err != nil {
 		return err
 	}
 	was := rec
 	rec.Spec.Images = slices.Clone(rec.Spec.Images)
 	rec.Spec.Images[level] = r.Image
-	rec.replaced(level, ids[0], r.Image)
+	replaced(&rec, level, ids[0], r.Image)
 	rec.Generation++
 	if level == len(rec.Images)-1 {
 		rec.Standby = nil
@@ -43,7 +44,7 @@ func (d *Daemon) replaceLeft(ctx context.Context, s *slot, r api.ReplaceRequest)
 	if err != nil {
 		return err
 	}
-	if err := d.records.save(&rec); err != nil {
+	if err := d.records.Save(&rec); err != nil {
 		return api.Errorf(api.CodeInternal, "%w", err)
 	}
 	d.set(s, func() { s.rec = &rec })
@@ -51,7 +52,7 @@ func (d *Daemon) replaceLeft(ctx context.Context, s *slot, r api.ReplaceRequest)
 		d.mu.Lock()
 		was.Serial = max(rec.Serial, s.rec.Serial)
 		d.mu.Unlock()
-		if err := d.records.save(&was); err != nil {
+		if err := d.records.Save(&was); err != nil {
 			d.log.Error().Err(err).Str("device", s.name).Msg("the record tells of a file that was not taken")
 		}
 		d.set(s, func() { s.rec = &was })

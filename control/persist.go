@@ -106,11 +106,11 @@ func (d *Daemon) tryAgain(s *slot, pause time.Duration) error {
 // daemon's end is the reason and the device is persistent, until the next daemon.
 func (d *Daemon) forget(s *slot, ending bool) error {
 	if !ending || !s.rec.Spec.Persist {
-		return d.records.remove(s.name)
+		return d.records.Remove(s.name)
 	}
 	closed := *s.rec
 	closed.ID, closed.PID, closed.Closed, closed.Standby, closed.TargetLeases = -1, 0, true, nil, nil
-	return d.records.save(&closed)
+	return d.records.Save(&closed)
 }
 
 // bell wakes everybody who waits for its next ring.

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"holdfast/api"
+	"holdfast/state"
 )
 
 // persistent creates a device that is to come back.
@@ -64,12 +65,12 @@ func TestPersist(t *testing.T) {
 
 	// The machine goes down with it: the mark is ours then.
 	f.crash()
-	rec, err := readRecord(records{dir: f.stateDir() + "/devices"}.path("a"))
+	rec, err := state.ReadRecord(state.Records{Dir: f.stateDir() + "/devices"}.Path("a"))
 	if err != nil || rec.Closed {
 		t.Fatalf("%+v, %v", rec, err)
 	}
 	rec.BootID = "another"
-	if err := (records{dir: f.stateDir() + "/devices"}).save(rec); err != nil {
+	if err := (state.Records{Dir: f.stateDir() + "/devices"}).Save(rec); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.RemoveAll(f.runDir()); err != nil {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"holdfast/ploop"
+	"holdfast/state"
 )
 
 // TestQuestionsThatHang gives a file in hung storage again and again: few questions hang with
@@ -16,7 +17,7 @@ func TestQuestionsThatHang(t *testing.T) {
 	hang := make(chan struct{})
 	before := runtime.NumGoroutine()
 	for i := range 20 {
-		_, err := answered(time.Millisecond, image, func() ([]imageID, error) { <-hang; return nil, nil })
+		_, err := answered(time.Millisecond, image, func() ([]state.ImageID, error) { <-hang; return nil, nil })
 		if want := "earlier questions"; err == nil || (i >= mostQuestions) != strings.Contains(err.Error(), want) {
 			t.Fatalf("question %d: %v", i, err)
 		}
@@ -24,12 +25,12 @@ func TestQuestionsThatHang(t *testing.T) {
 	if n := runtime.NumGoroutine() - before; n > mostQuestions {
 		t.Errorf("20 questions that hang are %d goroutines", n)
 	}
-	if _, err := answered(time.Minute, ploop.ImageRef{Path: "/other"}, func() ([]imageID, error) { return nil, nil }); err != nil {
+	if _, err := answered(time.Minute, ploop.ImageRef{Path: "/other"}, func() ([]state.ImageID, error) { return nil, nil }); err != nil {
 		t.Error(err)
 	}
 	close(hang)
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
-		_, err := answered(time.Minute, image, func() ([]imageID, error) { return nil, nil })
+		_, err := answered(time.Minute, image, func() ([]state.ImageID, error) { return nil, nil })
 		if err == nil {
 			break
 		}

@@ -12,11 +12,9 @@ import (
 	"holdfast/device"
 	"holdfast/internal/failpoint"
 	"holdfast/ploop"
+	"holdfast/state"
 	"holdfast/ublk"
 )
-
-// copyName is the directory of the records' copies, in the run directory.
-const copyName = "devices"
 
 // How a recovery is tried: each attempt has a bound, and the pause between two doubles
 // from the first to the longest. A lock that is held is looked at more often: it is the
@@ -68,7 +66,7 @@ func (d *Daemon) recoverAll() {
 		p := api.Problem{
 			File:   fmt.Sprintf("/dev/ublkb%d", id),
 			Reason: "a device of ours without a record; its I/O waits",
-			Advice: fmt.Sprintf("put its record back into %s and restart the daemon, or give the device up: 'holdfast remove --force ublkb%d'", d.records.dir, id),
+			Advice: fmt.Sprintf("put its record back into %s and restart the daemon, or give the device up: 'holdfast remove --force ublkb%d'", d.records.Dir, id),
 		}
 		d.mu.Lock()
 		d.problems = append(d.problems, p)
@@ -98,7 +96,7 @@ func (d *Daemon) lose(s *slot) {
 func (d *Daemon) disown(s *slot) {
 	rec := *s.rec
 	rec.ID = -1
-	if err := d.records.save(&rec); err != nil {
+	if err := d.records.Save(&rec); err != nil {
 		d.log.Warn().Err(err).Str("device", s.name).Msg("the record tells of a number that the device no longer has")
 	}
 	d.set(s, func() { s.rec = &rec })
@@ -249,7 +247,7 @@ func (s *slot) waitState() string {
 }
 
 // takeOver becomes the device's server.
-func (d *Daemon) takeOver(ctx context.Context, s *slot, rec *record, failing failing, force bool) error {
+func (d *Daemon) takeOver(ctx context.Context, s *slot, rec *state.Record, failing failing, force bool) error {
 	ctx, cancel := context.WithTimeout(ctx, recoverTime)
 	defer cancel()
 	if err := d.lookAt(ctx, s, rec, force); err != nil {
@@ -262,8 +260,8 @@ func (d *Daemon) takeOver(ctx context.Context, s *slot, rec *record, failing fai
 		d.set(s, func() { s.failing = nil })
 	}
 	leases := append(slices.Clone(rec.Leases), d.targets.watched(rec.TargetLeases)...)
-	dev, err := d.kernel.open(ctx, rec.Spec, openOptions{takeOver: true, key: d.key, event: d.event(s), known: rec.known(), opened: d.opened(s, rec),
-		recover: &device.Recovery{ID: rec.ID, Consumers: leases, Standby: rec.Standby.restored(), Left: rec.Left, Force: force}})
+	dev, err := d.kernel.open(ctx, rec.Spec, openOptions{takeOver: true, key: d.key, event: d.event(s), known: knownOf(rec), opened: d.opened(s, rec),
+		recover: &device.Recovery{ID: rec.ID, Consumers: leases, Standby: restored(rec.Standby), Left: rec.Left, Force: force}})
 	if err != nil {
 		if failing != nil {
 			d.failDevice(ctx, s) // as before
@@ -272,7 +270,7 @@ func (d *Daemon) takeOver(ctx context.Context, s *slot, rec *record, failing fai
 	}
 	failpoint.Hit("recover-recorded")
 	d.set(s, func() { s.dev, s.phase, s.problem, s.unreleased, d.driverProblem = dev, "", "", false, "" })
-	if err := d.noteChange(s, func(rec *record) {
+	if err := d.noteChange(s, func(rec *state.Record) {
 		rec.PID, rec.BootID, rec.Left = os.Getpid(), d.boot, false
 		rec.Standby = recordStandby(dev.Restored())
 	}); err != nil {
@@ -286,9 +284,9 @@ func (d *Daemon) takeOver(ctx context.Context, s *slot, rec *record, failing fai
 
 // lookAt sees whether the images answer, and are what they were, before anything is done
 // that could hang with their storage for longer.
-func (d *Daemon) lookAt(ctx context.Context, s *slot, rec *record, force bool) error {
+func (d *Daemon) lookAt(ctx context.Context, s *slot, rec *state.Record, force bool) error {
 	return s.look(ctx, func() error {
-		err := rec.changed(d.boot, true)
+		err := changed(rec, d.boot, true)
 		if notTheFile(err) && !force {
 			return fmt.Errorf("%w; if it is the one, or is meant to be, 'holdfast recover --force %s' takes it as it is", err, s.name)
 		}
@@ -383,7 +381,7 @@ var movesStandby = map[string]bool{
 
 // noteStandby brings the record in line with the device's standby.
 func (d *Daemon) noteStandby(s *slot, dev live) {
-	err := d.noteChange(s, func(rec *record) { rec.Standby = recordStandby(dev.Restored()) })
+	err := d.noteChange(s, func(rec *state.Record) { rec.Standby = recordStandby(dev.Restored()) })
 	if err != nil && api.CodeOf(err) != api.CodeNotFound {
 		d.log.Warn().Err(err).Str("device", s.name).Msg("the device's standby could not be noted")
 	}

@@ -10,6 +10,7 @@ import (
 
 	"holdfast/api"
 	"holdfast/ploop"
+	"holdfast/state"
 )
 
 // die is a crash after which the driver keeps the devices.
@@ -61,7 +62,7 @@ func TestRecovery(t *testing.T) {
 	since := f.eventually("v", "standby").Standby.Since
 	f.k.live["v"].event(api.Event{Device: "v", Kind: api.EventStandby}) // the fake's machine tells nobody
 	for begin := time.Now(); ; time.Sleep(time.Millisecond) {
-		if rec, err := readRecord(f.d.records.path("v")); err == nil && rec.Standby != nil {
+		if rec, err := state.ReadRecord(f.d.records.Path("v")); err == nil && rec.Standby != nil {
 			break
 		} else if time.Since(begin) > 10*time.Second {
 			t.Fatalf("the standby is not noted: %+v, %v", rec, err)
@@ -182,10 +183,10 @@ func TestRecoveryFromTheCopy(t *testing.T) {
 	f.create("v", "i")
 	f.create("w", "j")
 	f.die()
-	if err := os.Truncate(f.d0().path("v"), 20); err != nil {
+	if err := os.Truncate(f.d0().Path("v"), 20); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Remove(f.d0().path("w")); err != nil {
+	if err := os.Remove(f.d0().Path("w")); err != nil {
 		t.Fatal(err)
 	}
 	f.start()
@@ -196,14 +197,16 @@ func TestRecoveryFromTheCopy(t *testing.T) {
 		t.Errorf("%+v, %v", snap.Problems, err)
 	}
 	for _, name := range []string{"v", "w"} {
-		if _, err := readRecord(f.d.records.path(name)); err != nil {
+		if _, err := state.ReadRecord(f.d.records.Path(name)); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
 
 // d0 is the state directory's records without a daemon.
-func (f *fixture) d0() records { return records{dir: filepath.Join(f.stateDir(), "devices")} }
+func (f *fixture) d0() state.Records {
+	return state.Records{Dir: filepath.Join(f.stateDir(), "devices")}
+}
 
 // A device of ours without a record stays until it is given up by name; what never was
 // started, or can't be recovered, is cleared away.
@@ -212,8 +215,8 @@ func TestOrphans(t *testing.T) {
 	f.create("v", "i")
 	f.create("w", "j")
 	f.die()
-	for _, r := range []records{f.d0(), {dir: filepath.Join(f.runDir(), copyName)}} {
-		if err := os.Remove(r.path("v")); err != nil {
+	for _, r := range []state.Records{f.d0(), {Dir: filepath.Join(f.runDir(), state.CopyName)}} {
+		if err := os.Remove(r.Path("v")); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -263,20 +266,20 @@ func TestUnwritableState(t *testing.T) {
 		t.Fatal(err)
 	}
 	aside := f.stateDir() + ".aside"
-	if err := os.Rename(f.d0().dir, aside); err != nil { // as good as read-only, for root too
+	if err := os.Rename(f.d0().Dir, aside); err != nil { // as good as read-only, for root too
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(f.d0().dir, nil, 0o600); err != nil {
+	if err := os.WriteFile(f.d0().Dir, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := f.c.Attach(ctx, "v", "me"); err == nil {
 		t.Error("a lease that can't be noted was taken")
 	}
 	snap, err := f.c.Snapshot(ctx)
-	if err != nil || len(snap.Problems) != 1 || snap.Problems[0].File != f.d0().dir || snap.Devices[0].State != "live" {
+	if err != nil || len(snap.Problems) != 1 || snap.Problems[0].File != f.d0().Dir || snap.Devices[0].State != "live" {
 		t.Errorf("%+v, %v", snap, err)
 	}
-	if err := errors.Join(os.Remove(f.d0().dir), os.Rename(aside, f.d0().dir)); err != nil {
+	if err := errors.Join(os.Remove(f.d0().Dir), os.Rename(aside, f.d0().Dir)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := f.c.Attach(ctx, "v", "me"); err != nil {

@@ -140,14 +140,14 @@ func (d *Daemon) closeFailed(ctx context.Context, s *slot, err error) error {
 // removeLost closes the images that a dead daemon left in use.
 func (d *Daemon) removeLost(s *slot, force bool) error {
 	var err error
-	if rec := s.rec; rec.writable() != nil && !rec.Closed {
+	if rec := s.rec; rec.Writable() != nil && !rec.Closed {
 		ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
 		defer cancel()
 		err = s.look(ctx, func() error {
-			if why := rec.changed(d.boot, false); why != nil {
+			if why := changed(rec, d.boot, false); why != nil {
 				return api.Errorf(api.CodeConflict, "lost device %q: %w; 'holdfast remove --force %s' forgets the device and leaves its images as they are", s.name, why, s.name)
 			}
-			if cerr := d.kernel.closeImages(rec.Spec, rec.known()); cerr != nil {
+			if cerr := d.kernel.closeImages(rec.Spec, knownOf(rec)); cerr != nil {
 				e := classify(cerr)
 				return api.Errorf(e.Code, "lost device %q: its images cannot be closed cleanly: %w; 'holdfast image check --repair' may help, 'holdfast remove --force %s' forgets the device", s.name, cerr, s.name)
 			}
@@ -160,7 +160,7 @@ func (d *Daemon) removeLost(s *slot, force bool) error {
 	if err != nil {
 		d.log.Warn().Err(err).Str("device", s.name).Msg("forgotten by force, its images may still be marked in use")
 	}
-	if err := d.records.remove(s.name); err != nil {
+	if err := d.records.Remove(s.name); err != nil {
 		return api.Errorf(api.CodeInternal, "%w", err)
 	}
 	d.set(s, func() { s.rec, s.phase, s.problem, s.events = nil, "", "", nil })

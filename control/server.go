@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"holdfast/api"
+	"holdfast/state"
 )
 
 // SocketPath is where the daemon listens.
@@ -113,7 +114,7 @@ func brief(r *http.Request) bool { return r.URL.Query().Get("users") == "false" 
 
 func (d *Daemon) serveCreate(w http.ResponseWriter, r *http.Request) {
 	var spec api.Spec
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRecord/2))
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, state.MaxRecord/2))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&spec); err != nil {
 		replyError(w, api.Errorf(api.CodeInvalid, "not a device spec: %w", err))

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"holdfast/api"
+	"holdfast/state"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
@@ -130,7 +131,7 @@ func TestHTTP(t *testing.T) {
 		{"POST", "/v1/devices", "", 400, "invalid"},
 		{"POST", "/v1/devices", "[]", 400, "invalid"},
 		{"POST", "/v1/devices", `{"name":"v","images":[{"path":"` + image + `"}],"sizes":1}`, 400, "invalid"},
-		{"POST", "/v1/devices", `{"name":"v","images":[{"path":"/` + strings.Repeat("x", maxRecord) + `"}]}`, 400, "invalid"},
+		{"POST", "/v1/devices", `{"name":"v","images":[{"path":"/` + strings.Repeat("x", state.MaxRecord) + `"}]}`, 400, "invalid"},
 		{"POST", "/v1/devices", `{"name":"v","images":[{"path":"i"}]}`, 400, "invalid"},
 		{"POST", "/v1/devices", `{"name":"v","images":[{"path":"` + image + `"}]}`, 201, ""},
 		{"POST", "/v1/devices", `{"name":"v","images":[{"path":"` + image + `"}]}`, 409, "exists"},

@@ -45,7 +45,7 @@ func (d *Daemon) snapshot(devices []api.Device) api.Snapshot {
 		}
 	}
 	sort.Slice(snap.Problems, func(i, j int) bool { return snap.Problems[i].File < snap.Problems[j].File })
-	if p, bad := d.records.problem(); bad {
+	if p, bad := d.records.Problem(); bad {
 		snap.Problems = append(snap.Problems, p)
 	}
 	return snap

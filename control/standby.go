@@ -12,6 +12,7 @@ import (
 	"holdfast/device"
 	"holdfast/ploop"
 	"holdfast/standby"
+	"holdfast/state"
 )
 
 // handHolder is who holds the key when it was turned on by hand.
@@ -58,7 +59,7 @@ func (d *Daemon) Attach(ctx context.Context, name, consumer string) (*api.Device
 		return nil, err
 	}
 	err := d.withDevice(name, func(s *slot, dev live) error {
-		err := d.update(s, func(rec *record) {
+		err := d.update(s, func(rec *state.Record) {
 			if !slices.Contains(rec.Leases, consumer) {
 				rec.Leases = append(slices.Clone(rec.Leases), consumer)
 			}
@@ -101,7 +102,7 @@ func (d *Daemon) dropLease(s *slot, dev live, consumer string) error {
 	if err := dev.Detach(consumer); err != nil {
 		return err
 	}
-	return d.noteChange(s, func(rec *record) {
+	return d.noteChange(s, func(rec *state.Record) {
 		rec.Leases = slices.DeleteFunc(slices.Clone(rec.Leases), func(c string) bool { return c == consumer })
 	})
 }
@@ -179,22 +180,22 @@ func (d *Daemon) notServed(s *slot) error {
 
 // update changes a device's record, durably before anybody sees it. After an error it is as
 // it was, in the run directory's copy, too: what was refused must not come true by a crash.
-func (d *Daemon) update(s *slot, change func(*record)) error {
-	return d.changeRecord(s, change, func(was, rec *record) *record {
+func (d *Daemon) update(s *slot, change func(*state.Record)) error {
+	return d.changeRecord(s, change, func(was, rec *state.Record) *state.Record {
 		was.Serial = rec.Serial
-		_ = d.records.save(was)
+		_ = d.records.Save(was)
 		return was
 	})
 }
 
 // noteChange is update for what is so already: when it can't be noted durably, the copy
 // has it, and what is noted later builds on it.
-func (d *Daemon) noteChange(s *slot, change func(*record)) error {
-	return d.changeRecord(s, change, func(_, rec *record) *record { return rec })
+func (d *Daemon) noteChange(s *slot, change func(*state.Record)) error {
+	return d.changeRecord(s, change, func(_, rec *state.Record) *state.Record { return rec })
 }
 
 // changeRecord gives the record that failed says when the change could not be written.
-func (d *Daemon) changeRecord(s *slot, change func(*record), failed func(was, rec *record) *record) error {
+func (d *Daemon) changeRecord(s *slot, change func(*state.Record), failed func(was, rec *state.Record) *state.Record) error {
 	s.recMu.Lock()
 	defer s.recMu.Unlock()
 	d.mu.Lock()
@@ -206,7 +207,7 @@ func (d *Daemon) changeRecord(s *slot, change func(*record), failed func(was, re
 	d.mu.Unlock()
 	change(&now)
 	rec := &now
-	err := d.records.save(rec)
+	err := d.records.Save(rec)
 	if err != nil {
 		rec = failed(&was, rec)
 		err = api.Errorf(api.CodeInternal, "%w", err)
@@ -249,9 +250,9 @@ const statTime = 10 * time.Second
 
 // answered asks a file in storage that may hang, and leaves it alone after a time: while
 // it is asked no other file can be given to the device, nor the device removed.
-func answered(limit time.Duration, image ploop.ImageRef, ask func() ([]imageID, error)) ([]imageID, error) {
+func answered(limit time.Duration, image ploop.ImageRef, ask func() ([]state.ImageID, error)) ([]state.ImageID, error) {
 	type answer struct {
-		ids []imageID
+		ids []state.ImageID
 		err error
 	}
 	if !questions.begin(image.Path) {
@@ -282,7 +283,7 @@ func (d *Daemon) replace(ctx context.Context, s *slot, r api.ReplaceRequest) err
 	if r.Level != nil {
 		level = *r.Level
 	}
-	ids, err := answered(statTime, r.Image, func() ([]imageID, error) { return identify([]ploop.ImageRef{r.Image}) })
+	ids, err := answered(statTime, r.Image, func() ([]state.ImageID, error) { return identify([]ploop.ImageRef{r.Image}) })
 	if err != nil {
 		return err
 	}
@@ -298,12 +299,12 @@ func (d *Daemon) replace(ctx context.Context, s *slot, r api.ReplaceRequest) err
 	}
 	var opened device.Opened
 	err = s.dev.Replace(ctx, device.Replace{Level: level, Image: r.Image, Force: r.Force, Drain: time.Duration(r.Drain), Opened: func(o device.Opened) { opened = o }, Commit: func(spec api.Spec) error {
-		return d.update(s, func(rec *record) {
+		return d.update(s, func(rec *state.Record) {
 			rec.Spec, rec.Generation = spec, rec.Generation+1
 			rec.Images = slices.Clone(rec.Images)
 			rec.Images[level] = ids[0]
 			if len(opened.Evidence) > 0 {
-				rec.note(opened)
+				noteOpened(rec, opened)
 			}
 			if level == len(rec.Images)-1 {
 				rec.Standby = nil // a standby ends with it

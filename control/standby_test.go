@@ -17,11 +17,12 @@ import (
 
 	"holdfast/api"
 	"holdfast/ploop"
+	"holdfast/state"
 )
 
-func (f *fixture) record(name string) *record {
+func (f *fixture) record(name string) *state.Record {
 	f.t.Helper()
-	rec, err := readRecord(records{dir: filepath.Join(f.stateDir(), "devices")}.path(name))
+	rec, err := state.ReadRecord(state.Records{Dir: filepath.Join(f.stateDir(), "devices")}.Path(name))
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -219,7 +220,7 @@ func TestInterrupted(t *testing.T) {
 func TestReplaceByHungFile(t *testing.T) {
 	hang := make(chan struct{})
 	defer close(hang)
-	_, err := answered(10*time.Millisecond, ploop.ImageRef{Path: "/mnt/dead/file"}, func() ([]imageID, error) { <-hang; return nil, nil })
+	_, err := answered(10*time.Millisecond, ploop.ImageRef{Path: "/mnt/dead/file"}, func() ([]state.ImageID, error) { <-hang; return nil, nil })
 	if e := wantCode(t, err, api.CodeImage); !strings.Contains(e.Message, "/mnt/dead/file") || !strings.Contains(e.Message, "umount -f") {
 		t.Errorf("%q", e.Message)
 	}

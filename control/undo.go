@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"holdfast/ploop"
+	"holdfast/state"
 )
 
 // What an upgrade looks at before it leaves any device, and what it does with those that it has
@@ -23,7 +24,7 @@ func (d *Daemon) examineAll(slots []*slot) error {
 	for i, s := range slots {
 		d.mu.Lock()
 		served := s.dev != nil
-		var rec record
+		var rec state.Record
 		if served {
 			rec = *s.rec
 		}
@@ -33,10 +34,10 @@ func (d *Daemon) examineAll(slots []*slot) error {
 		}
 		wg.Go(func() {
 			err := s.look(ctx, func() error {
-				if err := rec.changed(d.boot, true); err != nil {
+				if err := changed(&rec, d.boot, true); err != nil {
 					return err
 				}
-				return d.kernel.examine(rec.Spec, rec.known())
+				return d.kernel.examine(rec.Spec, knownOf(&rec))
 			})
 			if err != nil {
 				errs[i] = fmt.Errorf("device %q: %w", s.name, err)
@@ -100,7 +101,7 @@ func (d *Daemon) leftInOrder(s *slot, dev live) {
 	rec := *s.rec
 	d.mu.Unlock()
 	rec.Left, rec.Standby = true, recordStandby(dev.Restored())
-	if err := d.records.save(&rec); err != nil {
+	if err := d.records.Save(&rec); err != nil {
 		d.log.Warn().Err(err).Str("device", s.name).Msg("that it was left in order could not be noted")
 	}
 	d.set(s, func() { s.rec = &rec })
@@ -108,7 +109,7 @@ func (d *Daemon) leftInOrder(s *slot, dev live) {
 
 // readAgain takes over what another daemon has noted of devices since: it may have served them.
 func (d *Daemon) readAgain(left []*slot) {
-	recs, _, err := d.records.load()
+	recs, _, err := d.records.Load()
 	if err != nil {
 		d.log.Error().Err(err).Msg("the records can't be read again")
 	}

@@ -13,11 +13,11 @@ import (
 func (f *fixture) unwritable(do func()) {
 	f.t.Helper()
 	aside := f.stateDir() + ".aside"
-	if err := errors.Join(os.Rename(f.d0().dir, aside), os.WriteFile(f.d0().dir, nil, 0o600)); err != nil {
+	if err := errors.Join(os.Rename(f.d0().Dir, aside), os.WriteFile(f.d0().Dir, nil, 0o600)); err != nil {
 		f.t.Fatal(err)
 	}
 	do()
-	if err := errors.Join(os.Remove(f.d0().dir), os.Rename(aside, f.d0().dir)); err != nil {
+	if err := errors.Join(os.Remove(f.d0().Dir), os.Rename(aside, f.d0().Dir)); err != nil {
 		f.t.Fatal(err)
 	}
 }

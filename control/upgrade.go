@@ -327,7 +327,7 @@ func (d *Daemon) letGo() {
 	// Clients wait in the socket's queue for who accepts them next.
 	d.listener.Close()
 	for _, l := range d.locks {
-		l.release()
+		l.Release()
 	}
 	d.locks = nil
 }

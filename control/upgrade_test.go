@@ -10,6 +10,7 @@ import (
 
 	"holdfast/api"
 	"holdfast/device"
+	"holdfast/state"
 )
 
 // heir is a program that gets ready to take over, and then does something else.
@@ -166,12 +167,12 @@ func TestUpgradeLeavesInOrder(t *testing.T) {
 	f.k.d("v").leaving = func() {
 		go func() {
 			waitFor(t, "that this is noted", func() bool {
-				rec, err := readRecord(f.d.records.path("v"))
+				rec, err := state.ReadRecord(f.d.records.Path("v"))
 				if err != nil || !rec.Left {
 					return false
 				}
 				rec.Left = false
-				return f.d.records.save(rec) == nil
+				return f.d.records.Save(rec) == nil
 			})
 		}()
 	}

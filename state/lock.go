@@ -1,4 +1,4 @@
-package control
+package state
 
 import (
 	"errors"
@@ -15,14 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dirLock is the exclusive right to a directory, held through an flock on a
+// DirLock is the exclusive right to a directory, held through an flock on a
 // file in it: it ends with the process however that ends, and the file that
 // stays behind means nothing.
-type dirLock struct{ file *os.File }
+type DirLock struct{ file *os.File }
 
-// lockDir takes the lock on dir, which must exist. what names the directory's
+// LockDir takes the lock on dir, which must exist. what names the directory's
 // purpose for the message.
-func lockDir(dir, what string) (*dirLock, error) {
+func LockDir(dir, what string) (*DirLock, error) {
 	path := filepath.Join(dir, "lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if readOnly(err) {
@@ -54,7 +54,7 @@ func lockDir(dir, what string) (*dirLock, error) {
 	if f.Truncate(0) == nil {
 		f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
 	}
-	return &dirLock{f}, nil
+	return &DirLock{f}, nil
 }
 
 // readOnly says that nothing can be written, for now.
@@ -62,7 +62,7 @@ func readOnly(err error) bool {
 	return errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }
 
-func (l *dirLock) release() {
+func (l *DirLock) Release() {
 	if l != nil {
 		l.file.Close()
 	}

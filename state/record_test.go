@@ -1,4 +1,4 @@
-package control
+package state
 
 import (
 	"bytes"
@@ -15,24 +15,24 @@ import (
 	"holdfast/ploop"
 )
 
-func sampleRecord(name string) *record {
-	return &record{
+func sampleRecord(name string) *Record {
+	return &Record{
 		Spec: api.Spec{Name: name, Depth: 64, Images: []ploop.ImageRef{{Path: "/srv/base <&>\u2028.raw", Raw: true}, {Path: "/srv/" + name}}},
 		ID:   7, BootID: "boot", PID: 42, Created: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
-		Images: []imageID{{1, 2}, {1<<64 - 1, 1<<64 - 1}},
+		Images: []ImageID{{1, 2}, {1<<64 - 1, 1<<64 - 1}},
 	}
 }
 
-func saved(t *testing.T, names ...string) (records, map[string][]byte) {
+func saved(t *testing.T, names ...string) (Records, map[string][]byte) {
 	t.Helper()
-	r := records{dir: t.TempDir()}
+	r := Records{Dir: t.TempDir()}
 	data := map[string][]byte{}
 	for _, n := range names {
-		if err := r.save(sampleRecord(n)); err != nil {
+		if err := r.Save(sampleRecord(n)); err != nil {
 			t.Fatal(err)
 		}
 		var err error
-		if data[n], err = os.ReadFile(r.path(n)); err != nil {
+		if data[n], err = os.ReadFile(r.Path(n)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -41,31 +41,31 @@ func saved(t *testing.T, names ...string) (records, map[string][]byte) {
 
 func TestRecordRoundTrip(t *testing.T) {
 	r, _ := saved(t, "b", "a")
-	if err := r.save(sampleRecord("a")); err != nil { // over an old one
+	if err := r.Save(sampleRecord("a")); err != nil { // over an old one
 		t.Fatal(err)
 	}
-	recs, problems, err := r.load()
+	recs, problems, err := r.Load()
 	for _, rec := range recs {
 		if rec.Serial != 1 {
 			t.Errorf("%s: saved %d times", rec.Spec.Name, rec.Serial)
 		}
 		rec.Serial = 0
 	}
-	if err != nil || len(problems) != 0 || !reflect.DeepEqual(recs, []*record{sampleRecord("a"), sampleRecord("b")}) {
+	if err != nil || len(problems) != 0 || !reflect.DeepEqual(recs, []*Record{sampleRecord("a"), sampleRecord("b")}) {
 		t.Fatalf("%+v, %v, %v", recs, problems, err)
 	}
 	for range 2 { // the second time there is nothing to remove
-		if err := r.remove("a"); err != nil {
+		if err := r.Remove("a"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if recs, _, _ = r.load(); len(recs) != 1 || recs[0].Spec.Name != "b" {
+	if recs, _, _ = r.Load(); len(recs) != 1 || recs[0].Spec.Name != "b" {
 		t.Errorf("%+v", recs)
 	}
-	if entries, _ := os.ReadDir(r.dir); len(entries) != 1 {
+	if entries, _ := os.ReadDir(r.Dir); len(entries) != 1 {
 		t.Errorf("left behind: %v", entries)
 	}
-	if fi, _ := os.Stat(r.path("b")); fi.Mode().Perm() != 0o600 {
+	if fi, _ := os.Stat(r.Path("b")); fi.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v", fi.Mode())
 	}
 }
@@ -102,22 +102,22 @@ func TestRecordDamage(t *testing.T) {
 	for name, f := range damage {
 		t.Run(name, func(t *testing.T) {
 			r, data := saved(t, "good", "v")
-			if err := f(r.path("v"), data["v"]); err != nil {
+			if err := f(r.Path("v"), data["v"]); err != nil {
 				t.Fatal(err)
 			}
-			recs, problems, err := r.load()
+			recs, problems, err := r.Load()
 			if err != nil || len(recs) != 1 || recs[0].Spec.Name != "good" || len(problems) != 1 {
 				t.Fatalf("records %+v, problems %+v, %v", recs, problems, err)
 			}
 			p := problems[0]
-			if _, err := os.Lstat(p.File); err != nil || !strings.HasSuffix(p.File, damagedSuffix) || p.Reason == "" {
+			if _, err := os.Lstat(p.File); err != nil || !strings.HasSuffix(p.File, DamagedSuffix) || p.Reason == "" {
 				t.Errorf("%+v, %v", p, err)
 			}
 			// Its name is free again, and the next start still tells of it.
-			if err := r.save(sampleRecord("v")); err != nil {
+			if err := r.Save(sampleRecord("v")); err != nil {
 				t.Fatal(err)
 			}
-			recs, problems, _ = r.load()
+			recs, problems, _ = r.Load()
 			if len(recs) != 2 || len(problems) != 1 || problems[0].File != p.File {
 				t.Errorf("records %+v, problems %+v", recs, problems)
 			}
@@ -128,25 +128,25 @@ func TestRecordDamage(t *testing.T) {
 func TestRecordDamagedTwice(t *testing.T) {
 	r, _ := saved(t)
 	for range 3 {
-		if err := os.WriteFile(r.path("v"), []byte("{"), 0o600); err != nil {
+		if err := os.WriteFile(r.Path("v"), []byte("{"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := r.load(); err != nil {
+		if _, _, err := r.Load(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, problems, _ := r.load(); len(problems) != 3 {
+	if _, problems, _ := r.Load(); len(problems) != 3 {
 		t.Errorf("%+v", problems)
 	}
 }
 
 func TestRecordCutOffSave(t *testing.T) {
 	r, data := saved(t, "v")
-	temp := filepath.Join(r.dir, ".v.json123456")
+	temp := filepath.Join(r.Dir, ".v.json123456")
 	if err := os.WriteFile(temp, data["v"][:10], 0o600); err != nil {
 		t.Fatal(err)
 	}
-	recs, problems, err := r.load()
+	recs, problems, err := r.Load()
 	if len(recs) != 1 || len(problems) != 0 || err != nil {
 		t.Errorf("%+v, %+v, %v", recs, problems, err)
 	}
@@ -177,11 +177,11 @@ func TestRecordEveryByte(t *testing.T) {
 }
 
 func FuzzParseRecord(f *testing.F) {
-	r := records{dir: f.TempDir()}
-	if err := r.save(sampleRecord("v")); err != nil {
+	r := Records{Dir: f.TempDir()}
+	if err := r.Save(sampleRecord("v")); err != nil {
 		f.Fatal(err)
 	}
-	data, err := os.ReadFile(r.path("v"))
+	data, err := os.ReadFile(r.Path("v"))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -193,27 +193,4 @@ func FuzzParseRecord(f *testing.F) {
 			t.Errorf("passes: %+v", rec)
 		}
 	})
-}
-
-func TestDamagedRecordIsReportedByTheDaemon(t *testing.T) {
-	f := newFixture(t)
-	f.create("v", "i")
-	f.crash()
-	path := filepath.Join(f.stateDir(), "devices", "v.json")
-	if err := os.Truncate(path, 20); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.RemoveAll(filepath.Join(f.runDir(), copyName)); err != nil {
-		t.Fatal(err)
-	}
-	f.start()
-	snap, err := f.c.Snapshot(ctx)
-	if err != nil || len(snap.Devices) != 0 || len(snap.Problems) != 1 || !strings.Contains(snap.Problems[0].File, "v.json.damaged") {
-		t.Fatalf("%+v, %v", snap, err)
-	}
-	f.create("v", "i")
-	os.Remove(snap.Problems[0].File)
-	if snap, _ = f.c.Snapshot(ctx); len(snap.Problems) != 0 || len(snap.Devices) != 1 {
-		t.Errorf("%+v", snap)
-	}
 }

@@ -1,13 +1,9 @@
-package control
+package state
 
 import (
-	"context"
 	"fmt"
 	"path/filepath"
 	"strings"
-
-	"holdfast/api"
-	"holdfast/ublk"
 )
 
 // An Identity is what a block device of the driver is to us.
@@ -27,48 +23,27 @@ func (i Identity) Link() string {
 	return "holdfast-" + i.Instance + "/" + i.Name
 }
 
-// Identify finds out what /dev/ublkb<number> is, nil if it is none of ours. It asks no
-// daemon, so it answers while there is none: the driver has the mark of the state
-// directory on the device, and the records have the name. Only daemons with the default
-// directories, or with both of the form /run/holdfast-INSTANCE, are found.
-func Identify(ctx context.Context, number int) (*Identity, error) {
-	ctl, err := ublk.Open("")
-	if err != nil {
-		return nil, err
-	}
-	defer ctl.Close()
-	info, err := ctl.GetInfo(ctx, number)
-	if err != nil {
-		return nil, err
-	}
-	id, err := identityOf(api.DefaultRunDir, api.DefaultStateDir, number, info.Tag, bootID())
-	if id != nil {
-		id.Served = id.Served && info.State == ublk.Live && !info.Unreleased()
-	}
-	return id, err
-}
-
-// identityOf looks through the records of the instance that has the tag.
-func identityOf(run, state string, number int, tag uint64, boot string) (*Identity, error) {
+// IdentityOf looks through the records of the instance that has the tag.
+func IdentityOf(run, state string, number int, tag uint64, boot string) (*Identity, error) {
 	more, err := filepath.Glob(state + "-*")
 	if err != nil {
 		return nil, err
 	}
 	for _, dir := range append([]string{state}, more...) {
-		if tagOf(dir) != tag {
+		if TagOf(dir) != tag {
 			continue
 		}
 		instance := strings.TrimPrefix(strings.TrimPrefix(dir, state), "-")
 		runDir := run + strings.TrimPrefix(dir, state)
 		// What is below the run directory is of this boot, and is there even when the
 		// state directory is not.
-		for _, records := range []records{{dir: filepath.Join(runDir, copyName)}, {dir: filepath.Join(dir, "devices")}} {
-			files, err := filepath.Glob(filepath.Join(records.dir, "*"+recordSuffix))
+		for _, records := range []Records{{Dir: filepath.Join(runDir, CopyName)}, {Dir: filepath.Join(dir, "devices")}} {
+			files, err := filepath.Glob(filepath.Join(records.Dir, "*"+RecordSuffix))
 			if err != nil {
 				return nil, err
 			}
 			for _, file := range files {
-				rec, err := readRecord(file)
+				rec, err := ReadRecord(file)
 				if err == nil && rec.ID == number && rec.BootID == boot {
 					return &Identity{Name: rec.Spec.Name, Instance: instance, Served: rec.Standby == nil}, nil
 				}

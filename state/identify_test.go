@@ -1,4 +1,4 @@
-package control
+package state
 
 import (
 	"os"
@@ -14,16 +14,16 @@ func TestIdentify(t *testing.T) {
 	run, state := filepath.Join(dir, "run"), filepath.Join(dir, "lib")
 	put := func(at, name string, number int, boot string) {
 		t.Helper()
-		r := records{dir: filepath.Join(at, "devices")}
-		if err := os.MkdirAll(r.dir, 0o700); err != nil {
+		r := Records{Dir: filepath.Join(at, "devices")}
+		if err := os.MkdirAll(r.Dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
 		spec := api.Spec{Name: name, Images: []ploop.ImageRef{{Path: "/i"}}}
-		rec := &record{Spec: spec, ID: number, BootID: boot, Images: make([]imageID, 1)}
+		rec := &Record{Spec: spec, ID: number, BootID: boot, Images: make([]ImageID, 1)}
 		if name == "holds" {
-			rec.Standby = &standbyRecord{Cause: "gone"}
+			rec.Standby = &Standby{Cause: "gone"}
 		}
-		if err := r.save(rec); err != nil {
+		if err := r.Save(rec); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -39,26 +39,26 @@ func TestIdentify(t *testing.T) {
 		number int
 		link   string
 	}{
-		{tagOf(state), 5, "holdfast/holds"},
-		{tagOf(state), 3, "holdfast/new"},
-		{tagOf(state + "-other"), 3, "holdfast-other/its"},
-		{tagOf("/elsewhere"), 3, ""},
+		{TagOf(state), 5, "holdfast/holds"},
+		{TagOf(state), 3, "holdfast/new"},
+		{TagOf(state + "-other"), 3, "holdfast-other/its"},
+		{TagOf("/elsewhere"), 3, ""},
 		{0, 3, ""},
 	} {
-		id, err := identityOf(run, state, c.number, c.tag, "now")
+		id, err := IdentityOf(run, state, c.number, c.tag, "now")
 		if err != nil || id == nil != (c.link == "") || id != nil && id.Link() != c.link {
 			t.Errorf("tag %#x: %v, %v, want %q", c.tag, id, err, c.link)
 		}
 	}
 	// A look at what is on it would wait.
-	if id, _ := identityOf(run, state, 5, tagOf(state), "now"); id.Served {
+	if id, _ := IdentityOf(run, state, 5, TagOf(state), "now"); id.Served {
 		t.Error("a device in standby is called served")
 	}
-	if id, _ := identityOf(run, state, 3, tagOf(state), "now"); !id.Served {
+	if id, _ := IdentityOf(run, state, 3, TagOf(state), "now"); !id.Served {
 		t.Error("a device that isn't is not")
 	}
 	// Ours, by the driver's word, but not known: no link, rather than a wrong one.
-	if id, err := identityOf(run, state, 4, tagOf(state), "now"); id != nil || err == nil {
+	if id, err := IdentityOf(run, state, 4, TagOf(state), "now"); id != nil || err == nil {
 		t.Errorf("%v, %v", id, err)
 	}
 }

@@ -1,4 +1,4 @@
-package control
+package state
 
 import (
 	"bytes"
@@ -22,17 +22,16 @@ import (
 
 	"holdfast/api"
 	"holdfast/ploop"
-	"holdfast/standby"
 )
 
 // A record is what the state directory knows of a device.
-type record struct {
+type Record struct {
 	Spec    api.Spec  `json:"spec"`
 	ID      int       `json:"id"` // device number, -1 until the driver gave one
 	BootID  string    `json:"boot_id"`
 	PID     int       `json:"pid"` // of the daemon that serves it
 	Created time.Time `json:"created"`
-	Images  []imageID `json:"images"` // in the order of Spec.Images
+	Images  []ImageID `json:"images"` // in the order of Spec.Images
 	// Evidence is of the same files, as they were opened last; one that is zero, or missing
 	// in an old record, was never opened. Size is the disk's, in bytes, 0: not known.
 	Evidence []ploop.Evidence `json:"evidence,omitempty"`
@@ -50,35 +49,20 @@ type record struct {
 	// Left: its server left it in order, and nothing was under way.
 	Left bool `json:"left,omitempty"`
 	// Standby is the one that the device is in.
-	Standby *standbyRecord `json:"standby,omitempty"`
+	Standby *Standby `json:"standby,omitempty"`
 	// Serial counts the changes of the record: of two copies the higher one is right.
 	Serial uint64 `json:"serial,omitempty"`
 }
 
-type standbyRecord struct {
+type Standby struct {
 	ByHand bool      `json:"by_hand,omitempty"`
 	Errno  int       `json:"errno,omitempty"`
 	Cause  string    `json:"cause"`
 	Since  time.Time `json:"since"`
 }
 
-// recordStandby is nil for nil.
-func recordStandby(r *standby.Restored) *standbyRecord {
-	if r == nil {
-		return nil
-	}
-	return &standbyRecord{r.ByHand, int(r.Errno), r.Cause, r.Since}
-}
-
-func (r *standbyRecord) restored() *standby.Restored {
-	if r == nil {
-		return nil
-	}
-	return &standby.Restored{ByHand: r.ByHand, Errno: unix.Errno(r.Errno), Cause: r.Cause, Since: r.Since}
-}
-
-// imageID tells whether a path still leads to the file that it led to.
-type imageID struct {
+// ImageID tells whether a path still leads to the file that it led to.
+type ImageID struct {
 	Dev uint64 `json:"dev"` // only compared within one boot: numbers of disks move
 	Ino uint64 `json:"ino"`
 }
@@ -93,57 +77,57 @@ type recordFile struct {
 
 const (
 	recordVersion = 1
-	recordSuffix  = ".json"
-	damagedSuffix = ".damaged"
+	RecordSuffix  = ".json"
+	DamagedSuffix = ".damaged"
 	// maxRecord bounds what is read: 253 images with paths of 4 KiB, escaped.
-	maxRecord = 8 << 20
+	MaxRecord = 8 << 20
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// records is the directory of them. A copy of each is kept in the run directory, which
+// Records is the directory of them. A copy of each is kept in the run directory, which
 // ends with the boot: while a device lives, a state directory that is damaged, or that
 // nothing can be written to, loses nothing of it.
-type records struct {
-	dir  string
-	copy string // "": none
-	boot string // of copies that count
+type Records struct {
+	Dir  string
+	Copy string // "": none
+	Boot string // of copies that count
 	// failed is why the directory could not be written to the last time; nil: it could.
-	failed *atomic.Pointer[string]
+	Failed *atomic.Pointer[string]
 }
 
-func (r records) path(name string) string { return filepath.Join(r.dir, name+recordSuffix) }
+func (r Records) Path(name string) string { return filepath.Join(r.Dir, name+RecordSuffix) }
 
-// save makes rec durable under its spec's name: temporary file, fsync, rename,
+// Save makes rec durable under its spec's name: temporary file, fsync, rename,
 // fsync of the directory. After an error the copy may have it.
-func (r records) save(rec *record) error {
+func (r Records) Save(rec *Record) error {
 	rec.Serial++
-	if r.copy != "" {
+	if r.Copy != "" {
 		// The state directory is what counts while it can be written to.
-		_ = records{dir: r.copy}.write(rec)
+		_ = Records{Dir: r.Copy}.write(rec)
 	}
 	err := r.write(rec)
-	if r.failed != nil {
-		r.failed.Store(nil)
+	if r.Failed != nil {
+		r.Failed.Store(nil)
 		if err != nil {
 			why := err.Error()
-			r.failed.Store(&why)
+			r.Failed.Store(&why)
 		}
 	}
 	return err
 }
 
-// problem tells of a directory that can't be written to.
-func (r records) problem() (api.Problem, bool) {
-	why := r.failed.Load()
+// Problem tells of a directory that can't be written to.
+func (r Records) Problem() (api.Problem, bool) {
+	why := r.Failed.Load()
 	if why == nil {
 		return api.Problem{}, false
 	}
-	return api.Problem{File: r.dir, Reason: *why,
+	return api.Problem{File: r.Dir, Reason: *why,
 		Advice: "see to the space and the rights there; devices are served, and until the machine goes down the run directory knows what the records should"}, true
 }
 
-func (r records) write(rec *record) error {
+func (r Records) write(rec *Record) error {
 	inner, err := json.Marshal(rec)
 	if err != nil {
 		return err
@@ -158,9 +142,9 @@ func (r records) write(rec *record) error {
 	}
 	// The temporary file must lie in the same directory: a rename from /tmp
 	// would be a copy on another file system, and not found by load's cleaning.
-	err = renameio.WriteFile(r.path(rec.Spec.Name), append(data, '\n'), 0o600, renameio.WithTempDir(r.dir))
+	err = renameio.WriteFile(r.Path(rec.Spec.Name), append(data, '\n'), 0o600, renameio.WithTempDir(r.Dir))
 	if err == nil {
-		err = syncDir(r.dir)
+		err = syncDir(r.Dir)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot note device %q in the state directory: %w", rec.Spec.Name, err)
@@ -168,15 +152,15 @@ func (r records) write(rec *record) error {
 	return nil
 }
 
-// remove forgets a name, durably. A record that isn't there is no error.
-func (r records) remove(name string) error {
-	if r.copy != "" {
+// Remove forgets a name, durably. A record that isn't there is no error.
+func (r Records) Remove(name string) error {
+	if r.Copy != "" {
 		// First, so that a crash in between leaves what it left before.
-		_ = records{dir: r.copy}.remove(name)
+		_ = Records{Dir: r.Copy}.Remove(name)
 	}
-	err := os.Remove(r.path(name))
+	err := os.Remove(r.Path(name))
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
-		err = syncDir(r.dir)
+		err = syncDir(r.Dir)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot remove the note of device %q: %w", name, err)
@@ -184,22 +168,22 @@ func (r records) remove(name string) error {
 	return nil
 }
 
-// load reads every record. One that can't be used is renamed to
+// Load reads every record. One that can't be used is renamed to
 // NAME.json.damaged and becomes a problem, as do those of earlier starts, unless there is
 // a copy: then nothing was lost. Copies also stand for records that are missing, or
 // could not be written any more.
-func (r records) load() ([]*record, []api.Problem, error) {
+func (r Records) Load() ([]*Record, []api.Problem, error) {
 	found, problems, err := r.read()
 	if err != nil {
 		return nil, nil, fmt.Errorf("state directory: %w", err)
 	}
-	if r.copy != "" {
-		copies, _, err := records{dir: r.copy}.read()
+	if r.Copy != "" {
+		copies, _, err := Records{Dir: r.Copy}.read()
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, nil, fmt.Errorf("run directory: %w", err)
 		}
 		for name, c := range copies {
-			if rec := found[name]; c.BootID != r.boot || rec != nil && rec.Serial >= c.Serial {
+			if rec := found[name]; c.BootID != r.Boot || rec != nil && rec.Serial >= c.Serial {
 				continue
 			}
 			found[name] = c
@@ -217,25 +201,25 @@ func (r records) load() ([]*record, []api.Problem, error) {
 }
 
 // read reads one directory.
-func (r records) read() (map[string]*record, []api.Problem, error) {
-	entries, err := os.ReadDir(r.dir)
+func (r Records) read() (map[string]*Record, []api.Problem, error) {
+	entries, err := os.ReadDir(r.Dir)
 	if err != nil {
 		return nil, nil, err
 	}
-	recs := map[string]*record{}
+	recs := map[string]*Record{}
 	var problems []api.Problem
 	for _, e := range entries {
-		file, path := e.Name(), filepath.Join(r.dir, e.Name())
-		name, _, _ := strings.Cut(file, recordSuffix)
+		file, path := e.Name(), filepath.Join(r.Dir, e.Name())
+		name, _, _ := strings.Cut(file, RecordSuffix)
 		switch {
-		case strings.HasPrefix(file, ".") && strings.Contains(file, recordSuffix):
+		case strings.HasPrefix(file, ".") && strings.Contains(file, RecordSuffix):
 			os.Remove(path) // a save that a crash cut off before its rename
-		case strings.Contains(file, recordSuffix+damagedSuffix):
+		case strings.Contains(file, RecordSuffix+DamagedSuffix):
 			p := damagedProblem(path, "put aside by an earlier start")
 			p.Device = name
 			problems = append(problems, p)
-		case strings.HasSuffix(file, recordSuffix):
-			rec, err := readRecord(path)
+		case strings.HasSuffix(file, RecordSuffix):
+			rec, err := ReadRecord(path)
 			if err == nil && rec.Spec.Name != name {
 				err = fmt.Errorf("it is the record of %q", rec.Spec.Name)
 			}
@@ -251,7 +235,7 @@ func (r records) read() (map[string]*record, []api.Problem, error) {
 	return recs, problems, nil
 }
 
-func readRecord(path string) (*record, error) {
+func ReadRecord(path string) (*Record, error) {
 	// O_NONBLOCK: a FIFO in the directory must not stop the start.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -263,17 +247,17 @@ func readRecord(path string) (*record, error) {
 	} else if !fi.Mode().IsRegular() {
 		return nil, errors.New("it is not a regular file")
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxRecord+1))
+	data, err := io.ReadAll(io.LimitReader(f, MaxRecord+1))
 	if err != nil {
 		return nil, err
 	}
-	if len(data) > maxRecord {
-		return nil, fmt.Errorf("it is larger than %d bytes", maxRecord)
+	if len(data) > MaxRecord {
+		return nil, fmt.Errorf("it is larger than %d bytes", MaxRecord)
 	}
 	return parseRecord(data)
 }
 
-func parseRecord(data []byte) (*record, error) {
+func parseRecord(data []byte) (*Record, error) {
 	if len(bytes.TrimSpace(data)) == 0 {
 		return nil, errors.New("it is empty")
 	}
@@ -291,7 +275,7 @@ func parseRecord(data []byte) (*record, error) {
 	if sum := fmt.Sprintf("%08x", crc32.Checksum(inner.Bytes(), castagnoli)); sum != file.CRC32C {
 		return nil, fmt.Errorf("its checksum is %s, and says %q", sum, file.CRC32C)
 	}
-	rec := new(record)
+	rec := new(Record)
 	if err := json.Unmarshal(inner.Bytes(), rec); err != nil {
 		return nil, fmt.Errorf("it is not a device: %v", err)
 	}
@@ -305,20 +289,20 @@ func parseRecord(data []byte) (*record, error) {
 }
 
 // putAside renames a bad record so that its name is free and nothing is lost.
-func (r records) putAside(path string, why error) api.Problem {
-	to := path + damagedSuffix
+func (r Records) putAside(path string, why error) api.Problem {
+	to := path + DamagedSuffix
 	for i := 1; ; i++ {
 		if _, err := os.Lstat(to); errors.Is(err, fs.ErrNotExist) {
 			break
 		}
-		to = fmt.Sprintf("%s%s.%d", path, damagedSuffix, i)
+		to = fmt.Sprintf("%s%s.%d", path, DamagedSuffix, i)
 	}
 	if err := os.Rename(path, to); err != nil {
 		p := damagedProblem(path, why.Error())
 		p.Reason += fmt.Sprintf(" (and it could not be renamed: %v)", err)
 		return p
 	}
-	syncDir(r.dir)
+	syncDir(r.Dir)
 	return damagedProblem(to, why.Error())
 }
 
@@ -330,8 +314,8 @@ func damagedProblem(path, why string) api.Problem {
 	}
 }
 
-// writable is the image that the device writes to, or nil.
-func (rec *record) writable() *imageID {
+// Writable is the image that the device writes to, or nil.
+func (rec *Record) Writable() *ImageID {
 	if rec.Spec.ReadOnly || len(rec.Images) == 0 {
 		return nil
 	}
@@ -347,11 +331,14 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
-// bootID is different after every boot of the machine.
-func bootID() string {
+// BootID is different after every boot of the machine.
+func BootID() string {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return ""
 	}
 	return strings.TrimSpace(string(b))
 }
+
+// CopyName is the directory of the records' copies, in the run directory.
+const CopyName = "devices"
