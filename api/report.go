@@ -4,11 +4,11 @@ import (
 	"fmt"
 	"time"
 
-	"holdfast/ploop"
+	"holdfast/ploop/image"
 )
 
 // ImageStatus is one file of the device's stack.
-type ImageStatus = ploop.ImageStatus
+type ImageStatus = image.Status
 
 // Status is a picture of a device, taken without stopping anything.
 type Status struct {

@@ -6,7 +6,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"holdfast/ploop"
+	"holdfast/ploop/image"
 )
 
 // Switch is the body of a request that turns something on or off.
@@ -55,10 +55,10 @@ type UpgradeResult struct {
 
 // ReplaceRequest is what a file is to be replaced by.
 type ReplaceRequest struct {
-	Level *int           `json:"level,omitempty"` // 0 is the base; nil: the top
-	Image ploop.ImageRef `json:"image"`
-	Force bool           `json:"force,omitempty"`
-	Drain Duration       `json:"drain,omitempty"` // "10s"; 0: DefaultDrain
+	Level *int      `json:"level,omitempty"` // 0 is the base; nil: the top
+	Image image.Ref `json:"image"`
+	Force bool      `json:"force,omitempty"`
+	Drain Duration  `json:"drain,omitempty"` // "10s"; 0: DefaultDrain
 }
 
 // DefaultDrain is how long Replace waits for requests under way.
@@ -74,7 +74,7 @@ func CheckSpec(spec *Spec) error {
 }
 
 // CheckImages looks at paths from outside, and cleans them.
-func CheckImages(images []ploop.ImageRef) error {
+func CheckImages(images []image.Ref) error {
 	for i := range images {
 		p := images[i].Path
 		if !filepath.IsAbs(p) {

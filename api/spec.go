@@ -8,14 +8,14 @@ import (
 	"strings"
 	"time"
 
-	"holdfast/ploop"
+	"holdfast/ploop/image"
 )
 
 // Spec says what a device is to be. It is plain data: printed, stored, compared.
 type Spec struct {
-	Name     string           `json:"name"`
-	Images   []ploop.ImageRef `json:"images"` // base first, absolute paths
-	ReadOnly bool             `json:"read_only,omitempty"`
+	Name     string      `json:"name"`
+	Images   []image.Ref `json:"images"` // base first, absolute paths
+	ReadOnly bool        `json:"read_only,omitempty"`
 	// Damaged serves, read-only, images with bad BAT entries or a wrong data_off; reads of
 	// what they have lost fail with EIO.
 	Damaged  bool   `json:"damaged,omitempty"`
@@ -101,8 +101,8 @@ func (s *Spec) Validate() error {
 	if len(s.Images) == 0 {
 		return fmt.Errorf("device %s: no image given", s.Name)
 	}
-	if len(s.Images) > ploop.MaxDeltas {
-		return fmt.Errorf("device %s: %d images, at most %d", s.Name, len(s.Images), ploop.MaxDeltas)
+	if len(s.Images) > image.MaxDeltas {
+		return fmt.Errorf("device %s: %d images, at most %d", s.Name, len(s.Images), image.MaxDeltas)
 	}
 	for i, r := range s.Images {
 		switch {

@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"holdfast/api"
-	"holdfast/ploop"
+	"holdfast/ploop/image"
 )
 
 func TestIdentify(t *testing.T) {
@@ -18,7 +18,7 @@ func TestIdentify(t *testing.T) {
 		if err := os.MkdirAll(r.Dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		spec := api.Spec{Name: name, Images: []ploop.ImageRef{{Path: "/i"}}}
+		spec := api.Spec{Name: name, Images: []image.Ref{{Path: "/i"}}}
 		rec := &Record{Spec: spec, ID: number, BootID: boot, Images: make([]ImageID, 1)}
 		if name == "holds" {
 			rec.Standby = &Standby{Cause: "gone"}

@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/api"
-	"holdfast/ploop"
+	"holdfast/ploop/image"
 )
 
 // A record is what the state directory knows of a device.
@@ -34,10 +34,10 @@ type Record struct {
 	Images  []ImageID `json:"images"` // in the order of Spec.Images
 	// Evidence is of the same files, as they were opened last; one that is zero, or missing
 	// in an old record, was never opened. Size is the disk's, in bytes, 0: not known.
-	Evidence []ploop.Evidence `json:"evidence,omitempty"`
+	Evidence []image.Evidence `json:"evidence,omitempty"`
 	Size     int64            `json:"size,omitempty"`
 	// Earlier are further mounts by which writes of the server may be under way.
-	Earlier []ploop.Mount `json:"earlier,omitempty"`
+	Earlier []image.Mount `json:"earlier,omitempty"`
 	// Generation counts changes of the spec since the device was made.
 	Generation uint64 `json:"generation,omitempty"`
 	// Leases are those that were taken by hand, TargetLeases those of targets.

@@ -12,12 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/api"
-	"holdfast/ploop"
+	"holdfast/ploop/image"
 )
 
 func sampleRecord(name string) *Record {
 	return &Record{
-		Spec: api.Spec{Name: name, Depth: 64, Images: []ploop.ImageRef{{Path: "/srv/base <&>\u2028.raw", Raw: true}, {Path: "/srv/" + name}}},
+		Spec: api.Spec{Name: name, Depth: 64, Images: []image.Ref{{Path: "/srv/base <&>\u2028.raw", Raw: true}, {Path: "/srv/" + name}}},
 		ID:   7, BootID: "boot", PID: 42, Created: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
 		Images: []ImageID{{1, 2}, {1<<64 - 1, 1<<64 - 1}},
 	}
