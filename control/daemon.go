@@ -15,6 +15,7 @@ import (
 
 	"holdfast/api"
 	"holdfast/internal/spawner"
+	"holdfast/internal/users"
 	"holdfast/standby"
 	"holdfast/state"
 	"holdfast/sysfs"
@@ -94,7 +95,7 @@ type Daemon struct {
 	closed       atomic.Bool
 	watching     sync.WaitGroup // the watch on targets
 	changed      bell           // rings when a device's state may be another
-	scans        userScans
+	scans        users.Search
 
 	// creating ends when the daemon is told to stop: creations are taken back.
 	creating     context.Context
@@ -154,7 +155,7 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 		cfg: cfg, log: cfg.Log, kernel: k, boot: state.BootID(), started: time.Now(),
 		records: state.Records{Dir: filepath.Join(cfg.StateDir, "devices"), Copy: filepath.Join(cfg.RunDir, state.CopyName), Boot: state.BootID(), Failed: new(atomic.Pointer[string])},
 		settle:  3 * time.Second, poll: time.Second,
-		scans: userScans{limit: scanLimit},
+		scans: users.Search{Find: k.users},
 		slots: map[string]*slot{}, closing: make(chan struct{}), restored: make(chan struct{}), orphans: map[int]bool{}, handedOver: make(chan struct{}), taken: make(chan struct{}, 1),
 	}
 	d.key = standby.NewKey(time.Now, d.note)

@@ -27,7 +27,7 @@ func (d *Daemon) endDevice(ctx context.Context, s *slot, force bool) error {
 	if !waits {
 		return d.removeLive(ctx, s, force, true)
 	}
-	users, err := d.findUsers(map[int]string{id: fmt.Sprintf("/dev/ublkb%d", id)})
+	users, err := d.scans.Of(map[int]string{id: fmt.Sprintf("/dev/ublkb%d", id)})
 	if err == nil && len(users[id]) == 0 {
 		d.log.Info().Str("device", s.name).Msgf("left to the next daemon: %s", problem)
 		return nil

@@ -14,6 +14,7 @@ import (
 	"holdfast/api"
 	"holdfast/device"
 	"holdfast/internal/spawner"
+	"holdfast/internal/users"
 	"holdfast/ploop"
 	"holdfast/standby"
 	"holdfast/state"
@@ -243,7 +244,7 @@ func deleteDevice(ctx context.Context, ctl *ublk.Control, id int) error {
 }
 
 func (k *thisKernel) users(disks map[int]string) (map[int][]api.User, error) {
-	return device.FindUsers("/proc", "/sys", disks)
+	return users.Find("/proc", "/sys", disks)
 }
 
 func (k *thisKernel) close() {

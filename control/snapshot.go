@@ -75,7 +75,7 @@ func (d *Daemon) devices(only string) []api.Device {
 			disks[dev.ID] = dev.Path
 		}
 	}
-	users, err := d.findUsers(disks)
+	users, err := d.scans.Of(disks)
 	if err != nil {
 		d.log.Warn().Err(err).Msg("there may be users of the devices that are not known")
 	}

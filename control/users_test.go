@@ -65,9 +65,7 @@ func TestManyDevices(t *testing.T) {
 		go remove(i)
 	}
 	waitFor(t, "those who wait for the second", func() bool {
-		f.d.scans.mu.Lock()
-		defer f.d.scans.mu.Unlock()
-		return f.d.scans.next != nil && len(f.d.scans.next.disks) == n-1
+		return f.d.scans.Waiting() == n-1
 	})
 	close(hold)
 	for range n {
@@ -80,7 +78,7 @@ func TestManyDevices(t *testing.T) {
 // kernel's own judgement.
 func TestUsersHang(t *testing.T) {
 	f := newFixture(t)
-	f.d.scans.limit = 10 * time.Millisecond
+	f.d.scans.Limit = 10 * time.Millisecond
 	f.create("v", "i")
 	f.create("w", "j")
 	hold := make(chan struct{})

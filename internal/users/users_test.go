@@ -1,4 +1,4 @@
-package device
+package users
 
 import (
 	"os"
@@ -138,7 +138,7 @@ func TestFindUsers(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			root := tree(t, withDisks(tt.files))
-			got, err := FindUsers(root+"/proc", root+"/sys", disks)
+			got, err := Find(root+"/proc", root+"/sys", disks)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -161,7 +161,7 @@ func TestUsersHang(t *testing.T) {
 		t.Fatal(err)
 	}
 	find := func() ([]api.User, error) {
-		m, err := FindUsers(root+"/proc", root+"/sys", map[int]string{0: "/dev/ublkb0"})
+		m, err := Find(root+"/proc", root+"/sys", map[int]string{0: "/dev/ublkb0"})
 		return m[0], err
 	}
 	want := []api.User{{Kind: "process", Device: "ublkb0", Name: "dd", PID: 8}}
@@ -185,18 +185,18 @@ func TestUsersWithoutSysfs(t *testing.T) {
 	root := tree(t, map[string]string{
 		"proc/self/mountinfo": "36 35 259:2 / /m rw - ext4 /dev/ublkb4 rw\n",
 	})
-	got, err := FindUsers(root+"/proc", root+"/sys", map[int]string{4: "/dev/ublkb4"})
+	got, err := Find(root+"/proc", root+"/sys", map[int]string{4: "/dev/ublkb4"})
 	if err != nil || len(got[4]) != 1 || got[4][0].Name != "/m" {
 		t.Errorf("got %+v, %v", got, err)
 	}
-	if _, err := FindUsers(root+"/nowhere", root+"/sys", map[int]string{4: ""}); err == nil {
+	if _, err := Find(root+"/nowhere", root+"/sys", map[int]string{4: ""}); err == nil {
 		t.Error("no mount table at all, and no error")
 	}
 }
 
 func TestUsersHere(t *testing.T) {
 	// Nobody holds a device that isn't there, on a real /proc and /sys.
-	users, err := Users("/dev/ublkb999999", 999999)
+	users, err := Find("/proc", "/sys", map[int]string{999999: "/dev/ublkb999999"})
 	if err != nil || len(users) != 0 {
 		t.Errorf("got %v, %v", users, err)
 	}

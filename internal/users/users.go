@@ -1,4 +1,6 @@
-package device
+// Package users finds out who holds block devices: mounts, swap, devices stacked on them, loop
+// devices, targets and processes. It reads /proc and /sys only.
+package users
 
 import (
 	"bytes"
@@ -15,8 +17,8 @@ import (
 	"holdfast/api"
 )
 
-// Users says who holds the ublk disk with the given number and path, its
-// partitions included. It looks at mounts (of every mount namespace that can
+// Find says who holds ublk disks, given as number → path, their
+// partitions included, at the price of one walk over all processes. It looks at mounts (of every mount namespace that can
 // be seen), swap, block devices stacked on it, loop devices, LIO backstores
 // and open file descriptors.
 //
@@ -25,15 +27,7 @@ import (
 // unreadable piece of /proc or /sys is skipped, as processes vanish while one
 // looks and a daemon without full rights still sees the mounts. An error means
 // that there may be more: the mounts could not be read, or a process hangs.
-func Users(path string, id int) ([]api.User, error) {
-	m, err := FindUsers("/proc", "/sys", map[int]string{id: path})
-	return m[id], err
-}
-
-// FindUsers is Users for several disks at once, at the price of one walk over
-// /proc. disks maps the device number N of ublkbN to its path in /dev; proc
-// and sys are where those file systems are mounted.
-func FindUsers(proc, sys string, disks map[int]string) (map[int][]api.User, error) {
+func Find(proc, sys string, disks map[int]string) (map[int][]api.User, error) {
 	s := userSearch{proc: proc, sys: sys,
 		byNumber: map[string]blockName{}, byName: map[string]blockName{},
 		found: map[int]map[api.User]bool{}}
