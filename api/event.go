@@ -8,6 +8,11 @@ type Event struct {
 	Device  string    `json:"device"`
 	Kind    string    `json:"kind"` // one of the Event constants
 	Message string    `json:"message"`
+	// Seq numbers a device's events, from 1 on, as long as its journal has the same instance;
+	// 0: it isn't of a journal.
+	Seq uint64 `json:"seq,omitempty"`
+	// Missed, of EventJournal and EventMissed: how many events the reader did not get.
+	Missed uint64 `json:"missed,omitempty"`
 }
 
 // Kinds of events.
@@ -43,5 +48,6 @@ const (
 	EventRecovering    = "recovering"     // it is to be served again
 	EventRecoverFailed = "recover-failed" // an attempt failed, for another reason than the last
 	EventUpgradeFailed = "upgrade-failed" // this daemon goes on
+	EventJournal       = "journal"        // only to a reader of a server: what its journal has
 	EventMissed        = "missed"         // only to a reader that is too slow: how many it did not get
 )

@@ -43,6 +43,8 @@ type Device struct {
 	Persist bool `json:"persist"`
 	// Users is who holds the device now.
 	Users []User `json:"users"`
+	// Server is the process that serves it; nil: who answers doesn't know.
+	Server *ServerState `json:"server,omitempty"`
 	// Problem is what is wrong, Advice what to do about it; empty if nothing.
 	Problem string `json:"problem,omitempty"`
 	Advice  string `json:"advice,omitempty"`

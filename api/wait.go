@@ -17,7 +17,7 @@ const StateRemoved = "removed"
 // States are all that a device can be waited for in.
 var States = []string{
 	StateLive, StateHung, StateParked, StateStandby, StateFailing, StateReplacing, StateStopped,
-	StateCreating, StateRemoving, StateRecovering, StateUnrecovered, StateUnreleased, StateWaiting, StateLost, StateRemoved,
+	StateCreating, StateRemoving, StateRecovering, StateUnrecovered, StateUnreleased, StateWaiting, StateLost, StateSilent, StateDying, StateEnded, StateRemoved,
 }
 
 // CheckStates refuses what is no state.
