@@ -12,7 +12,7 @@ type SQE struct {
 	Off         uint64 // also addr2; low half: cmd_op of URING_CMD
 	Addr        uint64
 	Len         uint32
-	OpFlags     uint32 // rw_flags, fsync_flags, poll32_events, timeout_flags, uring_cmd_flags …
+	OpFlags     uint32 // rw_flags, fsync_flags, uring_cmd_flags …
 	UserData    uint64
 	BufIndex    uint16
 	Personality uint16
@@ -118,14 +118,10 @@ type (
 
 // Operations: enum io_uring_op.
 const (
-	opNop         = 0
 	opFsync       = 3
 	opReadFixed   = 4
 	opWriteFixed  = 5
-	opPollAdd     = 6
-	opTimeout     = 11
 	opAsyncCancel = 14
-	opFallocate   = 17
 	opRead        = 22
 	opWrite       = 23
 	opURingCmd    = 46
@@ -134,16 +130,11 @@ const (
 // Flags of an SQE: IOSQE_*.
 const (
 	FixedFile = 1 << 0 // Fd is an index into the registered files
-	Drain     = 1 << 1 // begin after everything before has completed
-	Link      = 1 << 2 // the next entry begins when this one has succeeded
 	Async     = 1 << 4 // do not even try inline: always a worker thread
 )
 
-// FsyncDatasync is IORING_FSYNC_DATASYNC: fdatasync instead of fsync.
-const FsyncDatasync = 1 << 0
-
-// CQEMore is IORING_CQE_F_MORE: the operation will post further completions.
-const CQEMore = 1 << 1
+// fsyncDatasync is IORING_FSYNC_DATASYNC: fdatasync instead of fsync.
+const fsyncDatasync = 1 << 0
 
 // io_uring_setup flags: IORING_SETUP_*.
 const (
@@ -174,7 +165,6 @@ const (
 
 // io_uring_register opcodes.
 const (
-	registerBuffers     = 0
 	registerFilesUpdate = 6
 	registerFiles2      = 13
 	registerBuffers2    = 15
@@ -184,5 +174,3 @@ const (
 
 	rsrcSparse = 1 << 0
 )
-
-const sqCQOverflow = 1 << 1 // IORING_SQ_CQ_OVERFLOW in the SQ ring's flags

@@ -1,15 +1,9 @@
 package uring
 
-import (
-	"time"
-	"unsafe"
-)
+import "unsafe"
 
-// The Prep methods fill an entry that GetSQE returned. Flags (FixedFile, Link …)
-// may be or-ed in afterwards; UserData is the caller's too.
-
-// PrepNop completes at once with 0.
-func (s *SQE) PrepNop() { s.Opcode = opNop }
+// The Prep methods fill an entry that GetSQE returned. Flags (FixedFile, Async) may be
+// or-ed in afterwards; UserData is the caller's too.
 
 // PrepRead reads n bytes at offset off of fd into the memory at addr.
 func (s *SQE) PrepRead(fd int, addr unsafe.Pointer, n int, off int64) {
@@ -52,41 +46,8 @@ func (s *SQE) PrepFsync(fd int, datasync bool) {
 	s.Opcode = opFsync
 	s.Fd = int32(fd)
 	if datasync {
-		s.OpFlags = FsyncDatasync
+		s.OpFlags = fsyncDatasync
 	}
-}
-
-// PrepFallocate is fallocate(2).
-func (s *SQE) PrepFallocate(fd int, mode uint32, off, n int64) {
-	s.Opcode = opFallocate
-	s.Fd = int32(fd)
-	s.Off = uint64(off)
-	s.Addr = uint64(n)
-	s.Len = mode
-}
-
-// PrepPollAdd waits once for one of events (unix.POLLIN …) on fd.
-func (s *SQE) PrepPollAdd(fd int, events uint32) {
-	s.Opcode = opPollAdd
-	s.Fd = int32(fd)
-	s.OpFlags = events
-}
-
-// Timespec is the argument of PrepTimeout; it must stay valid until the entry
-// has been submitted.
-type Timespec = kernelTimespec
-
-// NewTimespec converts d.
-func NewTimespec(d time.Duration) Timespec {
-	return Timespec{sec: int64(d / time.Second), nsec: int64(d % time.Second)}
-}
-
-// PrepTimeout completes with -ETIME after ts.
-func (s *SQE) PrepTimeout(ts *Timespec) {
-	s.Opcode = opTimeout
-	s.Fd = -1
-	s.Addr = uint64(uintptr(unsafe.Pointer(ts)))
-	s.Len = 1
 }
 
 // PrepCancel asks for the operation whose UserData is target to be cancelled. It

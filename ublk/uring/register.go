@@ -47,21 +47,6 @@ func (r *Ring) RegisterBuffersSparse(n int) error {
 	return nil
 }
 
-// RegisterBuffers pins the given memory (off the Go heap) as buffers 0, 1, 2 …
-// for PrepReadFixed and PrepWriteFixed. Pinned memory counts against
-// RLIMIT_MEMLOCK of processes without CAP_IPC_LOCK.
-func (r *Ring) RegisterBuffers(bufs [][]byte) error {
-	iov := make([]unix.Iovec, len(bufs))
-	for i, b := range bufs {
-		iov[i].Base = unsafe.SliceData(b)
-		iov[i].SetLen(len(b))
-	}
-	if _, err := r.register(registerBuffers, unsafe.Pointer(unsafe.SliceData(iov)), uintptr(len(iov))); err != nil {
-		return fmt.Errorf("uring: register %d buffers: %w", len(bufs), err)
-	}
-	return nil
-}
-
 // MaxWorkers lets the calling thread's rings have n worker threads at once for
 // operations on regular files and block devices, which are made when wanted. The
 // kernel's own limit is four a processor, at most as many as entries.

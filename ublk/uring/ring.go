@@ -53,14 +53,11 @@ type Ring struct {
 	enterFd    uintptr // ring fd, or its index where the ring is registered
 	enterFlags uintptr
 
-	sqFlags, cqOverflow *uint32
-
-	fd        int
-	mem       []byte
-	sqeMem    []byte
-	cqEntries uint32
-	features  uint32
-	setup     uint32
+	fd       int
+	mem      []byte
+	sqeMem   []byte
+	features uint32
+	setup    uint32
 
 	wait   *waitArg
 	pinner runtime.Pinner
@@ -157,7 +154,7 @@ func (r *Ring) mmap(sp *setupParams) error {
 	}
 	at := func(off uint32) *uint32 { return (*uint32)(unsafe.Pointer(&mem[off])) }
 	r.mem, r.sqeMem = mem, sqeMem
-	r.sqHead, r.sqTailK, r.sqFlags = at(sp.sqOff.head), at(sp.sqOff.tail), at(sp.sqOff.flags)
+	r.sqHead, r.sqTailK = at(sp.sqOff.head), at(sp.sqOff.tail)
 	r.sqMask, r.sqEntries = *at(sp.sqOff.ringMask), *at(sp.sqOff.ringEntries)
 	r.sqes = unsafe.Pointer(&sqeMem[0])
 	r.sqTail = atomic.LoadUint32(r.sqTailK)
@@ -167,8 +164,7 @@ func (r *Ring) mmap(sp *setupParams) error {
 			*at(sp.sqOff.array + 4*i) = i
 		}
 	}
-	r.cqHeadK, r.cqTail, r.cqOverflow = at(sp.cqOff.head), at(sp.cqOff.tail), at(sp.cqOff.overflow)
-	r.cqMask, r.cqEntries = *at(sp.cqOff.ringMask), *at(sp.cqOff.ringEntries)
+	r.cqHeadK, r.cqTail, r.cqMask = at(sp.cqOff.head), at(sp.cqOff.tail), *at(sp.cqOff.ringMask)
 	r.cqes = unsafe.Pointer(&mem[sp.cqOff.cqes])
 	r.cqHead = atomic.LoadUint32(r.cqHeadK)
 	return nil
@@ -188,19 +184,6 @@ func (r *Ring) Close() error {
 	r.pinner.Unpin()
 	return err
 }
-
-// Fd is the ring's file descriptor.
-func (r *Ring) Fd() int { return r.fd }
-
-// Entries is the size of the submission queue as the kernel made it.
-func (r *Ring) Entries() int { return int(r.sqEntries) }
-
-// CQEntries is the size of the completion queue as the kernel made it.
-func (r *Ring) CQEntries() int { return int(r.cqEntries) }
-
-// Overflowed counts completions that the kernel had no memory to keep: a ring
-// whose CQEntries cover everything in flight has none.
-func (r *Ring) Overflowed() uint32 { return atomic.LoadUint32(r.cqOverflow) }
 
 // GetSQE returns the next free submission entry, zeroed, or nil when the queue is
 // full: Submit, then ask again.
@@ -295,7 +278,3 @@ func (r *Ring) Consume(n int) {
 	r.cqHead += uint32(n)
 	atomic.StoreUint32(r.cqHeadK, r.cqHead)
 }
-
-// Overflowing reports that completions wait in the kernel for room in the queue:
-// SubmitAndWait(0, 0) brings them after others were consumed.
-func (r *Ring) Overflowing() bool { return atomic.LoadUint32(r.sqFlags)&sqCQOverflow != 0 }

@@ -56,6 +56,21 @@ func one(t testing.TB, r *Ring) int32 {
 	return res
 }
 
+// nop makes an entry that completes at once with 0: IORING_OP_NOP.
+func nop(s *SQE) { s.Opcode = 0 }
+
+// registerBuffers has the kernel pin memory as buffers 0, 1 …; outside of tests a driver does.
+func registerBuffers(r *Ring, bufs ...[]byte) error {
+	const registerBuffers = 0 // IORING_REGISTER_BUFFERS
+	iov := make([]unix.Iovec, len(bufs))
+	for i, b := range bufs {
+		iov[i].Base = unsafe.SliceData(b)
+		iov[i].SetLen(len(b))
+	}
+	_, err := r.register(registerBuffers, unsafe.Pointer(unsafe.SliceData(iov)), uintptr(len(iov)))
+	return err
+}
+
 func memory(t testing.TB, n int) []byte {
 	t.Helper()
 	b, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
@@ -121,22 +136,23 @@ func TestReadManyBatches(t *testing.T) {
 }
 
 func TestQueueFull(t *testing.T) {
-	r := newRing(t, Params{Entries: 4})
-	for i := range r.Entries() {
+	const entries = 4
+	r := newRing(t, Params{Entries: entries})
+	for i := range entries {
 		s := r.GetSQE()
 		if s == nil {
-			t.Fatalf("entry %d of %d refused", i, r.Entries())
+			t.Fatalf("entry %d of %d refused", i, entries)
 		}
-		s.PrepNop()
+		nop(s)
 		s.UserData = uint64(i)
 	}
 	if r.GetSQE() != nil {
 		t.Fatal("more entries than the queue has")
 	}
-	if n := r.Pending(); n != r.Entries() {
-		t.Fatalf("%d pending of %d", n, r.Entries())
+	if n := r.Pending(); n != entries {
+		t.Fatalf("%d pending of %d", n, entries)
 	}
-	if n, err := r.Submit(); err != nil || n != r.Entries() {
+	if n, err := r.Submit(); err != nil || n != entries {
 		t.Fatalf("submitted %d: %v", n, err)
 	}
 	if r.GetSQE() == nil {
@@ -151,7 +167,7 @@ func TestFilesAndBuffers(t *testing.T) {
 	if err := r.RegisterFilesSparse(4); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.RegisterBuffers([][]byte{buf[:64<<10], buf[64<<10:]}); err != nil {
+	if err := registerBuffers(r, buf[:64<<10], buf[64<<10:]); err != nil {
 		t.Fatal(err)
 	}
 	read := func(slot int) int32 {
@@ -220,15 +236,16 @@ func TestEventfdWakesFromAnotherThread(t *testing.T) {
 	}
 }
 
-func TestPollAndCancel(t *testing.T) {
+func TestCancel(t *testing.T) {
 	r := newRing(t, Params{Entries: 8})
-	efd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	efd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(efd)
+	value := memory(t, 8)
 	s := r.GetSQE()
-	s.PrepPollAdd(efd, unix.POLLIN)
+	s.PrepRead(efd, unsafe.Pointer(&value[0]), 8, 0)
 	s.UserData = 42
 	s = r.GetSQE()
 	s.PrepCancel(42)
@@ -238,7 +255,7 @@ func TestPollAndCancel(t *testing.T) {
 		switch c := r.Peek(); c.UserData {
 		case 42:
 			if c.Res != -int32(unix.ECANCELED) {
-				t.Errorf("poll: %d, want ECANCELED", c.Res)
+				t.Errorf("read: %d, want ECANCELED", c.Res)
 			}
 		case 43:
 			if c.Res != 0 {
@@ -249,33 +266,19 @@ func TestPollAndCancel(t *testing.T) {
 	}
 }
 
-func TestTimeouts(t *testing.T) {
+func TestWaitEndsByItsTimeout(t *testing.T) {
 	r := newRing(t, Params{Entries: 8})
-	begin := time.Now()
 	if _, err := r.SubmitAndWait(1, 30*time.Millisecond); err != nil {
 		t.Fatal(err)
 	}
 	if r.Peek() != nil {
 		t.Fatal("a completion of nothing")
 	}
-	if d := time.Since(begin); d > 10*time.Second {
-		t.Fatalf("a wait of 30 ms took %v", d)
-	}
-	ts := NewTimespec(20 * time.Millisecond)
-	s := r.GetSQE()
-	s.PrepTimeout(&ts)
-	begin = time.Now()
-	if res := one(t, r); res != -int32(unix.ETIME) {
-		t.Fatalf("timeout: %d, want ETIME", res)
-	}
-	if d := time.Since(begin); d < 15*time.Millisecond {
-		t.Fatalf("timeout of 20 ms after %v", d)
-	}
 }
 
 func TestOtherThreadIsRefused(t *testing.T) {
 	r := newRing(t, Params{Entries: 8})
-	r.GetSQE().PrepNop()
+	nop(r.GetSQE())
 	got := make(chan error)
 	go func() {
 		runtime.LockOSThread()
@@ -299,7 +302,7 @@ func TestRegisteredRing(t *testing.T) {
 	if r.enterFlags != enterRegisteredRing {
 		t.Fatal("the index is not used")
 	}
-	r.GetSQE().PrepNop()
+	nop(r.GetSQE())
 	if res := one(t, r); res != 0 {
 		t.Fatalf("nop: %d", res)
 	}
@@ -340,7 +343,7 @@ func TestNothingIsAllocated(t *testing.T) {
 	r := newRing(t, Params{Entries: 64})
 	if n := testing.AllocsPerRun(200, func() {
 		for range 32 {
-			r.GetSQE().PrepNop()
+			nop(r.GetSQE())
 		}
 		for got := 0; got < 32; {
 			if _, err := r.SubmitAndWait(1, time.Second); err != nil {
@@ -360,7 +363,7 @@ func BenchmarkNop(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		for range 32 {
-			r.GetSQE().PrepNop()
+			nop(r.GetSQE())
 		}
 		if _, err := r.SubmitAndWait(32, -1); err != nil {
 			b.Fatal(err)
