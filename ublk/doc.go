@@ -18,6 +18,9 @@
 //	…
 //	err = dev.Stop(ctx)
 //
+// Two whole servers are in ublk/examples: null, the least that a handler can be, and file,
+// which does what a loop device does.
+//
 // # The way of a request
 //
 // Each queue has one locked OS thread and one ring on it. The thread drains every

@@ -14,6 +14,8 @@ import (
 // loop serves a file of the device's size, all on the queue's thread.
 type loop struct{}
 
+var _ ublk.Handler = loop{}
+
 func (loop) Begin(r *ublk.Request) {
 	switch r.Op() {
 	case ublk.OpRead:
@@ -33,7 +35,8 @@ func (loop) Begin(r *ublk.Request) {
 
 func (loop) Transferred(r *ublk.Request, errno unix.Errno) { r.CompleteHere(errno) }
 
-// A loop device: a file as /dev/ublkbN until the process is interrupted.
+// A loop device: a file as /dev/ublkbN until the process is interrupted. ublk/examples/file is
+// the same with O_DIRECT, discard and a command line.
 func Example() {
 	f, err := os.OpenFile("disk.img", os.O_RDWR, 0)
 	if err != nil {
