@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -51,10 +50,8 @@ func guestMain(ctx context.Context, args []string) error {
 		return err
 	}
 	defer stopServers(servers)
-	wanted := strings.Split(g.servers, ",")
-	measured := slices.DeleteFunc(slices.Clone(servers), func(s *server) bool { return !slices.Contains(wanted, s.name) })
-	if len(measured) == 0 {
-		return fmt.Errorf("-servers %s: want some of %v", g.servers, tableServers)
+	if len(servers) == 0 {
+		return fmt.Errorf("-servers %s: want some of %v", g.servers, allServers())
 	}
 	old, err := filepath.Glob(filepath.Join(g.out, "fio-*.json"))
 	if err != nil {
@@ -81,9 +78,9 @@ func guestMain(ctx context.Context, args []string) error {
 			rounds = g.rounds
 		}
 		for round := range rounds {
-			for i := range measured {
+			for i := range servers {
 				// Every round begins with another one.
-				s := measured[(i+round)%len(measured)]
+				s := servers[(i+round)%len(servers)]
 				r, err := runFio(ctx, s, l, round, g.run, g.out)
 				if err != nil {
 					return err
@@ -104,6 +101,9 @@ func guestMain(ctx context.Context, args []string) error {
 	fmt.Print(text)
 	return os.WriteFile(filepath.Join(g.out, "table.txt"), []byte(text), 0o644)
 }
+
+// wanted are the servers to measure.
+func (g *guestOptions) wanted() []string { return strings.Split(g.servers, ",") }
 
 // vmTitle says what kind of figures follow.
 func vmTitle(g *guestOptions) (string, error) {

@@ -1,11 +1,13 @@
 package main
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -20,7 +22,8 @@ type server struct {
 	cmd  *exec.Cmd
 	undo []string // command that ends it, for one that isn't a process
 
-	pid int // 0: the kernel's own threads
+	pid  int    // 0: the kernel's own threads
+	said string // file with its output
 }
 
 const (
@@ -30,11 +33,16 @@ const (
 	nbdName        = "qemu-nbd"
 	holdfastName   = "holdfast"
 	holdfastRawRef = "holdfast-raw"
+	// ublk/examples: what package ublk does without what holdfast puts on it.
+	fileName      = "file"
+	nullName      = "null"
+	kublkNullName = "kublk-null"
 )
 
-// startServers makes all devices: loop, kublk and holdfast-raw on one raw file,
-// qemu-nbd and holdfast each on an image of the same content and layout (both
-// lock theirs). They stay for the whole run; those that wait cost nothing.
+// startServers makes the devices that are wanted: loop, kublk, holdfast-raw and file on one raw
+// file, qemu-nbd and holdfast each on an image of the same content and layout (both
+// lock theirs), null and kublk-null on nothing. They stay for the whole run; those that wait
+// cost nothing.
 func startServers(g *guestOptions) (all []*server, err error) {
 	defer func() {
 		if err != nil {
@@ -59,25 +67,49 @@ func startServers(g *guestOptions) (all []*server, err error) {
 	if err := command("cp", "--sparse=never", image, second); err != nil {
 		return nil, err
 	}
-	add := func(s *server, err error) error {
-		if err == nil {
-			all = append(all, s)
-		}
-		return err
-	}
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	const queues = "2"
-	return all, errors.Join(
-		add(startLoop(raw)),
-		add(start(g, kublkName, "/dev/ublkb10", g.kublk, "add", "-t", "loop", "-q", queues, "-d", "128", "-n", "10", "--foreground", raw)),
-		add(start(g, kublkZCName, "/dev/ublkb11", g.kublk, "add", "-t", "loop", "-q", queues, "-d", "128", "-n", "11", "--auto_zc", "--foreground", raw)),
-		add(start(g, nbdName, "/dev/nbd0", "qemu-nbd", "--verbose", "-f", "parallels", "--cache=none", "--aio=io_uring", "--discard=unmap", "-c", "/dev/nbd0", second)),
-		add(start(g, holdfastName, "/dev/ublkb0", self, "serve", "-profile", g.profile, "-name", holdfastName, image)),
-		add(start(g, holdfastRawRef, "/dev/ublkb1", self, "serve", "-profile", g.profile, "-name", holdfastRawRef, "raw@"+raw)),
-	)
+	holdfast := func(name, image string) []string {
+		return []string{self, "serve", "-profile", g.profile, "-name", name, image}
+	}
+	kublk := func(args ...string) []string {
+		return append([]string{g.kublk, "add", "-q", queues, "-d", "128", "--foreground"}, args...)
+	}
+	example := func(name string, args ...string) []string {
+		return append([]string{filepath.Join(filepath.Dir(self), name), "-queues", queues, "-depth", "128"}, args...)
+	}
+	for _, s := range []struct {
+		name, device string // "": the server says it
+		command      []string
+	}{
+		{loopName, "", nil},
+		{kublkName, "/dev/ublkb10", kublk("-t", "loop", "-n", "10", raw)},
+		{kublkZCName, "/dev/ublkb11", kublk("-t", "loop", "-n", "11", "--auto_zc", raw)},
+		{nbdName, "/dev/nbd0", []string{"qemu-nbd", "--verbose", "-f", "parallels", "--cache=none", "--aio=io_uring", "--discard=unmap", "-c", "/dev/nbd0", second}},
+		{holdfastName, "", holdfast(holdfastName, image)},
+		{holdfastRawRef, "", holdfast(holdfastRawRef, "raw@"+raw)},
+		{fileName, "", example(fileName, raw)},
+		{nullName, "", example(nullName, "-size", "268435456000", "-stale")}, // both as kublk's
+		{kublkNullName, "/dev/ublkb14", kublk("-t", "null", "-n", "14", "--auto_zc")},
+	} {
+		if !slices.Contains(g.wanted(), s.name) {
+			continue
+		}
+		var server *server
+		if s.command == nil {
+			server, err = startLoop(raw)
+		} else {
+			server, err = start(g, s.name, s.device, s.command...)
+		}
+		if err != nil {
+			return all, err
+		}
+		all = append(all, server)
+	}
+	return all, nil
 }
 
 func startLoop(file string) (*server, error) {
@@ -106,7 +138,7 @@ func start(g *guestOptions, name, device string, args ...string) (*server, error
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	s := &server{name: name, path: device, cmd: cmd, pid: cmd.Process.Pid}
+	s := &server{name: name, path: device, cmd: cmd, pid: cmd.Process.Pid, said: log.Name()}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	if err := s.ready(ended); err != nil {
@@ -114,6 +146,9 @@ func start(g *guestOptions, name, device string, args ...string) (*server, error
 	}
 	return s, nil
 }
+
+// devicePath is what our servers print first.
+var devicePath = regexp.MustCompile(`/dev/ublkb[0-9]+\b`)
 
 // ready waits until the device can be opened and has a size, and takes the I/O
 // scheduler away, which the devices have by different defaults.
@@ -125,15 +160,21 @@ func (s *server) ready(ended <-chan error) error {
 			return fmt.Errorf("it ended before its device was there: %v", err)
 		case <-time.After(20 * time.Millisecond):
 		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("no %s after a minute", cmp.Or(s.path, "device"))
+		}
+		if s.path == "" {
+			said, _ := os.ReadFile(s.said)
+			if s.path = string(devicePath.Find(said)); s.path == "" {
+				continue
+			}
+		}
 		size, _ := os.ReadFile("/sys/block/" + filepath.Base(s.path) + "/size")
 		if n, _ := strconv.Atoi(strings.TrimSpace(string(size))); n > 0 {
 			if fd, err := unix.Open(s.path, unix.O_RDONLY|unix.O_CLOEXEC, 0); err == nil {
 				unix.Close(fd)
 				return os.WriteFile("/sys/block/"+filepath.Base(s.path)+"/queue/scheduler", []byte("none"), 0)
 			}
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("no %s after a minute", s.path)
 		}
 	}
 }

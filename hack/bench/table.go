@@ -9,6 +9,12 @@ import (
 // tableServers are the columns, what we are compared with first.
 var tableServers = []string{loopName, kublkName, kublkZCName, nbdName, holdfastName, holdfastRawRef}
 
+// extraServers are measured where -servers names them: the examples of package ublk, on the file
+// that holdfast-raw serves or on nothing, and their like in kublk.
+var extraServers = []string{fileName, nullName, kublkNullName}
+
+func allServers() []string { return slices.Concat(tableServers, extraServers) }
+
 // results are runs by load and server, rounds in order.
 type results map[string]map[string][]*vmRun
 
@@ -66,6 +72,12 @@ func vmTable(runs []*vmRun) string {
 			b.WriteByte('\n')
 		}
 	}
+	columns := slices.Clone(tableServers)
+	for _, s := range extraServers {
+		if slices.ContainsFunc(runs, func(v *vmRun) bool { return v.Server == s }) {
+			columns = append(columns, s)
+		}
+	}
 	shallow := func(l string) bool { return strings.Contains(l, " d1 ") }
 	section("IOPS of holdfast on its ploop image, as a ratio to", tableServers[:4], func(l, s string) string {
 		return fmt.Sprintf("%.2f", r.ratio(l, holdfastName, s, iops))
@@ -76,17 +88,24 @@ func vmTable(runs []*vmRun) string {
 	section("mean latency at depth 1 of holdfast on its ploop image, as a ratio to", tableServers[:4], func(l, s string) string {
 		return fmt.Sprintf("%.2f", r.ratio(l, holdfastName, s, mean))
 	}, shallow)
-	section("IOPS", tableServers, func(l, s string) string { return fmt.Sprintf("%.0f", r.median(l, s, iops)) }, nil)
-	section("latency at depth 1, mean/median, us", tableServers, func(l, s string) string {
+	for _, pair := range [][2]string{{fileName, kublkZCName}, {fileName, holdfastRawRef}, {nullName, kublkNullName}} {
+		if slices.Contains(columns, pair[0]) && len(r[order[0]][pair[1]]) > 0 {
+			section("IOPS of ublk/examples/"+pair[0]+", as a ratio to", pair[1:], func(l, s string) string {
+				return fmt.Sprintf("%.2f", r.ratio(l, pair[0], s, iops))
+			}, nil)
+		}
+	}
+	section("IOPS", columns, func(l, s string) string { return fmt.Sprintf("%.0f", r.median(l, s, iops)) }, nil)
+	section("latency at depth 1, mean/median, us", columns, func(l, s string) string {
 		return fmt.Sprintf("%.0f/%.0f", r.median(l, s, mean), r.median(l, s, p50))
 	}, shallow)
-	section("processor time of the server per request, us (loop: of all kernel threads)", tableServers, func(l, s string) string {
+	section("processor time of the server per request, us (loop: of all kernel threads)", columns, func(l, s string) string {
 		return fmt.Sprintf("%.1f", r.median(l, s, func(v *vmRun) float64 { return v.CPU }))
 	}, nil)
-	section("processor time of the whole guest per request, fio included, us", tableServers, func(l, s string) string {
+	section("processor time of the whole guest per request, fio included, us", columns, func(l, s string) string {
 		return fmt.Sprintf("%.1f", r.median(l, s, func(v *vmRun) float64 { return v.Busy }))
 	}, nil)
-	section("context switches of the server per request", tableServers[1:], func(l, s string) string {
+	section("context switches of the server per request", columns[1:], func(l, s string) string {
 		return fmt.Sprintf("%.2f", r.median(l, s, func(v *vmRun) float64 { return v.Switches }))
 	}, nil)
 	b.WriteString(bars(r, order))
@@ -115,6 +134,9 @@ func bars(r results, order []string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\nbars%65s %7s\n", "median", "best")
 	line := func(load, what, server string, f func(*vmRun) float64, want float64, atMost bool) {
+		if len(r[load][holdfastName]) == 0 || len(r[load][server]) == 0 {
+			return // not measured
+		}
 		got := r.ratio(load, holdfastName, server, f)
 		verdict, sign := "met", ">="
 		if atMost {

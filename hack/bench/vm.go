@@ -19,7 +19,7 @@ func vm(ctx context.Context, args []string) error {
 	rounds := f.Int("rounds", 3, "`number` of rounds of the quick set; the rest has one")
 	runTime := f.Duration("run", 300*time.Millisecond, "`time` of one run, by the guest's clock")
 	only := f.String("only", "", "only the load of this `name`, such as '4k randread d32 j1'")
-	servers := f.String("servers", strings.Join(tableServers, ","), "comma-separated `names` of the servers to measure")
+	servers := f.String("servers", strings.Join(tableServers, ","), "comma-separated `names` of the servers to measure; there are "+strings.Join(extraServers, ", ")+" as well")
 	clock := f.String("clock", "instructions", "what an emulated guest's time is: instructions, or wall")
 	profile := f.Bool("profile", false, "keep CPU profiles of holdfast, which cost some speed")
 	kernel := f.String("kernel", "newest", "kernel's `name`, as for hack/vm")
@@ -37,17 +37,22 @@ func vm(ctx context.Context, args []string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	kublk, err := findKublk()
-	if err != nil {
-		return fmt.Errorf("kublk: %w", err)
+	kublk := ""
+	if strings.Contains(*servers, kublkName) {
+		if kublk, err = findKublk(); err != nil {
+			return fmt.Errorf("kublk: %w", err)
+		}
 	}
 	// The guest sees this machine's files, but not its /tmp.
 	self := filepath.Join(dir, "bench")
-	if err := goTool(ctx, "build", "-o", self, "holdfast/hack/bench"); err != nil {
+	if err := goTool(ctx, "build", "-o", dir+"/", "holdfast/hack/bench", "holdfast/ublk/examples/"+fileName, "holdfast/ublk/examples/"+nullName); err != nil {
 		return err
 	}
-	guest := []string{"run", "holdfast/hack/vm", fmt.Sprintf("-icount=%t", *clock == "instructions"), "-kernel", *kernel, "-mem", "4G", "-timeout", timeout.String(), "-out", dir, "-files", dir, "-files", kublk, "--",
-		self, "guest", "-clock", *clock, "-kublk", kublk, "-rounds", fmt.Sprint(*rounds), "-run", runTime.String(), "-only", *only, "-servers", *servers, fmt.Sprintf("-quick=%t", *quick)}
+	guest := []string{"run", "holdfast/hack/vm", fmt.Sprintf("-icount=%t", *clock == "instructions"), "-kernel", *kernel, "-mem", "4G", "-timeout", timeout.String(), "-out", dir, "-files", dir}
+	if kublk != "" {
+		guest = append(guest, "-files", kublk)
+	}
+	guest = append(guest, "--", self, "guest", "-clock", *clock, "-kublk", kublk, "-rounds", fmt.Sprint(*rounds), "-run", runTime.String(), "-only", *only, "-servers", *servers, fmt.Sprintf("-quick=%t", *quick))
 	if *profile {
 		guest = append(guest, "-profile", "/results/cpu")
 	}
