@@ -153,7 +153,7 @@ func Start(cfg Config) (*Daemon, error) {
 func start(cfg Config, k kernel) (_ *Daemon, err error) {
 	d := &Daemon{
 		cfg: cfg, log: cfg.Log, kernel: k, boot: state.BootID(), started: time.Now(),
-		records: state.Records{Dir: filepath.Join(cfg.StateDir, "devices"), Copy: filepath.Join(cfg.RunDir, state.CopyName), Boot: state.BootID(), Failed: new(atomic.Pointer[string])},
+		records: state.Records{Dir: filepath.Join(cfg.StateDir, "devices"), Run: cfg.RunDir, Boot: state.BootID(), Failed: new(atomic.Pointer[string])},
 		settle:  3 * time.Second, poll: time.Second,
 		scans: users.Search{Find: k.users},
 		slots: map[string]*slot{}, closing: make(chan struct{}), restored: make(chan struct{}), orphans: map[int]bool{}, handedOver: make(chan struct{}), taken: make(chan struct{}, 1),
@@ -176,7 +176,7 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 	if err := os.MkdirAll(d.records.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
-	if err := os.MkdirAll(d.records.Copy, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(cfg.RunDir, "devices"), 0o700); err != nil {
 		return nil, fmt.Errorf("run directory: %w", err)
 	}
 	heir, err := inherit()

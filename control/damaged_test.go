@@ -5,8 +5,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"holdfast/state"
 )
 
 func TestDamagedRecordIsReportedByTheDaemon(t *testing.T) {
@@ -17,7 +15,7 @@ func TestDamagedRecordIsReportedByTheDaemon(t *testing.T) {
 	if err := os.Truncate(path, 20); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.RemoveAll(filepath.Join(f.runDir(), state.CopyName)); err != nil {
+	if err := os.RemoveAll(filepath.Join(f.runDir(), "devices")); err != nil {
 		t.Fatal(err)
 	}
 	f.start()

@@ -215,8 +215,9 @@ func TestOrphans(t *testing.T) {
 	f.create("v", "i")
 	f.create("w", "j")
 	f.die()
-	for _, r := range []state.Records{f.d0(), {Dir: filepath.Join(f.runDir(), state.CopyName)}} {
-		if err := os.Remove(r.Path("v")); err != nil {
+	r := state.Records{Dir: f.d0().Dir, Run: f.runDir()}
+	for _, path := range []string{r.Path("v"), r.CopyPath("v")} {
+		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
 	}

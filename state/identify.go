@@ -37,16 +37,13 @@ func IdentityOf(run, state string, number int, tag uint64, boot string) (*Identi
 		runDir := run + strings.TrimPrefix(dir, state)
 		// What is below the run directory is of this boot, and is there even when the
 		// state directory is not.
-		for _, records := range []Records{{Dir: filepath.Join(runDir, CopyName)}, {Dir: filepath.Join(dir, "devices")}} {
-			files, err := filepath.Glob(filepath.Join(records.Dir, "*"+RecordSuffix))
-			if err != nil {
-				return nil, err
-			}
-			for _, file := range files {
-				rec, err := ReadRecord(file)
-				if err == nil && rec.ID == number && rec.BootID == boot {
-					return &Identity{Name: rec.Spec.Name, Instance: instance, Served: rec.Standby == nil}, nil
-				}
+		recs, _, err := Records{Dir: filepath.Join(dir, "devices"), Run: runDir, Boot: boot}.Read()
+		if err != nil {
+			return nil, err
+		}
+		for _, rec := range recs {
+			if rec.ID == number && rec.BootID == boot {
+				return &Identity{Name: rec.Spec.Name, Instance: instance, Served: rec.Standby == nil}, nil
 			}
 		}
 		return nil, fmt.Errorf("/dev/ublkb%d was made with the state directory %q, and no record there has it", number, dir)

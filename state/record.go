@@ -8,11 +8,8 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
-	"sort"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -90,23 +87,35 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // nothing can be written to, loses nothing of it.
 type Records struct {
 	Dir  string
-	Copy string // "": none
+	Run  string // the run directory, for the copies; "": there are none
 	Boot string // of copies that count
-	// failed is why the directory could not be written to the last time; nil: it could.
+	// Failed is why the directory could not be written to the last time; nil: it could.
 	Failed *atomic.Pointer[string]
 }
 
+// Path is a record's file.
 func (r Records) Path(name string) string { return filepath.Join(r.Dir, name+RecordSuffix) }
+
+// CopyPath is its copy's.
+func (r Records) CopyPath(name string) string {
+	return filepath.Join(r.Run, copies, name, "record"+RecordSuffix)
+}
+
+// copies is the directory in the run directory that has one for each device.
+const copies = "devices"
 
 // Save makes rec durable under its spec's name: temporary file, fsync, rename,
 // fsync of the directory. After an error the copy may have it.
 func (r Records) Save(rec *Record) error {
 	rec.Serial++
-	if r.Copy != "" {
+	if r.Run != "" {
 		// The state directory is what counts while it can be written to.
-		_ = Records{Dir: r.Copy}.write(rec)
+		path := r.CopyPath(rec.Spec.Name)
+		if os.MkdirAll(filepath.Dir(path), 0o700) == nil {
+			_ = write(path, rec)
+		}
 	}
-	err := r.write(rec)
+	err := write(r.Path(rec.Spec.Name), rec)
 	if r.Failed != nil {
 		r.Failed.Store(nil)
 		if err != nil {
@@ -127,7 +136,7 @@ func (r Records) Problem() (api.Problem, bool) {
 		Advice: "see to the space and the rights there; devices are served, and until the machine goes down the run directory knows what the records should"}, true
 }
 
-func (r Records) write(rec *Record) error {
+func write(path string, rec *Record) error {
 	inner, err := json.Marshal(rec)
 	if err != nil {
 		return err
@@ -142,9 +151,9 @@ func (r Records) write(rec *Record) error {
 	}
 	// The temporary file must lie in the same directory: a rename from /tmp
 	// would be a copy on another file system, and not found by load's cleaning.
-	err = renameio.WriteFile(r.Path(rec.Spec.Name), append(data, '\n'), 0o600, renameio.WithTempDir(r.Dir))
+	err = renameio.WriteFile(path, append(data, '\n'), 0o600, renameio.WithTempDir(filepath.Dir(path)))
 	if err == nil {
-		err = syncDir(r.Dir)
+		err = syncDir(filepath.Dir(path))
 	}
 	if err != nil {
 		return fmt.Errorf("cannot note device %q in the state directory: %w", rec.Spec.Name, err)
@@ -154,9 +163,12 @@ func (r Records) write(rec *Record) error {
 
 // Remove forgets a name, durably. A record that isn't there is no error.
 func (r Records) Remove(name string) error {
-	if r.Copy != "" {
+	if r.Run != "" {
 		// First, so that a crash in between leaves what it left before.
-		_ = Records{Dir: r.Copy}.Remove(name)
+		path := r.CopyPath(name)
+		_ = os.Remove(path)
+		_ = os.Remove(filepath.Dir(path)) // if nothing else is there
+		_ = os.Remove(r.oldCopyPath(name))
 	}
 	err := os.Remove(r.Path(name))
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
@@ -168,73 +180,7 @@ func (r Records) Remove(name string) error {
 	return nil
 }
 
-// Load reads every record. One that can't be used is renamed to
-// NAME.json.damaged and becomes a problem, as do those of earlier starts, unless there is
-// a copy: then nothing was lost. Copies also stand for records that are missing, or
-// could not be written any more.
-func (r Records) Load() ([]*Record, []api.Problem, error) {
-	found, problems, err := r.read()
-	if err != nil {
-		return nil, nil, fmt.Errorf("state directory: %w", err)
-	}
-	if r.Copy != "" {
-		copies, _, err := Records{Dir: r.Copy}.read()
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, nil, fmt.Errorf("run directory: %w", err)
-		}
-		for name, c := range copies {
-			if rec := found[name]; c.BootID != r.Boot || rec != nil && rec.Serial >= c.Serial {
-				continue
-			}
-			found[name] = c
-			_ = r.write(c) // if it can be written to now
-			for i := range problems {
-				if problems[i].Device == name {
-					problems[i].Advice = "nothing is lost, the run directory had a copy: delete the file"
-				}
-			}
-		}
-	}
-	recs := slices.Collect(maps.Values(found))
-	sort.Slice(recs, func(i, j int) bool { return recs[i].Spec.Name < recs[j].Spec.Name })
-	return recs, problems, nil
-}
-
-// read reads one directory.
-func (r Records) read() (map[string]*Record, []api.Problem, error) {
-	entries, err := os.ReadDir(r.Dir)
-	if err != nil {
-		return nil, nil, err
-	}
-	recs := map[string]*Record{}
-	var problems []api.Problem
-	for _, e := range entries {
-		file, path := e.Name(), filepath.Join(r.Dir, e.Name())
-		name, _, _ := strings.Cut(file, RecordSuffix)
-		switch {
-		case strings.HasPrefix(file, ".") && strings.Contains(file, RecordSuffix):
-			os.Remove(path) // a save that a crash cut off before its rename
-		case strings.Contains(file, RecordSuffix+DamagedSuffix):
-			p := damagedProblem(path, "put aside by an earlier start")
-			p.Device = name
-			problems = append(problems, p)
-		case strings.HasSuffix(file, RecordSuffix):
-			rec, err := ReadRecord(path)
-			if err == nil && rec.Spec.Name != name {
-				err = fmt.Errorf("it is the record of %q", rec.Spec.Name)
-			}
-			if err != nil {
-				p := r.putAside(path, err)
-				p.Device = name
-				problems = append(problems, p)
-				continue
-			}
-			recs[name] = rec
-		}
-	}
-	return recs, problems, nil
-}
-
+// ReadRecord reads one file.
 func ReadRecord(path string) (*Record, error) {
 	// O_NONBLOCK: a FIFO in the directory must not stop the start.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
@@ -289,7 +235,7 @@ func parseRecord(data []byte) (*Record, error) {
 }
 
 // putAside renames a bad record so that its name is free and nothing is lost.
-func (r Records) putAside(path string, why error) api.Problem {
+func putAside(path string, why error) api.Problem {
 	to := path + DamagedSuffix
 	for i := 1; ; i++ {
 		if _, err := os.Lstat(to); errors.Is(err, fs.ErrNotExist) {
@@ -302,14 +248,17 @@ func (r Records) putAside(path string, why error) api.Problem {
 		p.Reason += fmt.Sprintf(" (and it could not be renamed: %v)", err)
 		return p
 	}
-	syncDir(r.Dir)
+	syncDir(filepath.Dir(path))
 	return damagedProblem(to, why.Error())
 }
+
+// damagedReason begins the reason of a damaged record.
+const damagedReason = "damaged record of a device: "
 
 func damagedProblem(path, why string) api.Problem {
 	return api.Problem{
 		File:   path,
-		Reason: "damaged record of a device: " + why,
+		Reason: damagedReason + why,
 		Advice: "the device's images may still be marked in use: look into the file for their names, run 'holdfast image check --repair' on them, then delete the file",
 	}
 }
@@ -339,6 +288,3 @@ func BootID() string {
 	}
 	return strings.TrimSpace(string(b))
 }
-
-// CopyName is the directory of the records' copies, in the run directory.
-const CopyName = "devices"
