@@ -108,8 +108,8 @@ func (k *thisKernel) control() (*ublk.Control, error) {
 		if err != nil {
 			return nil, api.Errorf(api.CodeDriver, "%w", err)
 		}
-		ctl.Spawn = func(name string, args ...string) error {
-			_, err := k.spawner.Start(spawner.Command{Path: name, Args: args, Dir: "/", Group: true})
+		ctl.Run = func(ctx context.Context, name string, args ...string) error {
+			_, err := k.spawner.Output(ctx, name, args...)
 			return err
 		}
 		k.ctl = ctl

@@ -235,30 +235,49 @@ func (d *Device) Leave(ctx context.Context) error {
 // queue in its hands: they look only when a request times out, by default after 30 s.
 // It is no time-out for the server, which may take as long as it likes.
 //
-// For the change the kernel waits, and can't be interrupted, until no request is in
-// flight. Were this process killed in that wait, it would not end before its requests do,
+// For the change the kernel freezes the queue: it waits, and can't be interrupted, until no
+// request is in flight, and every other request waits meanwhile, in front of the queue, where
+// no server sees it. With a request that hangs in its storage, or is held, that has no end. So it
+// is done before Start returns, when nobody has the device yet but those who look at every
+// new disk, and only in a moment without a request; without it, recovery takes longer.
+//
+// Were this process killed in the kernel's wait, it would not end before its requests do,
 // which wait for its end. So a process of its own does it, which has nothing of the device.
 func (d *Device) hurry(ctx context.Context) {
 	if have, err := d.ctl.Features(ctx); d.cfg.Recovery == NoRecovery || err != nil || have.Has(FeatureQuiesce) {
 		return
 	}
-	const soon = "500" // ms
-	path := fmt.Sprintf("/sys/block/ublkb%d/queue/io_timeout", d.info.ID)
-	if is, err := os.ReadFile(path); err != nil || strings.TrimSpace(string(is)) == soon {
+	dir := fmt.Sprintf("/sys/block/ublkb%d", d.info.ID)
+	if is, err := os.ReadFile(dir + "/queue/io_timeout"); err != nil || strings.TrimSpace(string(is)) == soon {
 		return // it outlives servers
 	}
-	spawn := d.ctl.Spawn
-	if spawn == nil {
-		spawn = spawnHere
+	ctx, cancel := context.WithTimeout(ctx, hurryPatience)
+	defer cancel()
+	run := d.ctl.Run
+	if run == nil {
+		run = runHere
 	}
-	_ = spawn("/bin/sh", "-c", "echo "+soon+` >"$0"`, path) // without it, recovery takes longer
+	_ = run(ctx, "/bin/sh", "-c", whenIdle, dir)
 }
 
-func spawnHere(name string, args ...string) error {
-	cmd := exec.Command(name, args...)
-	err := cmd.Start()
-	if err == nil {
-		go func() { _ = cmd.Wait() }()
+const (
+	soon          = "500" // ms
+	hurryPatience = 5 * time.Second
+	// whenIdle looks ten times in half a second.
+	whenIdle = `cd "$0" && for i in 0 1 2 3 4 5 6 7 8 9; do
+	read -r reads writes <inflight
+	if [ "$reads$writes" = 00 ]; then echo ` + soon + ` >queue/io_timeout; exit; fi
+	sleep 0.05
+done`
+)
+
+func runHere(ctx context.Context, name string, args ...string) error {
+	ended := make(chan error, 1)
+	go func() { ended <- exec.CommandContext(ctx, name, args...).Run() }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	return err
 }
