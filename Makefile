@@ -120,7 +120,7 @@ vm-%: SHELL = /bin/bash
 vm-%: .SHELLFLAGS = -o pipefail -c
 vm-%:
 	@for a in $(or $(VM_$*),$(VM_OTHER)); do \
-		$(GO) run ./hack/vm -kernel $* -env HOLDFAST_CASES=$(CASES_$*) -timeout 13m $$a -- -test.short || exit 1; \
+		$(GO) run ./hack/vm -kernel $* -env HOLDFAST_CASES=$(CASES_$*) -timeout 40m -stall 10m $$a -- -test.short || exit 1; \
 	done 2>&1 | while IFS= read -r l; do printf '%s %4ds  %s\n' $* $$SECONDS "$$l"; done
 
 # systemd as process 1, our units, reboots.

@@ -36,9 +36,13 @@
 //	122  the guest's kernel panicked, or the guest died
 //	123  the command ended, but the kernel reported an oops, BUG, hung task
 //	     or stall meanwhile (-allow-oops leaves the command's code)
-//	124  the command did not end within -timeout
+//	124  the command did not end within -timeout, or its tests stood still for -stall
 //	125  nothing was tested: QEMU, kernel or boot failed; one line says why
 //	130  interrupted
+//
+// After a failure the last lines are about what matters most, as they may be all that
+// its reader sees: first the kernel's log, then where the test is that was running, last
+// which tests failed, or ran and for how long, and the verdict.
 //
 // # Kernels
 //
@@ -82,6 +86,7 @@ import (
 type options struct {
 	kernel    string
 	timeout   time.Duration
+	stall     time.Duration
 	memory    string
 	cpus      int
 	out       string
@@ -144,6 +149,7 @@ func parse(args []string) (*options, error) {
 	f := flag.NewFlagSet("vm", flag.ContinueOnError)
 	f.StringVar(&o.kernel, "kernel", newest, "kernel's `name`: "+newest+", "+oldest+", or a series such as "+oldestSeries)
 	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "end the command after this `time`, counted from user space")
+	f.DurationVar(&o.stall, "stall", 0, "with -test: end the command when for this `time` no test begins or ends (0: never)")
 	f.StringVar(&o.memory, "mem", "4G", "the guest's memory, as a `size` for QEMU's -m")
 	f.IntVar(&o.cpus, "cpus", 2, "the guest's `number` of processors")
 	f.StringVar(&o.out, "out", "", "`directory` that is /results in the guest, and gets console.log (default: a temporary one, removed if it stays empty)")
@@ -177,6 +183,8 @@ func parse(args []string) (*options, error) {
 		return nil, fmt.Errorf("-systemd wants a -disk to keep the root's changes on")
 	case o.timeout <= 0:
 		return nil, fmt.Errorf("-timeout %v: want more than 0", o.timeout)
+	case o.stall < 0 || o.stall > 0 && len(o.test) == 0:
+		return nil, fmt.Errorf("-stall %v: want more than 0, and -test", o.stall)
 	}
 	return &o, nil
 }
@@ -222,8 +230,8 @@ func execute(ctx context.Context, o *options) (int, error) {
 	}
 	m := &machine{
 		kernel: k, initramfs: filepath.Join(temp, "initramfs"), outDir: outDir,
-		memory: o.memory, cpus: o.cpus, append: o.append, icount: o.icount, reboots: o.systemd, timeout: o.timeout,
-		stdout: os.Stdout, stderr: os.Stderr,
+		memory: o.memory, cpus: o.cpus, append: o.append, icount: o.icount, reboots: o.systemd, timeout: o.timeout, stall: o.stall,
+		stdout: &progress{to: os.Stdout}, stderr: &tail{to: os.Stderr},
 	}
 	m.renew = func() (err error) {
 		if m.disks, err = makeDisks(temp, o.disks); err != nil || !o.systemd {

@@ -34,8 +34,9 @@ type machine struct {
 	icount    bool         // emulated: the clock counts instructions
 	reboots   bool         // the guest may boot again
 	timeout   time.Duration
-	stdout    io.Writer
-	stderr    io.Writer
+	stall     time.Duration // without a test's begin or end; 0: no limit
+	stdout    *progress
+	stderr    *tail
 }
 
 // disk is a virtio disk backed by a raw, sparse file.
@@ -66,6 +67,8 @@ type outcome struct {
 	exited   bool          // the guest told an exit code
 	code     int
 	timedOut bool
+	stalled  bool   // timedOut because no test began or ended
+	underWay string // the tests that were running then
 	running  string // import path of the last Go package whose tests started
 	err      string // the guest's own error, or QEMU's
 	console  *console
@@ -223,6 +226,14 @@ func (m *machine) boot(ctx context.Context, a accelerator, bound time.Duration) 
 	limit := time.NewTimer(bound)
 	defer limit.Stop()
 	var grace <-chan time.Time
+	watch := time.NewTicker(time.Second)
+	defer watch.Stop()
+	timeUp := func() {
+		o.timedOut, o.underWay = true, m.stdout.underWay()
+		// Let the guest show what hangs, then end it.
+		fmt.Fprintln(ours[sockControl], guest.MsgDump)
+		grace = time.After(10 * time.Second)
+	}
 	kill := func() { _ = cmd.Process.Kill() }
 	for running := true; running; {
 		select {
@@ -247,6 +258,7 @@ func (m *machine) boot(ctx context.Context, a accelerator, bound time.Duration) 
 				o.console.markReady()
 			case guest.MsgRun:
 				o.running = rest
+				m.stdout.begin(rest)
 			case guest.MsgExit:
 				o.exited = true
 				o.code, _ = strconv.Atoi(rest)
@@ -262,14 +274,18 @@ func (m *machine) boot(ctx context.Context, a accelerator, bound time.Duration) 
 				o.err = strings.TrimSpace(fmt.Sprintf("QEMU: %v: %s", err, qemuErr.String()))
 			}
 		case <-limit.C:
-			o.timedOut = true
-			if !o.up {
+			switch {
+			case !o.up:
+				o.timedOut = true
 				kill()
-				continue
+			case !o.timedOut:
+				timeUp()
 			}
-			// Let the guest show what hangs, then end it.
-			fmt.Fprintln(ours[sockControl], guest.MsgDump)
-			grace = time.After(5 * time.Second)
+		case <-watch.C:
+			if m.stall > 0 && o.up && !o.exited && !o.timedOut && m.stdout.idle() > m.stall {
+				o.stalled = true
+				timeUp()
+			}
 		case <-grace:
 			kill()
 		case <-ctx.Done():

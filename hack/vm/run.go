@@ -165,31 +165,31 @@ func (m *machine) run(ctx context.Context, choice accelChoice, allowOops bool) i
 	}
 }
 
-// verdict tells what became of a boot that reached user space.
+// verdict tells what became of a boot that reached user space, the most important last.
 func (m *machine) verdict(o *outcome, a accelerator, allowOops bool) int {
 	fault, panicked := o.console.fault()
-	code := 0
+	code, words := 0, ""
 	switch {
 	case o.timedOut && !panicked:
-		logf("FAIL: not done after %v (-timeout); blocked tasks are in the kernel log", m.timeout)
-		code = exitTimeout
+		code, words = exitTimeout, fmt.Sprintf("FAIL: not done after %v (-timeout)", m.timeout)
+		if o.stalled {
+			words = fmt.Sprintf("FAIL: no test began or ended for %v (-stall)", m.stall)
+		}
+		if o.underWay != "" {
+			words += ", and this was running: " + o.underWay
+		}
 	case o.exited && fault != "" && !allowOops:
-		logf("FAIL: the kernel reported a fault while the command ran (it exited with %d): %s", o.code, strings.TrimSpace(fault))
-		code = exitOops
+		code, words = exitOops, fmt.Sprintf("FAIL: the kernel reported a fault while the command ran (it exited with %d): %s", o.code, strings.TrimSpace(fault))
 	case o.exited:
-		code = o.code
-		if code != 0 {
-			logf("the command exited with %d on %s, %s", code, m.kernel.Release, a)
+		if code = o.code; code != 0 {
+			words = fmt.Sprintf("the command exited with %d on %s, %s", code, m.kernel.Release, a)
 		}
 	case panicked:
-		logf("FAIL: the guest's kernel panicked")
-		code = exitFault
+		code, words = exitFault, "FAIL: the guest's kernel panicked"
 	case o.err != "":
-		logf("the guest could not be set up: %s", o.err)
-		code = exitHarness
+		code, words = exitHarness, "the guest could not be set up: "+o.err
 	default:
-		logf("FAIL: the guest ended without a verdict")
-		code = exitFault
+		code, words = exitFault, "FAIL: the guest ended without a verdict"
 	}
 	if o.running != "" && !o.exited {
 		// Nobody else says so in the form that go test has.
@@ -202,16 +202,27 @@ func (m *machine) verdict(o *outcome, a accelerator, allowOops bool) int {
 		logf("the kernel warned: %s", w)
 	}
 	logf("kernel %s, %s, %d CPUs, %s: user space after %.1f s", m.kernel.Release, a, m.cpus, m.memory, o.upAfter.Round(100*time.Millisecond).Seconds())
+	if o.timedOut {
+		show("the test's goroutine:", m.stderr.testGoroutine(15))
+	}
+	if code != 0 {
+		show("tests:", m.stdout.failures())
+		logf("%s", words)
+	}
 	return code
 }
 
-func (m *machine) showLog(o *outcome, limit int) {
-	lines := o.console.report(limit)
-	if len(lines) > 0 {
-		logf("from the guest's kernel log:")
-		for _, l := range lines {
-			fmt.Fprintf(os.Stderr, "    %s\n", l)
-		}
+func show(title string, lines []string) {
+	if len(lines) == 0 {
+		return
 	}
+	logf("%s", title)
+	for _, l := range lines {
+		fmt.Fprintf(os.Stderr, "    %s\n", l)
+	}
+}
+
+func (m *machine) showLog(o *outcome, limit int) {
+	show("from the guest's kernel log:", o.console.report(limit))
 	logf("the whole kernel log is in %s", filepath.Join(m.outDir, "console.log"))
 }
