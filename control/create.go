@@ -200,7 +200,7 @@ func (d *Daemon) openRecorded(ctx context.Context, s *slot, rec, old *state.Reco
 			known.Size = 0 // the image says it anew
 		}
 	}
-	dev, err := d.kernel.open(ctx, rec.Spec, openOptions{takeOver: takeOver, key: d.key, event: d.event(s), known: known, opened: d.opened(s, rec), added: func(id int) error {
+	dev, err := d.kernel.open(ctx, rec.Spec, openOptions{takeOver: takeOver, key: d.check, event: d.event(s), known: known, opened: d.opened(s, rec), added: func(id int) error {
 		// Before anybody can use the device: who finds it in the driver later finds
 		// its record as well.
 		if err := d.ownNumber(s, id); err != nil {

@@ -69,7 +69,10 @@ type Daemon struct {
 	// poll is how often a shutdown looks again at devices in use.
 	poll time.Duration
 
-	key     *standby.Key
+	key     *holders        // of the standby check,
+	word    *state.Key      // whether it is on,
+	check   *standby.Switch // and what follows from that
+	stopKey func()
 	handMu  sync.Mutex // one change of the key by hand at a time
 	keyMu   sync.Mutex // of its file
 	targets *targets
@@ -158,7 +161,6 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 		scans: users.Search{Find: k.users},
 		slots: map[string]*slot{}, closing: make(chan struct{}), restored: make(chan struct{}), orphans: map[int]bool{}, handedOver: make(chan struct{}), taken: make(chan struct{}, 1),
 	}
-	d.key = standby.NewKey(time.Now, d.note)
 	if d.targets, err = newTargets(cfg.Targets); err != nil {
 		return nil, err
 	}
@@ -199,6 +201,9 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 		return nil, err
 	}
 	if err := d.lockDirs(); err != nil {
+		return nil, err
+	}
+	if err := d.openKey(); err != nil {
 		return nil, err
 	}
 	if cfg.Prepare != nil {
@@ -303,6 +308,7 @@ func (d *Daemon) Close() {
 		os.Remove(d.SocketPath())
 	}
 	d.kernel.close()
+	d.releaseKey()
 	for _, l := range d.locks {
 		l.Release()
 	}

@@ -78,7 +78,7 @@ type failing interface {
 // openOptions are what a device needs of the daemon.
 type openOptions struct {
 	takeOver bool // the images' in-use marks are our own
-	key      *standby.Key
+	key      *standby.Switch
 	event    func(api.Event)
 	// recover takes over the device that a dead daemon left; nil: make one.
 	recover *device.Recovery
@@ -279,7 +279,7 @@ func (d *Daemon) waitingStatus(slot *slot) api.Status {
 	slices.Sort(s.Consumers)
 	s.Enabled, s.Flag = len(s.Consumers) > 0, rec.Standby != nil
 	switch {
-	case !s.Enabled || !d.key.On():
+	case !s.Enabled || !d.check.On():
 		s.Value = "not supported"
 	case s.Flag:
 		s.Value = "on"

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"holdfast/api"
+	"holdfast/standby"
 	"holdfast/state"
 	"holdfast/target"
 )
@@ -24,6 +26,57 @@ type keyFile struct {
 }
 
 func (d *Daemon) keyPath() string { return filepath.Join(d.cfg.RunDir, "key.json") }
+
+// openKey takes the check for this daemon, as it was left. The run directory is locked.
+func (d *Daemon) openKey() (err error) {
+	if d.word, err = state.CreateKey(d.cfg.RunDir, d.log); err != nil {
+		return err
+	}
+	d.check = standby.NewSwitch(d.word)
+	d.key = newHolders(d.turnKey, d.note)
+	return nil
+}
+
+// turnKey turns the check on or off for all devices.
+func (d *Daemon) turnKey(on bool) error {
+	err := d.word.Set(on)
+	d.check.Turned()
+	return err
+}
+
+// holdKey makes the check what its holders want, and sees that it stays so: who does
+// something to the file harms all devices.
+func (d *Daemon) holdKey() {
+	d.word.Take()
+	if err := d.key.Apply(); err != nil {
+		d.log.Error().Msg(err.Error())
+	}
+	ctx, cancel := context.WithCancel(d.alive)
+	ended := make(chan struct{})
+	d.watching.Go(func() {
+		defer close(ended)
+		d.word.Watch(ctx, func() {
+			mended, err := d.key.Mend(func(on bool) bool { return d.word.Good() && d.check.On() == on })
+			switch {
+			case err != nil:
+				d.log.Error().Msg(err.Error())
+			case mended:
+				d.log.Warn().Msg("somebody changed the file of the standby check: it is as it was again")
+			}
+		})
+	})
+	d.stopKey = func() { cancel(); <-ended }
+}
+
+// releaseKey leaves it to another daemon.
+func (d *Daemon) releaseKey() {
+	if d.stopKey != nil {
+		d.stopKey()
+	}
+	if d.word != nil {
+		d.word.Release()
+	}
+}
 
 // saveKey notes who is to hold the key, before they do.
 func (d *Daemon) saveKey(holders []string) error {
@@ -40,41 +93,45 @@ func (d *Daemon) saveKey(holders []string) error {
 // restoreKey has the key held as it was by an earlier daemon. Targets are believed to be
 // there until they are first looked at.
 func (d *Daemon) restoreKey() {
-	b, err := os.ReadFile(d.keyPath())
-	if errors.Is(err, fs.ErrNotExist) {
-		return
-	}
 	var f keyFile
+	b, err := os.ReadFile(d.keyPath())
 	if err == nil {
 		err = json.Unmarshal(b, &f)
 	}
-	if err != nil {
+	switch {
+	case err == nil && f.BootID == d.boot:
+		d.restoreHolders(f.Holders)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		d.log.Warn().Err(err).Msg("who held the standby check is not known: it is off until somebody turns it on")
-		return
 	}
-	if f.BootID != d.boot {
-		return
-	}
+	d.holdKey()
+}
+
+func (d *Daemon) restoreHolders(holders []string) {
 	d.targets.mu.Lock()
 	defer d.targets.mu.Unlock()
-	for _, h := range f.Holders {
+	for _, h := range holders {
 		switch {
 		case h == handHolder:
-			d.key.Enable(h)
 		case d.targets.watches(h):
-			d.key.Enable(h)
 			d.targets.held[target.Kind(h)] = true
+		default:
+			continue
+		}
+		if err := d.key.Enable(h); err != nil {
+			d.log.Error().Msg(err.Error())
 		}
 	}
 }
 
-// enableKey takes the key for a holder, durably.
+// enableKey takes the key for a holder, durably if it can. An error is that of turning it on.
 func (d *Daemon) enableKey(holder string) error {
 	d.keyMu.Lock()
 	defer d.keyMu.Unlock()
-	err := d.saveKey(append(d.key.Holders(), holder))
-	d.key.Enable(holder)
-	return err
+	if err := d.saveKey(append(d.key.Holders(), holder)); err != nil {
+		d.log.Warn().Msg(err.Error())
+	}
+	return d.key.Enable(holder)
 }
 
 // disableKey gives the key back for a holder.

@@ -260,7 +260,7 @@ func (d *Daemon) takeOver(ctx context.Context, s *slot, rec *state.Record, faili
 		d.set(s, func() { s.failing = nil })
 	}
 	leases := append(slices.Clone(rec.Leases), d.targets.watched(rec.TargetLeases)...)
-	dev, err := d.kernel.open(ctx, rec.Spec, openOptions{takeOver: true, key: d.key, event: d.event(s), known: knownOf(rec), opened: d.opened(s, rec),
+	dev, err := d.kernel.open(ctx, rec.Spec, openOptions{takeOver: true, key: d.check, event: d.event(s), known: knownOf(rec), opened: d.opened(s, rec),
 		recover: &device.Recovery{ID: rec.ID, Consumers: leases, Standby: restored(rec.Standby), Left: rec.Left, Force: force}})
 	if err != nil {
 		if failing != nil {

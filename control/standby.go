@@ -22,7 +22,7 @@ var consumerForm = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._:-]{0,63}$`)
 
 // Key is the state of the standby check.
 func (d *Daemon) Key() api.KeyInfo {
-	info := api.KeyInfo{On: d.key.On(), Holders: d.key.Holders(), Targets: d.targets.info(), Inconsistencies: map[string]uint64{}}
+	info := api.KeyInfo{On: d.check.On(), Holders: d.key.Holders(), Targets: d.targets.info(), Inconsistencies: map[string]uint64{}}
 	for i, n := range d.key.Inconsistencies() {
 		info.Inconsistencies[string(i)] = n
 	}
@@ -38,10 +38,14 @@ func (d *Daemon) SetKey(on bool) (api.KeyInfo, error) {
 	switch {
 	case on && !held:
 		if err := d.enableKey(handHolder); err != nil {
-			d.log.Warn().Msg(err.Error())
+			return d.Key(), api.Errorf(api.CodeInternal, "%w", err)
 		}
 		d.tell("", api.EventKeyOn, "the standby check is on, by hand")
-	case !on && held:
+	case on: // to ask again helps when the first time failed
+		if err := d.key.Apply(); err != nil {
+			return d.Key(), api.Errorf(api.CodeInternal, "%w", err)
+		}
+	case held:
 		if err := d.disableKey(handHolder); err != nil {
 			return d.Key(), api.Errorf(api.CodeInternal, "%w", err)
 		}
@@ -135,7 +139,7 @@ func (d *Daemon) SetStandby(name string, on bool) (*api.Device, error) {
 // missingFuse says which fuse is off, and how to turn it on.
 func (d *Daemon) missingFuse(dev live) string {
 	var off []string
-	if !d.key.On() {
+	if !d.check.On() {
 		off = append(off, "the standby check is off ('holdfast standby-check on')")
 	}
 	st := dev.Status()
@@ -324,7 +328,7 @@ func (d *Daemon) replace(ctx context.Context, s *slot, r api.ReplaceRequest) err
 	return api.Errorf(e.Code, "device %q: %w", s.name, err)
 }
 
-// note tells of an inconsistency of the key. The machine's lock is held: nothing here blocks.
+// note tells of an inconsistency of the key. The holders' lock is held: nothing here blocks.
 func (d *Daemon) note(i standby.Inconsistency) {
 	d.log.Warn().Str("event", api.EventInconsistency).Str("kind", string(i)).Msg(i.String())
 	d.addEvent(newEvent("", api.EventInconsistency, string(i)+": "+i.String()))

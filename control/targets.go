@@ -117,7 +117,7 @@ func (d *Daemon) applyTargets() {
 		if st.Present && !t.held[st.Kind] {
 			t.held[st.Kind] = true
 			if err := d.enableKey(string(st.Kind)); err != nil {
-				d.log.Warn().Msg(err.Error())
+				d.log.Error().Msg(err.Error())
 			}
 			d.tell("", api.EventTarget, "target %s is there: it holds the standby check on", st.Kind)
 		}

@@ -70,7 +70,7 @@ func (d *Daemon) tree() *sysfs.Dir {
 		&sysfs.Dir{Name: "module", Entries: []sysfs.Entry{
 			&sysfs.Dir{Name: "parameters", Entries: []sysfs.Entry{
 				&sysfs.Attr{Name: "standby_check", Mode: 0o644,
-					Show: func() (string, error) { return showSwitch(d.key.On()), nil },
+					Show: func() (string, error) { return showSwitch(d.check.On()), nil },
 					Store: func(v string) error {
 						on, err := parseSwitch(v)
 						if err != nil {

@@ -326,6 +326,7 @@ func (d *Daemon) letGo() {
 	}
 	// Clients wait in the socket's queue for who accepts them next.
 	d.listener.Close()
+	d.releaseKey()
 	for _, l := range d.locks {
 		l.Release()
 	}
@@ -343,6 +344,7 @@ func (d *Daemon) takeHold() error {
 			return err
 		}
 	}
+	d.holdKey()
 	l, err := d.keptSocket()
 	if err != nil {
 		return err

@@ -38,8 +38,8 @@ type Options struct {
 	TakeOver bool
 	// Event takes what happens to the device; it must not block. nil: nobody.
 	Event func(api.Event)
-	// Key is the process' switch for standby; nil: one that stays off.
-	Key *standby.Key
+	// Key is the process' view of the standby check; nil: one that stays off.
+	Key *standby.Switch
 	// Recover takes over a device whose server is gone, instead of making one. After
 	// an error it waits for a server as before. TakeOver is implied.
 	Recover *Recovery
@@ -116,7 +116,7 @@ func Open(ctx context.Context, spec api.Spec, o Options) (*Device, error) {
 		d.opened = func(Opened) error { return nil }
 	}
 	if o.Key == nil {
-		o.Key = standby.NewKey(time.Now, nil)
+		o.Key = standby.NewSwitch(new(atomic.Uint32))
 	}
 	d.ioErrors = d.log.Sample(&zerolog.BurstSampler{Burst: 5, Period: 10 * time.Second})
 	r := o.Recover

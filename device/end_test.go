@@ -24,11 +24,11 @@ func TestCutOffIsSeen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	key := standby.NewKey(time.Now, nil)
+	key := newTestKey()
 	key.Enable("a test")
 	events := make(chan api.Event, 10)
 	d := &Device{event: func(e api.Event) { events <- e }}
-	d.machine = standby.NewDevice(key, standby.Options{})
+	d.machine = standby.NewDevice(key.Switch, standby.Options{})
 	defer d.machine.Close()
 	if err := d.machine.Attach("a test"); err != nil {
 		t.Fatal(err)

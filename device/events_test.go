@@ -36,8 +36,8 @@ func TestStandbyEvents(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			var said []string
 			d := &Device{spec: api.Spec{Name: "v", StandbyTimeout: api.Duration(time.Second)}, event: func(e api.Event) { said = append(said, e.Message) }}
-			k := standby.NewKey(time.Now, nil)
-			m := standby.NewDevice(k, standby.Options{Changed: func(c standby.Change) {
+			k := newTestKey()
+			m := standby.NewDevice(k.Switch, standby.Options{Changed: func(c standby.Change) {
 				switch c.Kind {
 				case standby.Entered, standby.Recovered, standby.Cleared, standby.Expired:
 					d.note(c)

@@ -76,7 +76,7 @@ func count(rs []*fakeRequest, is func(*fakeRequest) bool) (n int) {
 type slowDevice struct {
 	*Device
 	t    *testing.T
-	key  *standby.Key
+	key  *testKey
 	tags int
 }
 
@@ -91,10 +91,10 @@ func newSlowDeviceOf(t *testing.T, depth int, o ploop.Options, refs ...ploop.Ima
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &slowDevice{t: t, key: standby.NewKey(time.Now, nil)}
+	s := &slowDevice{t: t, key: newTestKey()}
 	d := &Device{dev: new(ublk.Device), closing: make(chan struct{}), changing: make(chan struct{}, 1), event: func(api.Event) {}, queues: make([]queue, 1)}
 	d.journal.noted = make(chan struct{}, 1)
-	d.machine = standby.NewDevice(s.key, standby.Options{Changed: d.changed})
+	d.machine = standby.NewDevice(s.key.Switch, standby.Options{Changed: d.changed})
 	d.gate = d.machine.Gate()
 	g := newGeneration(stack, 1)
 	d.gen.Store(g)

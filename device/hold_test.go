@@ -18,7 +18,6 @@ import (
 
 	"holdfast/api"
 	"holdfast/ploop"
-	"holdfast/standby"
 	"holdfast/ublk"
 )
 
@@ -71,15 +70,15 @@ func (d *disk) revive() { d.t.Helper(); d.load(d.table) }
 type standbyFixture struct {
 	*Device
 	t    *testing.T
-	key  *standby.Key
+	key  *testKey
 	mu   sync.Mutex
 	seen []string
 }
 
 func serveStandby(t *testing.T, ctl *ublk.Control, spec api.Spec) *standbyFixture {
 	t.Helper()
-	f := &standbyFixture{t: t, key: standby.NewKey(time.Now, nil)}
-	d, err := Open(t.Context(), spec, Options{Control: ctl, Key: f.key, Log: zerolog.New(zerolog.NewTestWriter(t)),
+	f := &standbyFixture{t: t, key: newTestKey()}
+	d, err := Open(t.Context(), spec, Options{Control: ctl, Key: f.key.Switch, Log: zerolog.New(zerolog.NewTestWriter(t)),
 		Event: func(e api.Event) { f.mu.Lock(); f.seen = append(f.seen, e.Kind); f.mu.Unlock() }})
 	if err != nil {
 		t.Fatal(err)
@@ -305,7 +304,7 @@ func TestMixed(t *testing.T) {
 	run(t, "mount", d.ref().Path, fs)
 	t.Cleanup(func() { unix.Unmount(fs, unix.MNT_DETACH) })
 	held := serveStandby(t, ctl, api.Spec{Name: "a", Images: makeStack(t, mkdir(t, fs, "a"), 1, 2, 4<<20, 1<<20)}).arm()
-	other, err := Open(t.Context(), api.Spec{Name: "b", Images: makeStack(t, mkdir(t, fs, "b"), 1, 2, 4<<20, 1<<20)}, Options{Control: ctl, Key: held.key})
+	other, err := Open(t.Context(), api.Spec{Name: "b", Images: makeStack(t, mkdir(t, fs, "b"), 1, 2, 4<<20, 1<<20)}, Options{Control: ctl, Key: held.key.Switch})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 // and its end in the old file would be acknowledged.
 func TestRefusedLeaveForgetsNothing(t *testing.T) {
 	d := &Device{dev: new(ublk.Device), changing: make(chan struct{}, 1)}
-	d.machine = standby.NewDevice(standby.NewKey(time.Now, nil), standby.Options{})
+	d.machine = standby.NewDevice(newTestKey().Switch, standby.Options{})
 	call := new(generation)
 	d.gen.Store(call)
 	if !call.enter() {

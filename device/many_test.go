@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"holdfast/api"
 	"holdfast/hack/faultfs"
 	"holdfast/ploop"
-	"holdfast/standby"
 )
 
 // TestMany has 64 devices of one process go to standby at once, with 32 requests held by
@@ -26,7 +24,7 @@ func TestMany(t *testing.T) {
 		devices = 16
 	}
 	w := newWays(t, faultfs.Options{})
-	key := standby.NewKey(time.Now, nil)
+	key := newTestKey()
 	key.Enable("test")
 	type one struct {
 		*Device
@@ -39,7 +37,7 @@ func TestMany(t *testing.T) {
 			t.Fatal(err)
 		}
 		spec := api.Spec{Name: name, Images: refs(w.a, name), Queues: 1, Depth: requests, Recovery: []string{api.RecoveryManual, api.RecoveryReopen}[i%2]}
-		d, err := Open(t.Context(), spec, Options{Control: ctl, Key: key})
+		d, err := Open(t.Context(), spec, Options{Control: ctl, Key: key.Switch})
 		if err != nil {
 			t.Fatal(err)
 		}

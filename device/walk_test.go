@@ -70,7 +70,7 @@ type walk struct {
 	t       *testing.T
 	rng     *rand.Rand
 	ctl     *ublk.Control
-	key     *standby.Key
+	key     *testKey
 	storage faultfs.Options
 	ways    *ways
 	names   []string
@@ -86,7 +86,7 @@ type walk struct {
 }
 
 func newWalk(t *testing.T, ctl *ublk.Control, seed uint64) *walk {
-	w := &walk{t: t, rng: rand.New(rand.NewPCG(seed, 1)), ctl: ctl, key: standby.NewKey(time.Now, nil),
+	w := &walk{t: t, rng: rand.New(rand.NewPCG(seed, 1)), ctl: ctl, key: newTestKey(),
 		armed: map[string]bool{}, did: map[string]int{}, names: []string{"base", "top"}}
 	w.storage = faultfs.Options{Locks: seed%3 == 0, AsyncIO: seed%4 == 0, OneWriter: seed%2 == 1}
 	w.ways = newWays(t, w.storage)
@@ -151,7 +151,7 @@ func (w *walk) open() {
 	if w.one(4) {
 		w.spec.StandbyTimeout = api.Duration(time.Duration(20+w.rng.IntN(300)) * time.Millisecond)
 	}
-	o := Options{Control: w.ctl, Key: w.key, TakeOver: true, Log: zerolog.New(zerolog.NewTestWriter(w.t)).Level(zerolog.WarnLevel)}
+	o := Options{Control: w.ctl, Key: w.key.Switch, TakeOver: true, Log: zerolog.New(zerolog.NewTestWriter(w.t)).Level(zerolog.WarnLevel)}
 	d, err := Open(w.t.Context(), w.spec, o)
 	// A lock that couldn't be given back, as the storage was dead, goes some time after its
 	// file was closed.

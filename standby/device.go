@@ -39,14 +39,14 @@ type Change struct {
 type Options struct {
 	// Triggers are the errors that lead to standby; nil: DefaultTriggers.
 	Triggers []unix.Errno
-	// Changed hears of every change, in order. The key's lock is held: it must
+	// Changed hears of every change, in order. The switch's lock is held: it must
 	// neither block nor call this package, but for Gate's methods.
 	Changed func(Change)
 }
 
 // Device is one device's part of the machine.
 type Device struct {
-	key      *Key
+	key      *Switch
 	gate     Gate
 	triggers []unix.Errno
 	changed  func(Change)
@@ -75,9 +75,9 @@ type Stats struct {
 	Inconsistencies map[Inconsistency]uint64
 }
 
-// NewDevice adds a device to a key: no lease, no flag, gate open.
-func NewDevice(k *Key, o Options) *Device {
-	d := &Device{key: k, triggers: o.Triggers, changed: o.Changed,
+// NewDevice adds a device to a switch: no lease, no flag, gate open.
+func NewDevice(s *Switch, o Options) *Device {
+	d := &Device{key: s, triggers: o.Triggers, changed: o.Changed,
 		leases: map[string]struct{}{}, is: map[Inconsistency]bool{},
 		stats: Stats{Triggers: map[unix.Errno]uint64{}, Inconsistencies: map[Inconsistency]uint64{}}}
 	if d.triggers == nil {
@@ -86,13 +86,13 @@ func NewDevice(k *Key, o Options) *Device {
 	if d.changed == nil {
 		d.changed = func(Change) {}
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.devices[d] = struct{}{}
+	s.lock()
+	defer s.mu.Unlock()
+	s.devices[d] = struct{}{}
 	return d
 }
 
-// Close takes the device out of its key. Its gate stays as it is.
+// Close takes the device out of its switch. Its gate stays as it is.
 func (d *Device) Close() {
 	d.key.mu.Lock()
 	defer d.key.mu.Unlock()
@@ -102,7 +102,7 @@ func (d *Device) Close() {
 // Gate is the device's gate.
 func (d *Device) Gate() *Gate { return &d.gate }
 
-func (d *Device) supported() bool { return d.key.on() && len(d.leases) > 0 }
+func (d *Device) supported() bool { return d.key.on && len(d.leases) > 0 }
 
 // settle brings the gate in line with everything else, looks for inconsistencies, and
 // tells of the change c. c.Held is filled in, unless it is Fail already.
@@ -119,7 +119,7 @@ func (d *Device) settle(c Change) {
 		c.Held = d.gate.Verdict()
 	}
 	d.changed(c)
-	d.look(EnabledKeyOff, len(d.leases) > 0 && !d.key.on())
+	d.look(EnabledKeyOff, len(d.leases) > 0 && !d.key.on)
 	d.look(FlagNotEnabled, d.flag && len(d.leases) == 0)
 }
 
@@ -139,7 +139,7 @@ func (d *Device) wrong(i Inconsistency) {
 
 // Attach takes a lease for a consumer. ErrAttached: it has one.
 func (d *Device) Attach(consumer string) error {
-	d.key.mu.Lock()
+	d.key.lock()
 	defer d.key.mu.Unlock()
 	if _, ok := d.leases[consumer]; ok {
 		return ErrAttached
@@ -151,7 +151,7 @@ func (d *Device) Attach(consumer string) error {
 
 // Detach drops a consumer's lease. ErrNotAttached: it has none.
 func (d *Device) Detach(consumer string) error {
-	d.key.mu.Lock()
+	d.key.lock()
 	defer d.key.mu.Unlock()
 	if _, ok := d.leases[consumer]; !ok {
 		d.wrong(UnbalancedDetach)
@@ -174,7 +174,7 @@ func (d *Device) Fault(errno unix.Errno, cause string, p Place, answers bool) Ve
 	if !slices.Contains(d.triggers, errno) {
 		return Pass
 	}
-	d.key.mu.Lock()
+	d.key.lock()
 	defer d.key.mu.Unlock()
 	if !d.supported() {
 		return Pass
@@ -194,7 +194,7 @@ func (d *Device) Fault(errno unix.Errno, cause string, p Place, answers bool) Ve
 // by Reopened: who sets it counts on it, perhaps to copy an image. ErrNotSupported: a fuse
 // is off.
 func (d *Device) Set() error {
-	d.key.mu.Lock()
+	d.key.lock()
 	defer d.key.mu.Unlock()
 	if !d.supported() {
 		return ErrNotSupported
@@ -228,7 +228,7 @@ type Restored struct {
 // fuses say: with one of them off it is an inconsistency, as it was before. To be called
 // before there are requests.
 func (d *Device) Restore(r Restored) {
-	d.key.mu.Lock()
+	d.key.lock()
 	defer d.key.mu.Unlock()
 	d.set(r.Errno, r.Cause, r.ByHand)
 	d.since = r.Since
@@ -251,7 +251,7 @@ func (d *Device) Reopened() bool {
 func (d *Device) Clear(cause string) bool { return d.clear(Change{Kind: Cleared, Cause: cause}, false) }
 
 func (d *Device) clear(c Change, unlessByHand bool) bool {
-	d.key.mu.Lock()
+	d.key.lock()
 	defer d.key.mu.Unlock()
 	if !d.flag || d.byHand && unlessByHand {
 		return false
@@ -273,7 +273,7 @@ func (d *Device) clear(c Change, unlessByHand bool) bool {
 // Expire says that the standby that began at since has lasted too long: held requests
 // and new ones fail until it ends. It does nothing if that standby has ended.
 func (d *Device) Expire(since time.Time) bool {
-	d.key.mu.Lock()
+	d.key.lock()
 	defer d.key.mu.Unlock()
 	if !d.flag || d.expired || !d.since.Equal(since) {
 		return false
@@ -285,7 +285,7 @@ func (d *Device) Expire(since time.Time) bool {
 
 // Hold closes the gate for a reason.
 func (d *Device) Hold(r Reason) {
-	d.key.mu.Lock()
+	d.key.lock()
 	defer d.key.mu.Unlock()
 	d.reasons |= r &^ (Standby | failing)
 	d.settle(Change{Kind: GateChanged})
@@ -293,7 +293,7 @@ func (d *Device) Hold(r Reason) {
 
 // Release takes a reason away.
 func (d *Device) Release(r Reason) {
-	d.key.mu.Lock()
+	d.key.lock()
 	defer d.key.mu.Unlock()
 	d.reasons &^= r
 	d.settle(Change{Kind: GateChanged})
@@ -331,7 +331,7 @@ func (s *Status) Value() string {
 
 // Status takes the picture.
 func (d *Device) Status() Status {
-	d.key.mu.Lock()
+	d.key.lock()
 	defer d.key.mu.Unlock()
 	s := Status{
 		Supported: d.supported(), Enabled: len(d.leases) > 0, Flag: d.flag, Expired: d.expired,

@@ -4,8 +4,13 @@
 //
 // # Two fuses
 //
-// A Key is one for the process, counted like a static key of the kernel: on
-// while anybody holds it. The integration with a target holds it while it runs.
+// The key, or standby check, is one for the host, like a static key of the kernel: on
+// while anybody holds it. The integration with a target holds it while it runs. Who holds
+// it is not known here: a Switch is given a word that says whether it is on, perhaps one
+// in memory that all processes share. Every operation on a device reads the word anew, so
+// a process agrees with the others at once; Switch.Turned, for a wake-up, brings gates in line
+// where nothing else happens.
+//
 // STANDBY_EN belongs to a Device, and is set while any consumer holds a lease: the
 // consumer's promise that it can live with requests that take long, and will
 // see to it that the hold ends. While either is off nothing on the device is

@@ -122,7 +122,7 @@ func covered(list []BadRange, errno unix.Errno, p Place) bool {
 // that is lost once more often shows at the same busy place first. Who asks then finds out
 // whether the storage answers elsewhere, and says so to Fault.
 func (d *Device) Known(errno unix.Errno, p Place, again bool) bool {
-	d.key.mu.Lock()
+	d.key.lock()
 	defer d.key.mu.Unlock()
 	return !d.flag && d.ep.known(d.key.now(), errno, p) && (again || covered(d.ep.bad, errno, p))
 }
@@ -130,7 +130,7 @@ func (d *Device) Known(errno unix.Errno, p Place, again bool) bool {
 // Replaced says that another file has taken the place of one: what was bad there may not be
 // any more. To be called before Recovered.
 func (d *Device) Replaced(level int) {
-	d.key.mu.Lock()
+	d.key.lock()
 	defer d.key.mu.Unlock()
 	if now := d.key.now(); !d.flag {
 		d.ep.begin(now, false) // what was long ago is no part of what comes

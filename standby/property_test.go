@@ -20,7 +20,7 @@ const (
 // machine's own terms: who holds what, and what has happened since.
 type model struct {
 	t        *rapid.T
-	k        *Key
+	k        *testKey
 	d        *Device
 	now      time.Time
 	holders  map[string]int
@@ -115,8 +115,8 @@ func (m *model) check() {
 func TestAnySequence(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := &model{t: t, now: time.Unix(1, 0), holders: map[string]int{}, leases: map[string]bool{}}
-		m.k = NewKey(func() time.Time { return m.now }, nil)
-		m.d = NewDevice(m.k, Options{Changed: m.changed})
+		m.k = newTestKey(func() time.Time { return m.now })
+		m.d = NewDevice(m.k.Switch, Options{Changed: m.changed})
 		name := rapid.SampledFrom([]string{"a", "b", "c"})
 		t.Repeat(map[string]func(*rapid.T){
 			"": func(*rapid.T) { m.check() },
@@ -161,7 +161,7 @@ func TestAnySequence(t *testing.T) {
 			"enable": func(t *rapid.T) { h := name.Draw(t, "holder"); m.holders[h]++; m.k.Enable(h) },
 			"disable": func(t *rapid.T) {
 				h := name.Draw(t, "holder")
-				err := m.d.key.Disable(h)
+				err := m.k.Disable(h)
 				if (err == nil) != (m.holders[h] > 0) {
 					t.Fatalf("disable: %v", err)
 				}
