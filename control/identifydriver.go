@@ -25,6 +25,7 @@ func Identify(ctx context.Context, number int) (*state.Identity, error) {
 	id, err := state.IdentityOf(api.DefaultRunDir, api.DefaultStateDir, number, info.Tag, state.BootID())
 	if id != nil {
 		id.Served = id.Served && info.State == ublk.Live && !info.Unreleased()
+		_, id.IOTimeout, _ = ctl.TimeoutAttr(ctx, number)
 	}
 	return id, err
 }

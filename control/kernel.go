@@ -108,10 +108,6 @@ func (k *thisKernel) control() (*ublk.Control, error) {
 		if err != nil {
 			return nil, api.Errorf(api.CodeDriver, "%w", err)
 		}
-		ctl.Run = func(ctx context.Context, name string, args ...string) error {
-			_, err := k.spawner.Output(ctx, name, args...)
-			return err
-		}
 		k.ctl = ctl
 	}
 	return k.ctl, nil
@@ -132,6 +128,7 @@ func (k *thisKernel) open(ctx context.Context, spec api.Spec, o openOptions) (li
 	if err != nil {
 		return nil, err
 	}
+	k.shortenTimeout(ctx, ctl, dev.ID())
 	return dev, nil
 }
 
@@ -187,6 +184,7 @@ func (k *thisKernel) fail(ctx context.Context, id int) (failing, error) {
 	if err != nil {
 		return nil, err
 	}
+	k.shortenTimeout(ctx, ctl, id)
 	return f, nil
 }
 

@@ -13,6 +13,8 @@ type Identity struct {
 	// Served: a server has the device, and did not hold its requests when it last wrote its
 	// record. I/O of one that isn't served waits.
 	Served bool
+	// IOTimeout is what its queue/io_timeout is to be; "": as it is.
+	IOTimeout string
 }
 
 // Link is the device's stable name below /dev.

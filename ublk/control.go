@@ -45,12 +45,6 @@ type Control struct {
 	// Timeout is the deadline of commands whose context has none. Set it before
 	// the first command.
 	Timeout time.Duration
-	// Run runs a program to its end; at the end of ctx it kills the program, and doesn't
-	// wait for that: on kernels without FeatureQuiesce each new device has a shell run once. nil:
-	// os/exec does it, which is no good in a process that has files open on storage that hangs:
-	// execve(2) waits for that storage when it closes them in the new process. Set it before
-	// the first device.
-	Run func(ctx context.Context, name string, args ...string) error
 
 	fd       int
 	wake     int // eventfd

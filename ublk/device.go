@@ -181,9 +181,7 @@ func (d *Device) Start(ctx context.Context) error {
 	}
 	d.mu.Unlock()
 	switch {
-	case err == nil:
-		d.hurry(ctx)
-	case stopped:
+	case err == nil, stopped:
 	case recovering:
 		return errors.Join(err, d.Leave(context.WithoutCancel(ctx)))
 	default:

@@ -79,7 +79,9 @@
 // When the process dies the driver fails or keeps the requests, as Config.Recovery
 // says. A panic in a handler kills the process and so is such a death. A new server
 // takes the device over with Control.Recover, and one that has to go without dying
-// gives it up with Device.Leave.
+// gives it up with Device.Leave. On kernels before 6.15 somebody has to set a time-out first,
+// or it may be half a minute before the driver notices a death: Control.TimeoutAttr says what,
+// and why the server must not be the one.
 //
 // A dead server's writes may still be on their way to its files, and land after the
 // new server has done the same request again and its user has gone on. Nothing here

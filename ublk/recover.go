@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"strings"
 	"time"
 	"unsafe"
@@ -231,53 +230,40 @@ func (d *Device) Leave(ctx context.Context) error {
 	return d.closeDevice()
 }
 
-// hurry has kernels before 6.15 notice soon that a server died with every tag of a
-// queue in its hands: they look only when a request times out, by default after 30 s.
-// It is no time-out for the server, which may take as long as it likes.
+// TimeoutAttr says what is to be written to which file, once the device is started, so that the
+// driver notices soon that its server died; "": nothing.
 //
-// For the change the kernel freezes the queue: it waits, and can't be interrupted, until no
-// request is in flight, and every other request waits meanwhile, in front of the queue, where
-// no server sees it. With a request that hangs in its storage, or is held, that has no end. So it
-// is done before Start returns, when nobody has the device yet but those who look at every
-// new disk, and only in a moment without a request; without it, recovery takes longer.
+// Before Linux 6.15 (6.16 for sure, by FeatureQuiesce) the driver looks for a dead server
+// when a request comes or times out. One that died with every tag of a queue in its hands
+// lets no request come, and the time is 30 s by default, so that recovery would begin so late.
+// It is no time-out for the server, which may take as long as it likes; and it outlives
+// servers.
 //
-// Were this process killed in the kernel's wait, it would not end before its requests do,
-// which wait for its end. So a process of its own does it, which has nothing of the device.
-func (d *Device) hurry(ctx context.Context) {
-	if have, err := d.ctl.Features(ctx); d.cfg.Recovery == NoRecovery || err != nil || have.Has(FeatureQuiesce) {
-		return
+// For the change, even to the value that is there, the kernel freezes the queue: it waits, and
+// can't be interrupted, until no request is in flight, and every other request waits meanwhile, in
+// front of the queue, where no server sees it. With a request that hangs in its storage, or is
+// held, that has no end. Hence:
+//
+//   - It is done when the device is new, before others are told of it, and only in a moment
+//     without a request (the disk's attribute inflight). Without it recovery takes longer,
+//     and nothing else is lost.
+//   - The server must not do it itself. Were it killed in the kernel's wait, it would not end before
+//     its requests do, which wait for its end. So somebody else does, who has nothing of
+//     the device or its storage open: a udev rule, or a process of its own.
+func (c *Control) TimeoutAttr(ctx context.Context, id int) (path, value string, err error) {
+	const soon = "500" // ms; a device whose requests wait has a timer run twice a second
+	have, err := c.Features(ctx)
+	if err != nil || have.Has(FeatureQuiesce) {
+		return "", "", err
 	}
-	dir := fmt.Sprintf("/sys/block/ublkb%d", d.info.ID)
-	if is, err := os.ReadFile(dir + "/queue/io_timeout"); err != nil || strings.TrimSpace(string(is)) == soon {
-		return // it outlives servers
+	info, err := c.GetInfo(ctx, id)
+	if err != nil || !info.Flags.Has(FeatureUserRecovery) {
+		return "", "", err
 	}
-	ctx, cancel := context.WithTimeout(ctx, hurryPatience)
-	defer cancel()
-	run := d.ctl.Run
-	if run == nil {
-		run = runHere
+	path = fmt.Sprintf("/sys/block/ublkb%d/queue/io_timeout", id)
+	is, err := os.ReadFile(path)
+	if err != nil || strings.TrimSpace(string(is)) == soon {
+		return "", "", err
 	}
-	_ = run(ctx, "/bin/sh", "-c", whenIdle, dir)
-}
-
-const (
-	soon          = "500" // ms
-	hurryPatience = 5 * time.Second
-	// whenIdle looks ten times in half a second.
-	whenIdle = `cd "$0" && for i in 0 1 2 3 4 5 6 7 8 9; do
-	read -r reads writes <inflight
-	if [ "$reads$writes" = 00 ]; then echo ` + soon + ` >queue/io_timeout; exit; fi
-	sleep 0.05
-done`
-)
-
-func runHere(ctx context.Context, name string, args ...string) error {
-	ended := make(chan error, 1)
-	go func() { ended <- exec.CommandContext(ctx, name, args...).Run() }()
-	select {
-	case err := <-ended:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return path, soon, nil
 }

@@ -35,7 +35,11 @@ func udevCommand() *cli.Command {
 			if id.Served {
 				ready = 1
 			}
-			_, err = fmt.Fprintf(c.App.Writer, "HOLDFAST_NAME=%s\nHOLDFAST_LINK=%s\nHOLDFAST_READY=%d\n", id.Name, id.Link(), ready)
+			text := fmt.Sprintf("HOLDFAST_NAME=%s\nHOLDFAST_LINK=%s\nHOLDFAST_READY=%d\n", id.Name, id.Link(), ready)
+			if id.IOTimeout != "" {
+				text += fmt.Sprintf("HOLDFAST_IO_TIMEOUT=%s\n", id.IOTimeout)
+			}
+			_, err = fmt.Fprint(c.App.Writer, text)
 			return err
 		},
 	}

@@ -112,6 +112,16 @@ func quiesced(g guest, pid string) {
 	g.run("systemctl", "daemon-reload")
 	g.run("systemctl", "restart", "holdfast.service")
 	g.served(pid, "hand")
+
+	// Where the driver wants its time-out short, udev sees to it as well.
+	timeout := "/sys/block/" + disk + "/queue/io_timeout"
+	if g.run("cat", timeout) == "500" {
+		g.write(timeout, "30000")
+		g.run("timeout", "60", "udevadm", "trigger", "--settle", "--action=add", "/sys/class/block/"+disk)
+		if got := g.run("cat", timeout); got != "500" {
+			g.Errorf("after a look of udev's %s is %s", timeout, got)
+		}
+	}
 }
 
 // upgrade: reload moves the devices to another process, which systemd then looks after.
