@@ -65,6 +65,7 @@ func (d *Daemon) create(ctx context.Context, s *slot, spec api.Spec) error {
 		return classify(err)
 	}
 	rec := &state.Record{Spec: spec, ID: -1, BootID: d.boot, PID: os.Getpid(), Created: time.Now().UTC(), Images: ids}
+	rec.Tag = state.NewTag(d.cfg.StateDir, spec.Name, rec.Created)
 	if old != nil {
 		rec.Generation, rec.Leases, rec.Serial = old.Generation+1, old.Leases, old.Serial
 		if takeOver { // until it has opened them itself
@@ -200,12 +201,9 @@ func (d *Daemon) openRecorded(ctx context.Context, s *slot, rec, old *state.Reco
 			known.Size = 0 // the image says it anew
 		}
 	}
-	dev, err := d.kernel.open(ctx, rec.Spec, openOptions{takeOver: takeOver, key: d.check, event: d.event(s), known: known, opened: d.opened(s, rec), added: func(id int) error {
+	dev, err := d.kernel.open(ctx, rec.Spec, openOptions{takeOver: takeOver, tag: rec.Tag, key: d.check, event: d.event(s), known: known, opened: d.opened(s, rec), added: func(id int) error {
 		// Before anybody can use the device: who finds it in the driver later finds
 		// its record as well.
-		if err := d.ownNumber(s, id); err != nil {
-			return err
-		}
 		rec.ID = id
 		return d.records.Save(rec)
 	}})

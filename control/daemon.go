@@ -115,8 +115,8 @@ type Daemon struct {
 	mu            sync.Mutex
 	slots         map[string]*slot
 	problems      []api.Problem
-	orphans       map[int]bool // devices of ours in the driver that have no record
-	driverProblem string       // why the last creation failed, if the kernel was the reason
+	orphans       map[int]state.Tag // devices of ours in the driver that have no record
+	driverProblem string            // why the last creation failed, if the kernel was the reason
 	stopping      bool
 }
 
@@ -159,7 +159,7 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 		records: state.Records{Dir: filepath.Join(cfg.StateDir, "devices"), Run: cfg.RunDir, Boot: state.BootID(), Failed: new(atomic.Pointer[string])},
 		settle:  3 * time.Second, poll: time.Second,
 		scans: users.Search{Find: k.users},
-		slots: map[string]*slot{}, closing: make(chan struct{}), restored: make(chan struct{}), orphans: map[int]bool{}, handedOver: make(chan struct{}), taken: make(chan struct{}, 1),
+		slots: map[string]*slot{}, closing: make(chan struct{}), restored: make(chan struct{}), orphans: map[int]state.Tag{}, handedOver: make(chan struct{}), taken: make(chan struct{}, 1),
 	}
 	if d.targets, err = newTargets(cfg.Targets); err != nil {
 		return nil, err

@@ -24,8 +24,7 @@
 // Daemon.mu guards the table of names and is never held while something blocks.
 // Each name has a token (slot.op), taken for the length of one operation, always
 // before mu and never two at once: no order to get wrong. (An upgrade takes them all, with a
-// limit of time; ownNumber takes a second one, without waiting.) A snapshot takes only
-// mu, so listing works while a device hangs in its removal. A removal goes on
+// limit of time.) A snapshot takes only mu, so listing works while a device hangs in its removal. A removal goes on
 // when the client that asked for it hangs up; a creation is taken back.
 //
 // # Standby

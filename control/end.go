@@ -2,9 +2,9 @@ package control
 
 import (
 	"context"
-	"fmt"
 
 	"holdfast/api"
+	"holdfast/state"
 )
 
 // endDevice is what the daemon's end means for one device. One that still waits for its
@@ -17,29 +17,29 @@ func (d *Daemon) endDevice(ctx context.Context, s *slot, force bool) error {
 	}
 	d.mu.Lock()
 	waits := s.rec != nil && s.phase == api.StateRecovering
-	var id int
+	var disk state.Disk
 	var failing failing
 	problem := s.problem
 	if waits {
-		id, failing = s.rec.ID, s.failing
+		disk, failing = s.rec.Disk(d.cfg.StateDir), s.failing
 	}
 	d.mu.Unlock()
 	if !waits {
 		return d.removeLive(ctx, s, force, true)
 	}
-	users, err := d.scans.Of(map[int]string{id: fmt.Sprintf("/dev/ublkb%d", id)})
-	if err == nil && len(users[id]) == 0 {
+	users, err := d.scans.Of(map[int]string{disk.ID: disk.String()})
+	if err == nil && len(users[disk.ID]) == 0 {
 		d.log.Info().Str("device", s.name).Msgf("left to the next daemon: %s", problem)
 		return nil
 	}
 	if !force {
 		who := "perhaps somebody who cannot be seen from here"
-		if len(users[id]) > 0 {
-			who = userList(users[id])
+		if len(users[disk.ID]) > 0 {
+			who = userList(users[disk.ID])
 		}
 		return api.Errorf(api.CodeBusy, "device %q waits to be recovered (%s), and with it %s", s.name, problem, who)
 	}
-	if err := d.giveUp(ctx, s, id, failing); err != nil {
+	if err := d.giveUp(ctx, s, disk, failing); err != nil {
 		return err
 	}
 	d.log.Warn().Str("device", s.name).Msg("given up before it could be recovered: I/O of its users fails")

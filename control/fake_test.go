@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -48,6 +49,9 @@ type fakeKernel struct {
 	deleted   []int
 	stackErr  error // of closeImages
 	leftErr   error // of left, which then knows nothing
+	// tags are the marks of those that were made by open. Others have what daemons gave all of a
+	// state directory's before each had one of its own.
+	tags map[int]state.Tag
 	// kept are those of waiting that the driver takes for served.
 	kept map[int]bool
 
@@ -64,7 +68,7 @@ type fakeKernel struct {
 
 func newFake(t *testing.T) *fakeKernel {
 	return &fakeKernel{t: t, closeErr: map[string]error{}, inUse: map[string][]api.User{},
-		live: map[string]*fakeDevice{}, taken: map[string]bool{}, waiting: map[int]bool{}}
+		live: map[string]*fakeDevice{}, taken: map[string]bool{}, waiting: map[int]bool{}, tags: map[int]state.Tag{}}
 }
 
 // d is the live device of a name; mu is held.
@@ -122,7 +126,7 @@ func (k *fakeKernel) open(ctx context.Context, spec api.Spec, o openOptions) (li
 	}
 	d := &fakeDevice{k: k, id: k.next, spec: spec, event: o.event, machine: standby.NewDevice(o.key, standby.Options{})}
 	if r := o.recover; r != nil {
-		if !k.waiting[r.ID] {
+		if disk := (state.Disk{ID: r.ID, Tag: state.Tag(r.Tag)}); !k.waiting[r.ID] || k.disk(r.ID) != disk {
 			return nil, ublk.ErrNoDevice
 		}
 		if k.kept[r.ID] {
@@ -144,6 +148,7 @@ func (k *fakeKernel) open(ctx context.Context, spec api.Spec, o openOptions) (li
 			k.next++
 		}
 		d.id = k.next
+		k.tags[d.id] = o.tag
 		k.next++
 		if err := o.added(d.id); err != nil {
 			return nil, err
@@ -167,33 +172,47 @@ func (k *fakeKernel) examine(spec api.Spec, _ device.Known) error {
 	return k.examineErr[spec.Name]
 }
 
-func (k *fakeKernel) left(context.Context) (map[int]bool, error) {
+// disk is a device with its mark; mu is held.
+func (k *fakeKernel) disk(id int) state.Disk {
+	tag, ok := k.tags[id]
+	if !ok {
+		tag = state.OldTag(k.stateDir)
+	}
+	return state.Disk{ID: id, Tag: tag}
+}
+
+func (k *fakeKernel) left(context.Context) (map[state.Disk]bool, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.leftErr != nil {
 		return nil, k.leftErr
 	}
-	left := map[int]bool{}
+	left := map[state.Disk]bool{}
 	for _, id := range k.dead {
-		left[id] = false
+		left[k.disk(id)] = false
 	}
 	for id := range k.waiting {
-		left[id] = true
+		left[k.disk(id)] = true
 	}
+	maps.DeleteFunc(left, func(disk state.Disk, _ bool) bool { return !disk.Tag.Of(k.stateDir) })
 	return left, nil
 }
 
-func (k *fakeKernel) unreleased(_ context.Context, id int) bool {
+func (k *fakeKernel) unreleased(_ context.Context, disk state.Disk) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.kept[id]
+	return k.kept[disk.ID] && k.disk(disk.ID) == disk
 }
 
 func (k *fakeKernel) holders(int) string { return "process 1 (init)" }
 
-func (k *fakeKernel) delete(_ context.Context, id int) error {
+func (k *fakeKernel) delete(_ context.Context, disk state.Disk) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	id := disk.ID
+	if k.disk(id) != disk {
+		return nil
+	}
 	if k.kept[id] {
 		return fmt.Errorf("%w: %s", ublk.ErrUnreleased, unreleasedText(id, "process 1 (init)"))
 	}
@@ -209,10 +228,11 @@ type fakeFailing struct {
 	id int
 }
 
-func (k *fakeKernel) fail(_ context.Context, id int) (failing, error) {
+func (k *fakeKernel) fail(_ context.Context, disk state.Disk) (failing, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if !k.waiting[id] {
+	id := disk.ID
+	if !k.waiting[id] || k.disk(id) != disk {
 		return nil, ublk.ErrNoDevice
 	}
 	delete(k.waiting, id)

@@ -22,7 +22,7 @@ func Identify(ctx context.Context, number int) (*state.Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	id, err := state.IdentityOf(api.DefaultRunDir, api.DefaultStateDir, number, info.Tag, state.BootID())
+	id, err := state.IdentityOf(api.DefaultRunDir, api.DefaultStateDir, state.Disk{ID: number, Tag: state.Tag(info.Tag)}, state.BootID())
 	if id != nil {
 		id.Served = id.Served && info.State == ublk.Live && !info.Unreleased()
 		_, id.IOTimeout, _ = ctl.TimeoutAttr(ctx, number)

@@ -55,15 +55,15 @@ type kernel interface {
 	// left says what earlier daemons of this state directory left in the kernel: true
 	// for devices that wait, or will wait, for a new server. The caller holds the
 	// directory's lock, so that these daemons are known to be dead.
-	left(ctx context.Context) (map[int]bool, error)
-	// delete deletes one of these.
-	delete(ctx context.Context, id int) error
+	left(ctx context.Context) (map[state.Disk]bool, error)
+	// delete deletes one of these. One whose number is another's by now is gone.
+	delete(ctx context.Context, disk state.Disk) error
 	// unreleased says whether the driver takes one of these for served, and its server is gone.
-	unreleased(ctx context.Context, id int) bool
+	unreleased(ctx context.Context, disk state.Disk) bool
 	// holders says who keeps the reference of a server that is gone.
 	holders(id int) string
 	// fail takes one of them over to fail its I/O.
-	fail(ctx context.Context, id int) (failing, error)
+	fail(ctx context.Context, disk state.Disk) (failing, error)
 	// users says who holds disks, given as number → path.
 	users(disks map[int]string) (map[int][]api.User, error)
 	close()
@@ -78,6 +78,7 @@ type failing interface {
 // openOptions are what a device needs of the daemon.
 type openOptions struct {
 	takeOver bool // the images' in-use marks are our own
+	tag      state.Tag
 	key      *standby.Switch
 	event    func(api.Event)
 	// recover takes over the device that a dead daemon left; nil: make one.
@@ -89,15 +90,15 @@ type openOptions struct {
 
 // thisKernel is the machine's own.
 type thisKernel struct {
-	log     zerolog.Logger
-	spawner *spawner.Spawner
-	tag     uint64 // of the devices of daemons with this state directory
-	mu      sync.Mutex
-	ctl     *ublk.Control // nil until it could be opened
+	log      zerolog.Logger
+	spawner  *spawner.Spawner
+	stateDir string
+	mu       sync.Mutex
+	ctl      *ublk.Control // nil until it could be opened
 }
 
 func newKernel(cfg *Config) *thisKernel {
-	return &thisKernel{log: cfg.Log, spawner: cfg.Spawner, tag: state.TagOf(cfg.StateDir)}
+	return &thisKernel{log: cfg.Log, spawner: cfg.Spawner, stateDir: cfg.StateDir}
 }
 
 func (k *thisKernel) control() (*ublk.Control, error) {
@@ -123,7 +124,7 @@ func (k *thisKernel) open(ctx context.Context, spec api.Spec, o openOptions) (li
 	if err != nil {
 		return nil, err
 	}
-	dev, err := device.Open(ctx, spec, device.Options{Control: ctl, Log: k.log, Tag: k.tag, TakeOver: o.takeOver, Event: o.event, Key: o.key, Recover: o.recover,
+	dev, err := device.Open(ctx, spec, device.Options{Control: ctl, Log: k.log, Tag: uint64(o.tag), TakeOver: o.takeOver, Event: o.event, Key: o.key, Recover: o.recover,
 		Known: o.known, Opened: o.opened, Added: o.added})
 	if err != nil {
 		return nil, err
@@ -149,7 +150,7 @@ func (k *thisKernel) examine(spec api.Spec, known device.Known) error {
 	return ploop.Examine(spec.Images, ploop.Options{ReadOnly: spec.ReadOnly, Damaged: spec.Damaged, TakeOver: true, Continue: true, Size: known.Size, RawSize: known.RawSize})
 }
 
-func (k *thisKernel) left(ctx context.Context) (map[int]bool, error) {
+func (k *thisKernel) left(ctx context.Context) (map[state.Disk]bool, error) {
 	ctl, err := k.control()
 	if errors.Is(err, ublk.ErrNoDriver) {
 		return nil, nil
@@ -161,53 +162,53 @@ func (k *thisKernel) left(ctx context.Context) (map[int]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	left := map[int]bool{}
+	left := map[state.Disk]bool{}
 	for _, id := range ids {
 		info, e := ctl.GetInfo(ctx, id)
 		switch {
 		case errors.Is(e, ublk.ErrNoDevice):
 		case e != nil:
 			err = errors.Join(err, e)
-		case info.Tag == k.tag:
-			left[id] = info.State != ublk.Dead && info.Flags.Has(ublk.FeatureUserRecovery)
+		case state.Tag(info.Tag).Of(k.stateDir):
+			left[state.Disk{ID: id, Tag: state.Tag(info.Tag)}] = info.State != ublk.Dead && info.Flags.Has(ublk.FeatureUserRecovery)
 		}
 	}
 	return left, err
 }
 
-func (k *thisKernel) fail(ctx context.Context, id int) (failing, error) {
+func (k *thisKernel) fail(ctx context.Context, disk state.Disk) (failing, error) {
 	ctl, err := k.control()
 	if err != nil {
 		return nil, err
 	}
-	f, err := device.Fail(ctx, ctl, id)
+	f, err := device.Fail(ctx, ctl, disk.ID, uint64(disk.Tag))
 	if err != nil {
 		return nil, err
 	}
-	k.shortenTimeout(ctx, ctl, id)
+	k.shortenTimeout(ctx, ctl, disk.ID)
 	return f, nil
 }
 
 // delete waits for the server's end, of which the driver hears once the last reference
 // to the server's files is gone: that can be after the process is.
-func (k *thisKernel) delete(ctx context.Context, id int) error {
+func (k *thisKernel) delete(ctx context.Context, disk state.Disk) error {
 	ctl, err := k.control()
 	if err != nil {
 		return err
 	}
 	for begin := time.Now(); ; {
-		info, err := ctl.GetInfo(ctx, id)
+		info, err := ctl.GetInfo(ctx, disk.ID)
 		switch {
 		case errors.Is(err, ublk.ErrNoDevice):
 			return nil
 		case err != nil:
 			return err
-		case info.Tag != k.tag:
-			return fmt.Errorf("/dev/ublkb%d is not of this daemon", id)
+		case state.Tag(info.Tag) != disk.Tag: // the number is another device's
+			return nil
 		case info.State != ublk.Live:
-			return deleteDevice(ctx, ctl, id)
+			return deleteDevice(ctx, ctl, disk.ID)
 		case info.Unreleased() && time.Since(begin) > unreleasedTime:
-			return fmt.Errorf("%w: %s", ublk.ErrUnreleased, unreleasedText(id, k.holders(id)))
+			return fmt.Errorf("%w: %s", ublk.ErrUnreleased, unreleasedText(disk.ID, k.holders(disk.ID)))
 		}
 		select {
 		case <-time.After(50 * time.Millisecond):
@@ -217,13 +218,13 @@ func (k *thisKernel) delete(ctx context.Context, id int) error {
 	}
 }
 
-func (k *thisKernel) unreleased(ctx context.Context, id int) bool {
+func (k *thisKernel) unreleased(ctx context.Context, disk state.Disk) bool {
 	ctl, err := k.control()
 	if err != nil {
 		return false
 	}
-	info, err := ctl.GetInfo(ctx, id)
-	return err == nil && info.Unreleased()
+	info, err := ctl.GetInfo(ctx, disk.ID)
+	return err == nil && state.Tag(info.Tag) == disk.Tag && info.Unreleased()
 }
 
 func (k *thisKernel) holders(id int) string { return findHolders("/proc", id) }

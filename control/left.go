@@ -65,26 +65,26 @@ func (d *Daemon) replaceLeft(ctx context.Context, s *slot, r api.ReplaceRequest)
 // removeLeft gives up a device that waits for its recovery: its I/O fails.
 func (d *Daemon) removeLeft(ctx context.Context, s *slot, force bool) error {
 	d.mu.Lock()
-	id, failing := s.rec.ID, s.failing
+	disk, failing := s.rec.Disk(d.cfg.StateDir), s.failing
 	d.mu.Unlock()
 	if !force {
 		return api.Errorf(api.CodeBusy, "device %q waits to be recovered (%s), and whoever uses it waits with it; 'holdfast remove --force %s' gives it up: its I/O fails", s.name, s.problem, s.name)
 	}
-	if err := d.giveUp(ctx, s, id, failing); err != nil {
+	if err := d.giveUp(ctx, s, disk, failing); err != nil {
 		return err
 	}
 	return d.removeLost(s, force)
 }
 
 // giveUp takes a device that waits for its recovery from the driver.
-func (d *Daemon) giveUp(ctx context.Context, s *slot, id int, failing failing) error {
+func (d *Daemon) giveUp(ctx context.Context, s *slot, disk state.Disk, failing failing) error {
 	ctx, cancel := context.WithTimeout(ctx, closeLimit)
 	defer cancel()
 	var err error
 	if failing != nil {
 		err = failing.Stop(ctx)
 	} else {
-		err = d.kernel.delete(ctx, id)
+		err = d.kernel.delete(ctx, disk)
 	}
 	if errors.Is(err, ublk.ErrUnreleased) {
 		d.set(s, func() { s.unreleased, s.problem = true, err.Error() })
@@ -100,21 +100,21 @@ func (d *Daemon) giveUp(ctx context.Context, s *slot, id int, failing failing) e
 }
 
 // removeOrphan deletes a device of ours that has no record.
-func (d *Daemon) removeOrphan(ctx context.Context, id int, force bool) error {
+func (d *Daemon) removeOrphan(ctx context.Context, disk state.Disk, force bool) error {
 	if !force {
-		return api.Errorf(api.CodeBusy, "/dev/ublkb%d has no record, and whoever uses it waits; 'holdfast remove --force ublkb%d' gives it up: its I/O fails", id, id)
+		return api.Errorf(api.CodeBusy, "%v has no record, and whoever uses it waits; 'holdfast remove --force ublkb%d' gives it up: its I/O fails", disk, disk.ID)
 	}
 	ctx, cancel := context.WithTimeout(ctx, closeLimit)
 	defer cancel()
-	err := d.kernel.delete(ctx, id)
+	err := d.kernel.delete(ctx, disk)
 	if errors.Is(err, ublk.ErrUnreleased) {
-		return api.Errorf(api.CodeBusy, "/dev/ublkb%d can't be given up now: %w", id, err)
+		return api.Errorf(api.CodeBusy, "%v can't be given up now: %w", disk, err)
 	}
 	if err != nil {
-		return api.Errorf(api.CodeInternal, "/dev/ublkb%d: %w", id, err)
+		return api.Errorf(api.CodeInternal, "%v: %w", disk, err)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.orphans, id)
+	delete(d.orphans, disk.ID)
 	return nil
 }

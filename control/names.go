@@ -26,7 +26,7 @@ func (d *Daemon) resolve(name string) (string, error) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.orphans[id] {
+	if _, ok := d.orphans[id]; ok {
 		return name, nil
 	}
 	var found []string

@@ -36,41 +36,41 @@ func (d *Daemon) recoverAll() {
 		d.log.Error().Err(err).Msg("what the driver has of earlier daemons is not known")
 	}
 	for _, s := range d.slots {
-		id := s.rec.ID
-		waits, there := left[id]
+		disk := s.rec.Disk(d.cfg.StateDir)
+		waits, there := left[disk]
 		if !there && err != nil {
 			waits, there = true, true // for all that is known; trying tells
 		}
-		if s.rec.BootID != d.boot || !there || id < 0 {
+		if s.rec.BootID != d.boot || !there || disk.ID < 0 {
 			d.lose(s)
 			continue
 		}
-		delete(left, id)
+		delete(left, disk)
 		if !waits {
 			d.lose(s)
-			d.clear(ctx, id)
+			d.clear(ctx, disk)
 			continue
 		}
 		d.set(s, func() {
 			s.phase, s.problem = api.StateRecovering, fmt.Sprintf("its daemon (process %d) died or left", s.rec.PID)
 		})
-		d.tell(s.name, api.EventRecovering, "/dev/ublkb%d is to be served again: %s", id, s.problem)
+		d.tell(s.name, api.EventRecovering, "%v is to be served again: %s", disk, s.problem)
 		d.watching.Go(func() { d.recover(d.alive, s) })
 	}
-	for id, waits := range left {
+	for disk, waits := range left {
 		if !waits {
-			d.clear(ctx, id)
+			d.clear(ctx, disk)
 			continue
 		}
 		// Somebody may use it, and its record may yet be found.
 		p := api.Problem{
-			File:   fmt.Sprintf("/dev/ublkb%d", id),
+			File:   disk.String(),
 			Reason: "a device of ours without a record; its I/O waits",
-			Advice: fmt.Sprintf("put its record back into %s and restart the daemon, or give the device up: 'holdfast remove --force ublkb%d'", d.records.Dir, id),
+			Advice: fmt.Sprintf("put its record back into %s and restart the daemon, or give the device up: 'holdfast remove --force ublkb%d'", d.records.Dir, disk.ID),
 		}
 		d.mu.Lock()
 		d.problems = append(d.problems, p)
-		d.orphans[id] = true
+		d.orphans[disk.ID] = disk.Tag
 		d.mu.Unlock()
 		d.log.Error().Str("file", p.File).Msgf("%s; %s", p.Reason, p.Advice)
 	}
@@ -81,8 +81,6 @@ func (d *Daemon) lose(s *slot) {
 	problem := fmt.Sprintf("its daemon (process %d) died", s.rec.PID)
 	if s.rec.BootID != d.boot {
 		problem = "the machine went down while the device was served"
-	} else if s.rec.ID >= 0 {
-		d.disown(s)
 	}
 	d.set(s, func() { s.problem = problem })
 	if s.rec.Spec.Persist {
@@ -91,55 +89,14 @@ func (d *Daemon) lose(s *slot) {
 	d.log.Warn().Str("device", s.name).Msgf("device is lost: %s; %s", problem, lostAdvice(s.name))
 }
 
-// disown notes that the driver has nothing of a device any more: its number may be another
-// device's next, which must not be taken for it. The name's token is held.
-func (d *Daemon) disown(s *slot) {
-	rec := *s.rec
-	rec.ID = -1
-	if err := d.records.Save(&rec); err != nil {
-		d.log.Warn().Err(err).Str("device", s.name).Msg("the record tells of a number that the device no longer has")
-	}
-	d.set(s, func() { s.rec = &rec })
-}
-
-// ownNumber sees that no record but that of s, which is about to be given it, has a number.
-func (d *Daemon) ownNumber(s *slot, id int) error {
-	had := func(o *slot) bool {
-		return o != s && o.rec != nil && o.dev == nil && o.rec.ID == id && o.rec.BootID == d.boot
-	}
-	var stale []*slot
-	d.mu.Lock()
-	for _, o := range d.slots {
-		if had(o) {
-			stale = append(stale, o)
-		}
-	}
-	d.mu.Unlock()
-	for _, o := range stale {
-		select {
-		case o.op <- struct{}{}: // without waiting, so that two can't wait for each other
-		default:
-			return api.Errorf(api.CodeBusy, "device %q, which had the number %d before, is being changed: try again", o.name, id)
-		}
-		d.mu.Lock()
-		still := had(o)
-		d.mu.Unlock()
-		if still {
-			d.disown(o)
-		}
-		<-o.op
-	}
-	return nil
-}
-
 // clear deletes what can't be recovered. It can't fail: what stays is dead, and only
 // takes up a number.
-func (d *Daemon) clear(ctx context.Context, id int) {
-	if err := d.kernel.delete(ctx, id); err != nil {
-		d.log.Warn().Msgf("the kernel keeps the dead device /dev/ublkb%d: %v", id, err)
+func (d *Daemon) clear(ctx context.Context, disk state.Disk) {
+	if err := d.kernel.delete(ctx, disk); err != nil {
+		d.log.Warn().Msgf("the kernel keeps the dead device %v: %v", disk, err)
 		return
 	}
-	d.log.Info().Msgf("deleted the dead device /dev/ublkb%d", id)
+	d.log.Info().Msgf("deleted the dead device %v", disk)
 }
 
 // recover tries until the device is served, or there is nothing to recover any more.
@@ -215,7 +172,7 @@ func (d *Daemon) tryRecovery(ctx context.Context, s *slot, force bool) error {
 		err = fmt.Errorf("%w: 'holdfast recover --force %s'", err, s.name)
 	}
 	// The images' locks may hang by the same reference.
-	unreleased := d.kernel.unreleased(ctx, rec.ID)
+	unreleased := d.kernel.unreleased(ctx, rec.Disk(d.cfg.StateDir))
 	if is := errors.Is(err, ublk.ErrUnreleased); is || s.longUnreleased(unreleased) {
 		text := unreleasedText(rec.ID, d.kernel.holders(rec.ID))
 		if is {
@@ -261,7 +218,7 @@ func (d *Daemon) takeOver(ctx context.Context, s *slot, rec *state.Record, faili
 	}
 	leases := append(slices.Clone(rec.Leases), d.targets.watched(rec.TargetLeases)...)
 	dev, err := d.kernel.open(ctx, rec.Spec, openOptions{takeOver: true, key: d.check, event: d.event(s), known: knownOf(rec), opened: d.opened(s, rec),
-		recover: &device.Recovery{ID: rec.ID, Consumers: leases, Standby: restored(rec.Standby), Left: rec.Left, Force: force}})
+		recover: &device.Recovery{ID: rec.ID, Tag: uint64(rec.Disk(d.cfg.StateDir).Tag), Consumers: leases, Standby: restored(rec.Standby), Left: rec.Left, Force: force}})
 	if err != nil {
 		if failing != nil {
 			d.failDevice(ctx, s) // as before
@@ -336,9 +293,9 @@ func (d *Daemon) failDevice(ctx context.Context, s *slot) {
 		d.mu.Unlock()
 		return
 	}
-	id := s.rec.ID
+	disk := s.rec.Disk(d.cfg.StateDir)
 	d.mu.Unlock()
-	f, err := d.kernel.fail(ctx, id)
+	f, err := d.kernel.fail(ctx, disk)
 	if err != nil {
 		d.log.Error().Err(err).Str("device", s.name).Msg("the device's I/O waits, and can't be failed")
 		return

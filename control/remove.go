@@ -9,6 +9,7 @@ import (
 
 	"holdfast/api"
 	"holdfast/device"
+	"holdfast/state"
 )
 
 // closeLimit bounds the clean end of a device: what is in flight, the last
@@ -21,8 +22,8 @@ const closeLimit = 2 * time.Minute
 //
 // Once begun, a removal goes on when ctx ends; only the waiting ends then.
 func (d *Daemon) Remove(ctx context.Context, name string, force bool) error {
-	if id, ok := d.orphan(name); ok {
-		return d.removeOrphan(ctx, id, force)
+	if disk, ok := d.orphan(name); ok {
+		return d.removeOrphan(ctx, disk, force)
 	}
 	return d.inBackground(ctx, name, "the removal", func(ctx context.Context, s *slot) error {
 		switch {
@@ -35,16 +36,16 @@ func (d *Daemon) Remove(ctx context.Context, name string, force bool) error {
 	})
 }
 
-// orphan is the number of a device of ours that has no record, by the kernel's name.
-func (d *Daemon) orphan(name string) (int, bool) {
+// orphan is a device of ours that has no record, by the kernel's name.
+func (d *Daemon) orphan(name string) (state.Disk, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for id := range d.orphans {
+	for id, tag := range d.orphans {
 		if name == fmt.Sprintf("ublkb%d", id) {
-			return id, true
+			return state.Disk{ID: id, Tag: tag}, true
 		}
 	}
-	return 0, false
+	return state.Disk{}, false
 }
 
 // inBackground runs what can't be left half done, with the name's token held: it goes on when

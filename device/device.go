@@ -121,6 +121,13 @@ func Open(ctx context.Context, spec api.Spec, o Options) (*Device, error) {
 	d.ioErrors = d.log.Sample(&zerolog.BurstSampler{Burst: 5, Period: 10 * time.Second})
 	r := o.Recover
 	if r != nil {
+		info, err := o.Control.GetInfo(ctx, r.ID)
+		if err != nil {
+			return nil, err
+		}
+		if err := info.Is(r.Tag); err != nil {
+			return nil, err
+		}
 		p, err := o.Control.GetParams(ctx, r.ID)
 		if err != nil {
 			return nil, err

@@ -18,6 +18,7 @@ import (
 // Recovery says what there is to know of a device whose server died, or left it.
 type Recovery struct {
 	ID        int               // the driver's number
+	Tag       uint64            // its mark there; a device with another one is not the one
 	Consumers []string          // who had a lease
 	Standby   *standby.Restored // the standby it was in; nil: none
 	// Left: the server left the device in order, with nothing under way.
@@ -34,6 +35,7 @@ var ErrNoFence = errors.New("writes of the dead server may still be under way, a
 // connect makes the device in the driver, or takes it over.
 func (d *Device) connect(ctx context.Context, cfg ublk.Config, o *Options) (err error) {
 	if r := o.Recover; r != nil {
+		cfg.Tag = r.Tag
 		d.dev, err = d.control.Recover(ctx, r.ID, cfg, d)
 		return err
 	}
@@ -154,14 +156,14 @@ func (d *Device) emptyStack(ctx context.Context, limit time.Duration) error {
 // A Failing device is one that can't be served: all of its I/O ends with EIO.
 type Failing struct{ dev *ublk.Device }
 
-// Fail takes over a device whose server died, to fail its I/O.
-func Fail(ctx context.Context, c *ublk.Control, id int) (*Failing, error) {
+// Fail takes over the device of that number and mark, whose server died, to fail its I/O.
+func Fail(ctx context.Context, c *ublk.Control, id int, tag uint64) (*Failing, error) {
 	p, err := c.GetParams(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	f := new(Failing)
-	cfg := ublk.Config{Size: p.Size, LogicalBlock: p.LogicalBlock, ReadOnly: p.ReadOnly, Recovery: ublk.RecoverReissue}
+	cfg := ublk.Config{Size: p.Size, LogicalBlock: p.LogicalBlock, ReadOnly: p.ReadOnly, Tag: tag, Recovery: ublk.RecoverReissue}
 	if f.dev, err = c.Recover(ctx, id, cfg, f); err != nil {
 		return nil, err
 	}

@@ -25,14 +25,15 @@ func (i Identity) Link() string {
 	return "holdfast-" + i.Instance + "/" + i.Name
 }
 
-// IdentityOf looks through the records of the instance that has the tag.
-func IdentityOf(run, state string, number int, tag uint64, boot string) (*Identity, error) {
+// IdentityOf looks for the disk's record with the instances whose mark it may have.
+func IdentityOf(run, state string, disk Disk, boot string) (*Identity, error) {
 	more, err := filepath.Glob(state + "-*")
 	if err != nil {
 		return nil, err
 	}
+	var unknown error
 	for _, dir := range append([]string{state}, more...) {
-		if TagOf(dir) != tag {
+		if !disk.Tag.Of(dir) {
 			continue
 		}
 		instance := strings.TrimPrefix(strings.TrimPrefix(dir, state), "-")
@@ -44,11 +45,12 @@ func IdentityOf(run, state string, number int, tag uint64, boot string) (*Identi
 			return nil, err
 		}
 		for _, rec := range recs {
-			if rec.ID == number && rec.BootID == boot {
+			if rec.Disk(dir) == disk && rec.BootID == boot {
 				return &Identity{Name: rec.Spec.Name, Instance: instance, Served: rec.Standby == nil}, nil
 			}
 		}
-		return nil, fmt.Errorf("/dev/ublkb%d was made with the state directory %q, and no record there has it", number, dir)
+		// It may yet be one of another directory's, with the same hash.
+		unknown = fmt.Errorf("%v was made with the state directory %q, and no record there has it", disk, dir)
 	}
-	return nil, nil
+	return nil, unknown
 }

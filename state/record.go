@@ -24,7 +24,8 @@ import (
 // A record is what the state directory knows of a device.
 type Record struct {
 	Spec    api.Spec  `json:"spec"`
-	ID      int       `json:"id"` // device number, -1 until the driver gave one
+	ID      int       `json:"id"`            // device number, -1 until the driver gave one
+	Tag     Tag       `json:"tag,omitempty"` // 0: the device was made before there were such; see Disk
 	BootID  string    `json:"boot_id"`
 	PID     int       `json:"pid"` // of the daemon that serves it
 	Created time.Time `json:"created"`

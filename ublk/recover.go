@@ -32,7 +32,8 @@ var ErrOtherDisk = fmt.Errorf("%w from another disk", ErrNotRecoverable)
 //
 // Number of queues, depth, largest I/O and data path are the device's own,
 // whatever cfg says, and so is its size, of which cfg.Size must have at least as much;
-// read-only must be as it was. Else ErrOtherDisk. cfg.ID is ignored.
+// read-only must be as it was. Else ErrOtherDisk. cfg.Tag, unless it is 0, must be the device's:
+// else the number is another device's by now, and ErrNoDevice the answer. cfg.ID is ignored.
 //
 // A recovery may be cut off at any point, by an error or by the death of this
 // process, and begun anew. An error leaves the device without a server, as it was.
@@ -44,7 +45,7 @@ func (c *Control) Recover(ctx context.Context, id int, cfg Config, h Handler) (*
 	if err != nil {
 		return nil, err
 	}
-	info, err := c.orphan(ctx, id)
+	info, err := c.orphan(ctx, id, cfg.Tag)
 	if err != nil {
 		return nil, err
 	}
@@ -73,6 +74,15 @@ func (c *Control) Recover(ctx context.Context, id int, cfg Config, h Handler) (*
 	return d, nil
 }
 
+// Is is ErrNoDevice if the device has another mark than tag, which may be 0 for any: then the number
+// was given to another device since.
+func (i *Info) Is(tag uint64) error {
+	if tag == 0 || tag == i.Tag {
+		return nil
+	}
+	return fmt.Errorf("ublk: device %d: %w any more with the mark %016x: the number is that of one with %016x", i.ID, ErrNoDevice, tag, i.Tag)
+}
+
 // Unreleased says that the device has no server any more, and that the driver doesn't know:
 // somebody, or the kernel itself, still has a reference to the server's /dev/ublkcN.
 func (i *Info) Unreleased() bool {
@@ -80,9 +90,12 @@ func (i *Info) Unreleased() bool {
 }
 
 // orphan waits until the driver no longer takes a device for served.
-func (c *Control) orphan(ctx context.Context, id int) (info Info, err error) {
+func (c *Control) orphan(ctx context.Context, id int, tag uint64) (info Info, err error) {
 	err = patiently(ctx, func() error {
 		if info, err = c.GetInfo(ctx, id); err != nil {
+			return err
+		}
+		if err := info.Is(tag); err != nil {
 			return err
 		}
 		switch {

@@ -232,14 +232,14 @@ func slowCommits(t *testing.T) {
 func TestRecoveryCutOff(t *testing.T) {
 	c := control(t)
 	for _, queues := range []int{1, 2} {
-		cfg := Config{ID: -1, Size: 1 << 20, Queues: queues, Depth: 4, DataPath: Copy, Recovery: RecoverReissue}
+		cfg := Config{ID: -1, Size: 1 << 20, Queues: queues, Depth: 4, DataPath: Copy, Recovery: RecoverReissue, Tag: 0x4711}
 		ram := newRAM(t, 1<<20, false)
 		d := serve(t, c, cfg, ram)
 		id := d.ID()
 		if err := d.Leave(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		info, err := c.orphan(t.Context(), id)
+		info, err := c.orphan(t.Context(), id, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -298,6 +298,11 @@ func TestRecoveryCutOff(t *testing.T) {
 		}
 		if err := larger.Leave(t.Context()); err != nil {
 			t.Fatal(err)
+		}
+		other = cfg
+		other.Tag = d.Info().Tag + 1 // the number of another device
+		if _, err := c.Recover(t.Context(), id, other, ram); !errors.Is(err, ErrNoDevice) {
+			t.Errorf("one with another mark: %v", err)
 		}
 		recover("after a refusal")
 		if err := c.Delete(t.Context(), id); err != nil {

@@ -10,38 +10,6 @@ import (
 	"holdfast/ublk"
 )
 
-// The number of a device that was lost is another's later: after the next death that one gets
-// it back, and the lost one does not get the other's users.
-func TestNumberOfALostDevice(t *testing.T) {
-	f := newFixture(t)
-	f.create("a", "a")
-	f.k.closeErr["a"] = errors.New("not today")
-	wantCode(t, f.c.Remove(ctx, "a", false), api.CodeInternal)
-	f.k.set(func() { f.k.next = 0 })
-	if b := f.create("b", "b"); b.ID != 0 {
-		t.Fatalf("%+v", b)
-	}
-	for range 6 { // a table is walked in any order
-		f.die()
-		f.start()
-		if b := f.eventually("b", "live"); b.ID != 0 || b.Images[0].Path != f.image("b").Path {
-			t.Errorf("%+v", b)
-		}
-		f.eventually("a", api.StateLost)
-	}
-}
-
-// So it is with one that was lost by a daemon's death.
-func TestNumberOfADeadDevice(t *testing.T) {
-	f := newFixture(t)
-	f.create("a", "a")
-	f.restart()
-	f.eventually("a", api.StateLost)
-	if rec := f.record("a"); rec.ID != -1 {
-		t.Errorf("a lost device has the number %d", rec.ID)
-	}
-}
-
 // A driver that can't be asked is no reason to give devices up.
 func TestDriverThatDoesNotTell(t *testing.T) {
 	f := newFixture(t)
