@@ -23,7 +23,7 @@ func (s *Stack) beginWriting() error {
 		s.log("%v; the extension is dropped, as its format asks for", d.extErr)
 	}
 	if d.ext != nil {
-		k, err := d.ext.keepable(d)
+		k, err := d.ext.keepable(d.Delta)
 		if err != nil {
 			return err
 		}

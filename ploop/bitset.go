@@ -1,6 +1,8 @@
 package ploop
 
-import "math/bits"
+import (
+	"math/bits"
+)
 
 // bitset is a set of small integers that costs memory only where it has
 // members: 512-byte pieces of 4096 bits.

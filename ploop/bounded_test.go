@@ -14,7 +14,7 @@ import (
 func TestBoundedLock(t *testing.T) {
 	defer func(was time.Duration) { lockTime = was }(lockTime)
 	lockTime = time.Millisecond
-	d := &delta{unlocking: make(chan struct{}, 1)}
+	d := &delta{Delta: &Delta{}, unlocking: make(chan struct{}, 1)}
 	hang := make(chan struct{})
 	before := runtime.NumGoroutine()
 	for range 50 {

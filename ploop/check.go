@@ -164,11 +164,8 @@ func Check(refs []ImageRef, o CheckOptions) (*CheckReport, error) {
 }
 
 func check(refs []ImageRef, o CheckOptions, open opener) (*CheckReport, error) {
-	if len(refs) == 0 {
-		return nil, fmt.Errorf("%w: a stack needs at least one image", ErrGeometry)
-	}
-	if len(refs) > MaxDeltas {
-		return nil, fmt.Errorf("%w: a stack of %d images, at most %d are possible", ErrLimit, len(refs), MaxDeltas)
+	if err := countImages(refs); err != nil {
+		return nil, err
 	}
 	r := &CheckReport{}
 	// What is given is taken for the whole stack, unless it is known better.
@@ -197,16 +194,16 @@ func (r *CheckReport) checkStack(refs []ImageRef) {
 	if len(refs) < 2 {
 		return
 	}
-	s := &Stack{}
+	var deltas []*Delta
 	for level, c := range r.Images {
 		if c.hdr == nil {
 			return // has its finding already
 		}
-		d := &delta{ref: refs[level], hdr: *c.hdr, level: level, size: int64(c.hdr.Sectors) * SectorSize}
-		s.deltas = append(s.deltas, d)
-		s.top = d
+		d := &Delta{ref: refs[level], hdr: *c.hdr, level: level, size: int64(c.hdr.Sectors) * SectorSize}
+		deltas = append(deltas, d)
 	}
-	for _, err := range []error{distinct(refs), s.fit()} {
+	_, misfit := fit(deltas, false)
+	for _, err := range []error{distinct(refs), misfit} {
 		var fe *FormatError
 		if errors.As(err, &fe) {
 			r.Stack = append(r.Stack, Finding{Kind: FindingGeometry, File: fe.File, Offset: fe.Offset, Message: fe.Error()})
@@ -257,7 +254,7 @@ func (c *ImageCheck) found(kind string, by fix, e *FormatError) *Finding {
 func (c *ImageCheck) room() bool { return len(c.Findings) < maxFindings }
 
 // look makes the findings.
-func (c *ImageCheck) look(d *delta) error {
+func (c *ImageCheck) look(d *Delta) error {
 	h := &d.hdr
 	c.lookHeader(d)
 	used, err := d.scanBAT(func(uint64, uint64) { c.Allocated++ }, func(i uint64, raw uint32, p batProblem) error {
@@ -290,7 +287,7 @@ func (c *ImageCheck) look(d *delta) error {
 	return nil
 }
 
-func (c *ImageCheck) lookHeader(d *delta) {
+func (c *ImageCheck) lookHeader(d *Delta) {
 	for _, f := range d.flaws {
 		if f.Offset == 44 {
 			c.InUse = true
@@ -319,7 +316,7 @@ func (c *ImageCheck) lookHeader(d *delta) {
 }
 
 // lookEntry judges a bad entry.
-func (c *ImageCheck) lookEntry(d *delta, i uint64, raw uint32, p batProblem) {
+func (c *ImageCheck) lookEntry(d *Delta, i uint64, raw uint32, p batProblem) {
 	cluster := d.hdr.ClusterSize()
 	start := int64(i) * cluster
 	e := &FormatError{File: c.File}
@@ -329,7 +326,7 @@ func (c *ImageCheck) lookEntry(d *delta, i uint64, raw uint32, p batProblem) {
 	needed := min(cluster, int64(d.hdr.Sectors)*SectorSize-start)
 	switch p {
 	case entryCut:
-		have := d.present(makeEntry(0, d.hdr.sectorOf(raw)), needed)
+		have := d.present(int64(d.hdr.sectorOf(raw)), needed)
 		c.lost.add(start+have, needed-have)
 		c.Allocated++
 		c.found(FindingBeyondFile, fixLength, e)
@@ -341,7 +338,7 @@ func (c *ImageCheck) lookEntry(d *delta, i uint64, raw uint32, p batProblem) {
 			by = fixHeld
 		}
 		if by == fixHeld && c.room() {
-			e.Want += fmt.Sprintf("; without the entry, bytes %v of the disk would be older data of the image below", DiskRange{start, needed})
+			e.Want += fmt.Sprintf("; without the entry, bytes %v of the disk would be older data of the image below", DiskRange{Start: start, Length: needed})
 		}
 		f := c.found(FindingBeyondFile, by, e)
 		if c.over {

@@ -39,18 +39,18 @@ func Convert(ctx context.Context, src ImageRef, dst string, o ConvertOptions) er
 
 // ConvertStack is Convert for the disk of a whole stack, base first.
 func ConvertStack(ctx context.Context, refs []ImageRef, dst string, o ConvertOptions) (err error) {
-	s, err := Open(refs, Options{ReadOnly: true, still: true, Damaged: o.Damaged != nil, oddRaw: true})
+	v, err := openView(refs, o.Damaged != nil)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.Close()) }()
+	defer func() { err = errors.Join(err, v.close()) }()
 
-	c := &converter{src: s, progress: o.Progress, noHoles: o.NoHoles}
+	c := &converter{src: v, progress: o.Progress, noHoles: o.NoHoles}
 	if o.To != FormatRaw {
-		if o.ClusterSize == 0 && !s.top.ref.Raw {
-			o.ClusterSize = s.cluster
+		if o.ClusterSize == 0 && !v.deltas[len(v.deltas)-1].ref.Raw {
+			o.ClusterSize = v.cluster
 		}
-		if c.hdr, err = (CreateOptions{Size: s.size, ClusterSize: o.ClusterSize, AnyClusterSize: o.AnyClusterSize, Version: int(o.To)}).header(); err != nil {
+		if c.hdr, err = (CreateOptions{Size: v.size, ClusterSize: o.ClusterSize, AnyClusterSize: o.AnyClusterSize, Version: int(o.To)}).header(); err != nil {
 			return fmt.Errorf("convert to %s: %w", dst, err)
 		}
 		c.bat = make([]uint32, c.hdr.BATEntries)
@@ -63,7 +63,7 @@ func ConvertStack(ctx context.Context, refs []ImageRef, dst string, o ConvertOpt
 		return fmt.Errorf("convert to %s: %w", dst, err)
 	}
 	if o.Damaged != nil {
-		o.Damaged(s.Damage())
+		o.Damaged(v.damage())
 	}
 	return c.dst.publish()
 }
@@ -71,7 +71,7 @@ func ConvertStack(ctx context.Context, refs []ImageRef, dst string, o ConvertOpt
 // converter copies one disk. It writes the BAT last: nobody but it sees the
 // file before that.
 type converter struct {
-	src      *Stack
+	src      *view
 	dst      *draft
 	progress func(done, total int64)
 	noHoles  bool
@@ -114,7 +114,7 @@ func (c *converter) run(ctx context.Context) error {
 			}
 			// Up to a multiple of the buffer, so that grains are aligned.
 			b := buf[:min(end, off/convertBuffer*convertBuffer+convertBuffer)-off]
-			if _, err := c.src.ReadAt(b, off); err != nil {
+			if err := c.src.readAt(b, off); err != nil {
 				return err
 			}
 			if err := c.store(b, off); err != nil {

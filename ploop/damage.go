@@ -1,6 +1,8 @@
 package ploop
 
-import "fmt"
+import (
+	"fmt"
+)
 
 // damageTolerance says what openTolerant takes although it is wrong.
 type damageTolerance struct {
@@ -8,67 +10,8 @@ type damageTolerance struct {
 	oddRaw  bool // a raw file that ends within a sector, which reads as zeroes from there
 }
 
-// DiskRange is a range of the disk, in bytes.
-type DiskRange struct {
-	Start  int64 `json:"start"`
-	Length int64 `json:"length"`
-}
-
-func (r DiskRange) String() string { return fmt.Sprintf("%d+%d", r.Start, r.Length) }
-
-// ranges is a list of a bounded length in rising order, with the sum of all.
-type ranges struct {
-	list  []DiskRange
-	bytes int64
-}
-
-func (r *ranges) add(start, n int64) {
-	if n <= 0 {
-		return
-	}
-	r.bytes += n
-	if k := len(r.list) - 1; k >= 0 && r.list[k].Start+r.list[k].Length == start {
-		r.list[k].Length += n
-	} else if len(r.list) < maxFindings {
-		r.list = append(r.list, DiskRange{start, n})
-	}
-}
-
-// Damage is what a stack that was opened with [Options.Damaged] can't give, or
-// gives by a guess. The lists end after some entries; the sums count all.
-type Damage struct {
-	// Guesses were made about a header: one line each.
-	Guesses []string
-	// Unreadable ranges aren't in the file, or nothing says where.
-	Unreadable      []DiskRange
-	UnreadableBytes int64
-	// Doubtful ranges share their place in the file with another range, which
-	// reads the same. At most one of them is right.
-	Doubtful      []DiskRange
-	DoubtfulBytes int64
-}
-
-// Damage looks through the whole index.
-func (s *Stack) Damage() *Damage {
-	var unreadable, doubtful ranges
-	_ = s.extents(func(x Extent) error { // visit has no error
-		if x.Damaged {
-			unreadable.add(x.Start, x.Length)
-		}
-		if x.Doubtful {
-			doubtful.add(x.Start, x.Length)
-		}
-		return nil
-	})
-	d := &Damage{Unreadable: unreadable.list, UnreadableBytes: unreadable.bytes, Doubtful: doubtful.list, DoubtfulBytes: doubtful.bytes}
-	for _, delta := range s.deltas {
-		d.Guesses = append(d.Guesses, delta.guesses()...)
-	}
-	return d
-}
-
 // guesses says, a line each, what of the header isn't taken as it stands.
-func (d *delta) guesses() (lines []string) {
+func (d *Delta) guesses() (lines []string) {
 	for _, f := range d.flaws {
 		if f.Offset == 44 {
 			lines = append(lines, fmt.Sprintf("%v: taken for an image that was not closed cleanly", f))
@@ -78,20 +21,6 @@ func (d *delta) guesses() (lines []string) {
 		lines = append(lines, d.guess.String())
 	}
 	return lines
-}
-
-// logDamage says what a damaged stack can't give.
-func (s *Stack) logDamage() {
-	d := s.Damage()
-	for _, g := range d.Guesses {
-		s.log("%s", g)
-	}
-	if d.UnreadableBytes > 0 {
-		s.log("%q: %d bytes of the disk can't be read, the first of them at %v", s.top.ref.Path, d.UnreadableBytes, d.Unreadable[0])
-	}
-	if d.DoubtfulBytes > 0 {
-		s.log("%q: %d bytes of the disk share their place with others and may be wrong, the first of them at %v", s.top.ref.Path, d.DoubtfulBytes, d.Doubtful[0])
-	}
 }
 
 // dataOffGuess is where an image's data must begin, since the header can't be
@@ -121,7 +50,7 @@ func (g *dataOffGuess) evidence() string {
 }
 
 // tolerateHeader deals with flaws of the header that parseHeader lets pass.
-func (d *delta) tolerateHeader() error {
+func (d *Delta) tolerateHeader() error {
 	d.flaws = d.hdr.flaws(d.ref.Path)
 	if len(d.flaws) > 0 && !d.tolerate.damaged {
 		return d.flaws[0]
@@ -142,7 +71,7 @@ func (d *delta) tolerateHeader() error {
 
 // guessDataOff replaces the header's data_off in memory if it has a flaw, or if
 // entries contradict it and all agree on another.
-func (d *delta) guessDataOff(flaw *FormatError) error {
+func (d *Delta) guessDataOff(flaw *FormatError) error {
 	stored := d.hdr.DataOff
 	if flaw == nil {
 		now, err := d.tryDataOff(stored)
@@ -183,7 +112,7 @@ func (d *delta) guessDataOff(flaw *FormatError) error {
 }
 
 // dataOffCandidates are the places where the data may begin.
-func (d *delta) dataOffCandidates() ([]uint32, error) {
+func (d *Delta) dataOffCandidates() ([]uint32, error) {
 	h := &d.hdr
 	cluster := int64(h.ClusterSectors)
 	behind := (h.batEnd() + SectorSize - 1) / SectorSize
@@ -215,7 +144,7 @@ func (d *delta) dataOffCandidates() ([]uint32, error) {
 
 // tryDataOff counts the entries that fit data beginning there. It leaves it in
 // the header.
-func (d *delta) tryDataOff(sector uint32) (*dataOffGuess, error) {
+func (d *Delta) tryDataOff(sector uint32) (*dataOffGuess, error) {
 	d.hdr.DataOff = sector
 	g := &dataOffGuess{sector: sector}
 	_, err := d.scanBAT(func(uint64, uint64) { g.good++ }, func(_ uint64, _ uint32, p batProblem) error {
@@ -233,7 +162,7 @@ func (d *delta) tryDataOff(sector uint32) (*dataOffGuess, error) {
 // scanTable is scanBAT for a table: of a tolerated image it gives the bad
 // entries too. An entry may be given twice, the second time right. n counts
 // the good ones.
-func (d *delta) scanTable(put func(i uint64, e entry)) (used positions, n int64, err error) {
+func (d *Delta) scanTable(put func(i uint64, e entry)) (used positions, n int64, err error) {
 	good := func(i, sector uint64) {
 		put(i, makeEntry(d.level, sector))
 		n++
@@ -280,17 +209,28 @@ func (d *delta) scanTable(put func(i uint64, e entry)) (used positions, n int64,
 	return used, n, err
 }
 
-// readDamaged reads from a cluster that isn't wholly in the file.
-func (s *Stack) readDamaged(i uint64, e entry, in int64, p []byte) error {
-	d := s.deltas[e.level()]
+// readDamaged reads at in of cluster i, which isn't wholly in the file.
+func (d *Delta) readDamaged(e entry, i uint64, in int64, p []byte) error {
 	if off := e.sector()*SectorSize + in; off+int64(len(p)) <= d.size {
 		return d.read(p, off)
 	}
 	return &FormatError{File: d.ref.Path, Offset: headerSize + batEntrySize*int64(i), Class: ErrDamaged,
-		What: fmt.Sprintf("read at byte %d of the disk", int64(i)*s.cluster+in), Found: "a bad BAT entry, or a cluster that the file has not all of"}
+		What: fmt.Sprintf("read at byte %d of the disk", int64(i)*d.hdr.ClusterSize()+in), Found: "a bad BAT entry, or a cluster that the file has not all of"}
 }
 
-// present is how much of a bad cluster is in the file, in whole sectors.
-func (d *delta) present(e entry, n int64) int64 {
-	return min(max(d.size/SectorSize-e.sector(), 0)*SectorSize, n)
+// fillTable gives the entries of a disk of so many clusters that the image has, as scanTable
+// does. A raw image has every cluster that its file reaches into.
+func (d *Delta) fillTable(put func(i uint64, e entry), clusters uint64) (used positions, n int64, err error) {
+	if !d.ref.Raw {
+		return d.scanTable(put)
+	}
+	for i := range min(d.hdr.Clusters(), clusters) {
+		put(i, makeEntry(d.level, i*uint64(d.hdr.ClusterSectors)))
+	}
+	return nil, 0, nil
+}
+
+// present is how much of n bytes from a sector of the file on it has, in whole sectors.
+func (d *Delta) present(sector, n int64) int64 {
+	return min(max(d.size/SectorSize-sector, 0)*SectorSize, n)
 }

@@ -51,7 +51,7 @@ func TestDamagedEntries(t *testing.T) {
 	wantLost(t, s, 5, 7)
 	d := s.Damage()
 	const c = smallCluster * SectorSize
-	if !slices.Equal(d.Unreadable, []DiskRange{{5 * c, c}, {7 * c, c}}) || d.UnreadableBytes != 2*c || d.DoubtfulBytes != 0 || d.Guesses != nil {
+	if !slices.Equal(d.Unreadable, []DiskRange{{Start: 5 * c, Length: c}, {Start: 7 * c, Length: c}}) || d.UnreadableBytes != 2*c || d.DoubtfulBytes != 0 || d.Guesses != nil {
 		t.Errorf("%+v", d)
 	}
 	// A range over its border is refused as a whole.
@@ -85,7 +85,7 @@ func TestDamagedDuplicates(t *testing.T) {
 			}
 		}
 		c := s.cluster
-		if d := s.Damage(); !slices.Equal(d.Doubtful, []DiskRange{{7 * c, c}, {20 * c, 2 * c}}) || d.DoubtfulBytes != 3*c || d.UnreadableBytes != 0 {
+		if d := s.Damage(); !slices.Equal(d.Doubtful, []DiskRange{{Start: 7 * c, Length: c}, {Start: 20 * c, Length: 2 * c}}) || d.DoubtfulBytes != 3*c || d.UnreadableBytes != 0 {
 			t.Errorf("%+v", d)
 		}
 		s.Supersede()
@@ -173,7 +173,7 @@ func TestConvertDamaged(t *testing.T) {
 	if got, _ := os.ReadFile(dst); !bytes.Equal(got, want) {
 		t.Error("the copy differs")
 	}
-	if !slices.Equal(d.Unreadable, []DiskRange{{3 * c, c}, {39*c + c/2, c / 2}}) || !slices.Equal(d.Doubtful, []DiskRange{{0, c}, {4 * c, c}}) {
+	if !slices.Equal(d.Unreadable, []DiskRange{{Start: 3 * c, Length: c}, {Start: 39*c + c/2, Length: c / 2}}) || !slices.Equal(d.Doubtful, []DiskRange{{Start: 0, Length: c}, {Start: 4 * c, Length: c}}) {
 		t.Errorf("%+v", d)
 	}
 	var xs []Extent

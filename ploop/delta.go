@@ -1,6 +1,7 @@
 package ploop
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -8,23 +9,15 @@ import (
 	"iter"
 	"math"
 	"math/bits"
-	"sync/atomic"
 )
 
-// delta is one open file of a stack.
-type delta struct {
+// Delta is one open image file.
+type Delta struct {
 	ref   ImageRef
 	file  file
 	hdr   Header
 	size  int64 // of the file at open, in bytes
 	level int
-	users atomic.Int32 // stacks that have it open
-	syncs syncs
-
-	// unlocked says that the lock was given back to a successor, to be taken
-	// again if that one doesn't come to live.
-	unlocked  atomic.Bool
-	unlocking chan struct{} // holds one while an operation on the lock is under way
 
 	ext    *extension // what the format extension held; nil: none, or not valid
 	extErr error      // why it couldn't be taken
@@ -34,24 +27,19 @@ type delta struct {
 	guess    *dataOffGuess  // of where the data begins; nil: as the header says
 }
 
-// openDelta opens one file and checks all of it but the BAT's entries.
-func openDelta(ref ImageRef, open opener, write, direct bool) (*delta, error) {
-	return openTolerant(ref, open, write, direct, damageTolerance{})
-}
-
-func openTolerant(ref ImageRef, open opener, write, direct bool, tolerate damageTolerance) (*delta, error) {
+// openTolerant opens one file and checks all of it but the BAT's entries.
+func openTolerant(ref ImageRef, open opener, write, direct bool, tolerate damageTolerance) (*Delta, error) {
 	return openKnown(ref, open, write, direct, tolerate, 0)
 }
 
 // openKnown opens a raw file that is known to have had rawSize bytes, 0: not known. Its
 // owner may have lengthened it since: what lies behind is no part of the image.
-func openKnown(ref ImageRef, open opener, write, direct bool, tolerate damageTolerance, rawSize int64) (*delta, error) {
+func openKnown(ref ImageRef, open opener, write, direct bool, tolerate damageTolerance, rawSize int64) (*Delta, error) {
 	f, err := open(ref.Path, write, direct)
 	if err != nil {
 		return nil, err
 	}
-	d := &delta{ref: ref, file: f, tolerate: tolerate, unlocking: make(chan struct{}, 1)}
-	d.users.Store(1)
+	d := &Delta{ref: ref, file: f, tolerate: tolerate}
 	if err := d.readHead(rawSize); err != nil {
 		f.Close()
 		return nil, err
@@ -65,7 +53,7 @@ func openKnown(ref ImageRef, open opener, write, direct bool, tolerate damageTol
 
 // fitUnits leaves direct I/O to images whose clusters lie in whole units of it, and whose
 // end, if that may be written, does: nearly nothing would be direct in the others.
-func (d *delta) fitUnits(write bool) error {
+func (d *Delta) fitUnits(write bool) error {
 	f, ok := d.file.(*osFile)
 	if !ok || f.dio.unit == SectorSize {
 		return nil
@@ -78,60 +66,47 @@ func (d *delta) fitUnits(write bool) error {
 }
 
 // wroteFirst is told of the first write to the image, at its beginning.
-func (d *delta) wroteFirst() {
+func (d *Delta) wroteFirst() {
 	if f, ok := d.file.(*osFile); ok {
 		f.wroteFirst()
 	}
 }
 
-type opener func(path string, write, direct bool) (file, error)
-
-func openOSFile(path string, write, direct bool) (file, error) {
-	return openGuarded(path, write, false, direct)
-}
-
-// openStill opens a file that nobody may write to while it is open.
-func openStill(path string, write, direct bool) (file, error) {
-	return openGuarded(path, write, true, direct)
-}
-
-func openGuarded(path string, write, guard, direct bool) (file, error) {
-	f, err := openFile(path, write, guard, direct)
-	if err != nil {
-		return nil, err // not f: a nil *osFile isn't a nil file
-	}
-	return f, nil
-}
-
-// release closes the file with its last user.
-func (d *delta) release() error {
-	if d.users.Add(-1) > 0 {
-		return nil
-	}
-	return d.file.Close()
-}
-
-// leaveToOthers leaves the file to its other users, if it has any.
-func (d *delta) leaveToOthers() bool {
-	for {
-		n := d.users.Load()
-		if n <= 1 {
-			return false
-		}
-		if d.users.CompareAndSwap(n, n-1) {
-			return true
-		}
-	}
-}
-
-func (d *delta) ioError(op string, off int64, err error) error {
+func (d *Delta) ioError(op string, off int64, err error) error {
 	if err == nil {
 		return nil
 	}
 	return &IOError{Op: op, File: d.ref.Path, Offset: off, Err: err}
 }
 
-func (d *delta) readHead(rawSize int64) (err error) {
+// read fills p from the file; past the end of a raw base there are zeroes, even where its owner
+// has lengthened the file.
+func (d *Delta) read(p []byte, off int64) error {
+	n, err := d.file.ReadAt(p, off)
+	if d.ref.Raw && (err == nil || errors.Is(err, io.ErrUnexpectedEOF)) && off+int64(n) >= d.size {
+		clear(p[min(int64(len(p)), max(d.size-off, 0)):])
+		return nil
+	}
+	return d.ioError("read", off, err)
+}
+
+func (d *Delta) write(p []byte, off int64) error {
+	_, err := d.file.WriteAt(p, off)
+	return d.ioError("write", off, err)
+}
+
+func (d *Delta) format() string {
+	if d.ref.Raw {
+		return "raw"
+	}
+	return fmt.Sprintf("ploop%d", d.hdr.Version)
+}
+
+func (d *Delta) diverged(off int64, what string, found, want any) error {
+	return &FormatError{File: d.ref.Path, Offset: off, What: what, Found: fmt.Sprint(found), Want: fmt.Sprint(want), Class: ErrDiverged}
+}
+
+func (d *Delta) readHead(rawSize int64) (err error) {
 	if d.size, err = d.file.Size(); err != nil {
 		return d.ioError("size", -1, err)
 	}
@@ -167,12 +142,34 @@ func (d *delta) readHead(rawSize int64) (err error) {
 	return nil
 }
 
+// explain says what a file is that isn't a ploop image, if it is a descriptor.
+func (d *Delta) explain(err error, head []byte) error {
+	text := bytes.TrimLeft(bytes.TrimPrefix(head, []byte("\ufeff")), " \t\r\n")
+	if !errors.Is(err, ErrNotPloop) || !bytes.HasPrefix(text, []byte("<")) {
+		return err
+	}
+	n, bad := readBundle(d.ref.Path)
+	if bad != nil {
+		return err
+	}
+	return &FormatError{File: d.ref.Path, Offset: -1, What: "file", Found: "a disk descriptor", Want: n.advice(), Class: ErrNotImage}
+}
+
+// leftInUse is the ErrInUse of an image that is open for writing, or was and wasn't closed.
+func (d *Delta) leftInUse() error {
+	if d.ref.Raw || d.hdr.InUse != inUseDirty {
+		return nil
+	}
+	return &FormatError{File: d.ref.Path, Offset: 44, What: "in_use", Class: ErrInUse,
+		Found: "the image was not closed cleanly", Want: "0; if nobody has it open, run 'holdfast image check --repair' on it"}
+}
+
 // rawCluster is the cluster size by which a raw file alone is served.
 const rawCluster = 1 << 20
 
 // rawHead gives a raw file the geometry of an image whose clusters all lie
 // where the disk has them. Over a raw base the stack's own cluster size rules.
-func (d *delta) rawHead() error {
+func (d *Delta) rawHead() error {
 	if d.size == 0 || d.size%SectorSize != 0 && !d.tolerate.oddRaw {
 		return &FormatError{File: d.ref.Path, Offset: -1, What: "size of a raw image", Class: ErrGeometry,
 			Found: fmt.Sprintf("%d bytes", d.size), Want: "a positive multiple of 512 (image convert pads a copy)"}
@@ -185,7 +182,7 @@ func (d *delta) rawHead() error {
 	return nil
 }
 
-func (d *delta) setRawCluster(sectors uint32) {
+func (d *Delta) setRawCluster(sectors uint32) {
 	d.hdr = Header{ClusterSectors: sectors, Sectors: (uint64(d.size) + SectorSize - 1) / SectorSize}
 	d.hdr.BATEntries = uint32(min(d.hdr.Clusters(), math.MaxUint32))
 }
@@ -203,7 +200,7 @@ const (
 )
 
 // badEntry describes a problem as an error.
-func (d *delta) badEntry(i uint64, raw uint32, p batProblem) *FormatError {
+func (d *Delta) badEntry(i uint64, raw uint32, p batProblem) *FormatError {
 	h := &d.hdr
 	at := h.sectorOf(raw)
 	e := &FormatError{File: d.ref.Path, Offset: headerSize + batEntrySize*int64(i), Class: ErrCorrupt,
@@ -228,7 +225,7 @@ func (d *delta) badEntry(i uint64, raw uint32, p batProblem) *FormatError {
 }
 
 // checkEntry judges one entry by itself; a duplicate only scanBAT can see.
-func (d *delta) checkEntry(i uint64, raw uint32) (batProblem, bool) {
+func (d *Delta) checkEntry(i uint64, raw uint32) (batProblem, bool) {
 	h := &d.hdr
 	at, start := h.sectorOf(raw), h.DataStart()
 	switch {
@@ -247,13 +244,13 @@ func (d *delta) checkEntry(i uint64, raw uint32) (batProblem, bool) {
 }
 
 // holdsCluster says whether a cluster begins at a sector of the file.
-func (d *delta) holdsCluster(sector uint64) bool {
+func (d *Delta) holdsCluster(sector uint64) bool {
 	start := d.hdr.DataStart()
 	return sector >= start && (sector-start)%uint64(d.hdr.ClusterSectors) == 0 && sector < (uint64(d.size)+SectorSize-1)/SectorSize
 }
 
 // fileClusters is how many whole clusters the file holds.
-func (d *delta) fileClusters() uint64 {
+func (d *Delta) fileClusters() uint64 {
 	room := uint64(d.size)/SectorSize - min(uint64(d.size)/SectorSize, d.hdr.DataStart())
 	return room / uint64(d.hdr.ClusterSectors)
 }
@@ -262,7 +259,7 @@ func (d *delta) fileClusters() uint64 {
 type positions []uint64
 
 // newPositions has a place for a cluster that the file's end cuts, too.
-func (d *delta) newPositions() (positions, error) {
+func (d *Delta) newPositions() (positions, error) {
 	n := d.fileClusters() + 1
 	if d.size/SectorSize > int64(entrySector) {
 		return nil, &FormatError{File: d.ref.Path, Offset: -1, What: "file size", Class: ErrLimit,
@@ -297,7 +294,7 @@ const batChunk = 1 << 20
 // scanBAT reads the whole BAT. It calls visit for each good entry and bad for
 // each other one; either ends the scan by an error. It returns the places in
 // use, which the file's end may cut, and an entry beyond the disk may use.
-func (d *delta) scanBAT(visit func(i, sector uint64), bad func(i uint64, raw uint32, p batProblem) error) (positions, error) {
+func (d *Delta) scanBAT(visit func(i, sector uint64), bad func(i uint64, raw uint32, p batProblem) error) (positions, error) {
 	used, err := d.newPositions()
 	if err != nil {
 		return nil, err
@@ -323,7 +320,7 @@ func (d *delta) scanBAT(visit func(i, sector uint64), bad func(i uint64, raw uin
 }
 
 // rawEntries reads the whole BAT and visits what isn't 0.
-func (d *delta) rawEntries(visit func(i uint64, raw uint32) error) error {
+func (d *Delta) rawEntries(visit func(i uint64, raw uint32) error) error {
 	h := &d.hdr
 	// Whole sectors, for direct I/O: the last one may go past the BAT.
 	end := (h.batEnd() + SectorSize - 1) / SectorSize * SectorSize
@@ -352,7 +349,7 @@ func (d *delta) rawEntries(visit func(i uint64, raw uint32) error) error {
 
 // readSectors reads whole sectors, of which the file may lack all behind the
 // first need bytes.
-func (d *delta) readSectors(b []byte, off, need int64) error {
+func (d *Delta) readSectors(b []byte, off, need int64) error {
 	n, err := d.file.ReadAt(b, off)
 	if errors.Is(err, io.ErrUnexpectedEOF) && int64(n) >= need {
 		return nil
@@ -361,6 +358,6 @@ func (d *delta) readSectors(b []byte, off, need int64) error {
 }
 
 // refuse is the bad callback of those who want no bad entry at all.
-func (d *delta) refuse(i uint64, raw uint32, p batProblem) error {
+func (d *Delta) refuse(i uint64, raw uint32, p batProblem) error {
 	return d.badEntry(i, raw, p)
 }

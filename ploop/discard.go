@@ -1,6 +1,8 @@
 package ploop
 
-import "holdfast/internal/failpoint"
+import (
+	"holdfast/internal/failpoint"
+)
 
 // Discard tells that n bytes at off are no longer wanted. With one delta, whole
 // clusters go back to the image and read as zeroes; of the rest, what lies in

@@ -1,6 +1,8 @@
 package ploop
 
-import "golang.org/x/sys/unix"
+import (
+	"golang.org/x/sys/unix"
+)
 
 // Examine says what would keep Open from taking images, as far as that can be seen while another
 // stack has them open, in this process or another: whether they can be opened, and for
@@ -17,7 +19,7 @@ func Examine(refs []ImageRef, o Options) error {
 		if top {
 			raw = o.Size
 		}
-		d, err := openKnown(ref, openUnlocked, false, false, o.tolerance(), raw)
+		d, err := openDelta(ref, openUnlocked, false, false, o.tolerance(), raw)
 		if err != nil {
 			return err
 		}

@@ -60,12 +60,12 @@ func (b *Bitmap) Dirty() (n uint64) {
 	return n
 }
 
-func (d *delta) badExt(off int64, class error, what, found, want string) error {
+func (d *Delta) badExt(off int64, class error, what, found, want string) error {
 	return &FormatError{File: d.ref.Path, Offset: off, What: "format extension: " + what, Found: found, Want: want, Class: class}
 }
 
 // readExtension loads the extension of a cleanly closed image.
-func readExtension(d *delta) (*extension, error) {
+func readExtension(d *Delta) (*extension, error) {
 	h := &d.hdr
 	size := h.ClusterSize()
 	if size > maxExtension || size < extHeader+sectionHeader {
@@ -83,7 +83,7 @@ func readExtension(d *delta) (*extension, error) {
 }
 
 // parseExtension decodes the extension's cluster b, which lies at off.
-func parseExtension(d *delta, b []byte, off int64) (*extension, error) {
+func parseExtension(d *Delta, b []byte, off int64) (*extension, error) {
 	le := binary.LittleEndian
 	if len(b) < extHeader {
 		return nil, d.badExt(off, ErrCorrupt, "size", fmt.Sprintf("%d bytes", len(b)), fmt.Sprintf("at least %d", extHeader))
@@ -134,7 +134,7 @@ func parseExtension(d *delta, b []byte, off int64) (*extension, error) {
 }
 
 // readBitmap loads the bits of a bitmap section whose data lies at off.
-func (x *extension) readBitmap(d *delta, s section, off int64, memory *int) (*Bitmap, error) {
+func (x *extension) readBitmap(d *Delta, s section, off int64, memory *int) (*Bitmap, error) {
 	le, h := binary.LittleEndian, &d.hdr
 	if len(s.data) < bitmapHeader {
 		return nil, d.badExt(off, ErrCorrupt, "dirty bitmap", fmt.Sprintf("%d bytes", len(s.data)), fmt.Sprintf("at least %d", bitmapHeader))
@@ -201,7 +201,7 @@ func (x *extension) forget() {
 // keepable returns what of an extension may still be in the image after
 // writing: the bitmaps, which are kept true, and unknown sections that ask to
 // be carried. It fails where the image must not be written.
-func (x *extension) keepable(d *delta) (*extension, error) {
+func (x *extension) keepable(d *Delta) (*extension, error) {
 	k := &extension{bitmaps: x.bitmaps}
 	for _, s := range x.unknown {
 		if s.flags&sectionNeeded != 0 {

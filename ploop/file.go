@@ -145,9 +145,5 @@ func (f *osFile) Close() error {
 	return f.plainFile.Close()
 }
 
-func unsupported(err error) bool {
-	return err == unix.EOPNOTSUPP || err == unix.ENOSYS
-}
-
 // copyChunk bounds the memory of one write of many adjacent sectors, whatever the cluster.
 const copyChunk = 1 << 20

@@ -81,7 +81,7 @@ func openFuzzed(t *testing.T, b []byte) {
 			t.Fatalf("cluster %d: %v", i, err)
 		}
 	}
-	if err := s.extents(func(Extent) error { return nil }); err != nil {
+	if err := s.view().extents(func(Extent) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	s.Close()

@@ -103,6 +103,13 @@ func (h *Header) sectorAt(position uint64) uint64 {
 	return h.DataStart() + position*uint64(h.ClusterSectors)
 }
 
+// sectorOfEntry is where in the file the sector lies that holds the BAT entry
+// of cluster i. The BAT is written by sectors: the largest piece that a power
+// cut doesn't tear.
+func sectorOfEntry(i uint64) int64 {
+	return (headerSize + batEntrySize*int64(i)) / SectorSize * SectorSize
+}
+
 func (h *Header) encode() []byte {
 	b := make([]byte, headerSize)
 	le := binary.LittleEndian

@@ -32,10 +32,6 @@ func (s *Stack) knowledge() knowledge {
 	return k
 }
 
-func (d *delta) diverged(off int64, what string, found, want any) error {
-	return &FormatError{File: d.ref.Path, Offset: off, What: what, Found: fmt.Sprint(found), Want: fmt.Sprint(want), Class: ErrDiverged}
-}
-
 // sameHead wants the header of d to be that of was, continued, and in_use as
 // it can be. For the top of a writable stack it may be set, as we left it, or
 // clear, as in a copy that was checked.
@@ -225,8 +221,8 @@ func (n *Stack) mergeAnew(s *Stack, c Succession) error {
 	for level, d := range n.deltas {
 		switch {
 		case d.ref.Raw:
-			for i := range min(d.hdr.Clusters(), n.clusters) {
-				n.table.init(i, makeEntry(0, i*uint64(d.hdr.ClusterSectors)))
+			if _, _, err := d.fillTable(n.table.init, n.clusters); err != nil {
+				return err
 			}
 		case level == n.Top() && !c.Reopen[level]:
 			for i := range n.clusters {
@@ -239,7 +235,7 @@ func (n *Stack) mergeAnew(s *Stack, c Succession) error {
 				return err
 			}
 		default:
-			if _, _, err := d.scanTable(n.table.init); err != nil {
+			if _, _, err := d.fillTable(n.table.init, n.clusters); err != nil {
 				return err
 			}
 		}

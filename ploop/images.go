@@ -1,6 +1,8 @@
 package ploop
 
-import "holdfast/ploop/image"
+import (
+	"holdfast/ploop/image"
+)
 
 // The plain data of images has a package of its own; these are its names here.
 type (
@@ -9,6 +11,9 @@ type (
 	Scope       = image.Scope
 	Mount       = image.Mount
 	Evidence    = image.Evidence
+	Extent      = image.Extent
+	Damage      = image.Damage
+	DiskRange   = image.Range
 )
 
 const (

@@ -229,13 +229,6 @@ func (x *index) process(s *Stack, batch []*indexRequest) {
 	}
 }
 
-// sectorOfEntry is where in the file the sector lies that holds the BAT entry
-// of cluster i. The BAT is written by sectors: the largest piece that a power
-// cut doesn't tear.
-func sectorOfEntry(i uint64) int64 {
-	return (headerSize + batEntrySize*int64(i)) / SectorSize * SectorSize
-}
-
 // fill builds sectors of header and BAT from at on, from the table and the
 // changes that are about to be written.
 func (x *index) fill(s *Stack, b []byte, at int64, changes map[uint64]entry) {

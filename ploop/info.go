@@ -136,7 +136,7 @@ func ReadInfo(ref ImageRef) (*Info, error) {
 	return i, err
 }
 
-func (d *delta) extInfo() *ExtInfo {
+func (d *Delta) extInfo() *ExtInfo {
 	x := &ExtInfo{Offset: int64(d.hdr.ExtOff) * SectorSize, Ignored: d.hdr.InUse != inUseClosed}
 	switch {
 	case d.hdr.InUse == inUseDirty:
@@ -164,19 +164,4 @@ func (d *delta) extInfo() *ExtInfo {
 func uuid(id [16]byte) string {
 	s := hex.EncodeToString(id[:])
 	return s[:8] + "-" + s[8:12] + "-" + s[12:16] + "-" + s[16:20] + "-" + s[20:]
-}
-
-// openUnlocked is for looking on while someone else may write.
-func openUnlocked(path string, _, _ bool) (file, error) {
-	// O_NONBLOCK as in openFile; reads of files and block devices don't care.
-	plain, err := openPlain(path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, openError(path, err)
-	}
-	f := &osFile{plainFile: plain, dio: noDirect}
-	if err := f.checkKind(path); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
 }

@@ -1,9 +1,13 @@
 package ploop
 
 import (
+	"errors"
 	"slices"
 	"sync"
 )
+
+// errOver says that a wait was ended.
+var errOver = errors.New("stack is being succeeded by another")
 
 // mutex is a lock whose wait can be ended. Who holds it may hang in dead
 // storage, and who waits for it must be able to begin anew elsewhere. The zero
@@ -14,7 +18,7 @@ type mutex struct {
 	wait []chan struct{} // to the first of them it is handed
 }
 
-// lock waits until the lock is had, or is ErrSuperseded when over is closed
+// lock waits until the lock is had, or is ErrOver when over is closed
 // before; a nil over never is.
 func (m *mutex) lock(over <-chan struct{}) error {
 	m.mu.Lock()
@@ -40,7 +44,7 @@ func (m *mutex) lock(over <-chan struct{}) error {
 	if i < 0 { // it was handed over at this moment
 		m.unlock()
 	}
-	return ErrSuperseded
+	return errOver
 }
 
 func (m *mutex) unlock() {

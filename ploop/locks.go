@@ -194,26 +194,6 @@ func (f *osFile) Lock() error {
 	return err
 }
 
-// protect keeps others from beginning to write to the images that are only read.
-func protect(deltas []*delta) error {
-	top := deltas[len(deltas)-1].ref.Path
-	bundle := inBundle(top)
-	for _, d := range deltas {
-		f, ok := d.file.(*osFile)
-		if !ok || f.write || !f.Locked() {
-			continue
-		}
-		f.guard = f.guard || bundle
-		if !f.guard && inBundle(d.ref.Path) {
-			continue // a golden base
-		}
-		if err := f.denyWriters(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // inBundle says that a bundle of OpenVZ's tool, whose descriptor lies beside the image, names it.
 func inBundle(image string) bool {
 	f, err := openPlain(filepath.Join(filepath.Dir(image), DescriptorName), unix.O_RDONLY|unix.O_NONBLOCK, 0)

@@ -77,7 +77,7 @@ func (l *lockScene) open(way string) (*Stack, error) {
 	case "bundle":
 		return Open([]ImageRef{l.img, {Path: l.bundleTop}}, Options{})
 	case "guarded":
-		return Open([]ImageRef{l.img}, Options{ReadOnly: true, still: true})
+		return Open([]ImageRef{l.img}, Options{ReadOnly: true, open: openStill})
 	}
 	return Open([]ImageRef{l.img}, Options{})
 }

@@ -36,11 +36,9 @@ type Options struct {
 	Log func(format string, args ...any)
 
 	open    opener
-	still   bool // nobody may write to the images meanwhile
-	oddRaw  bool // a raw base may end within a sector
 	noOrder bool // tests' control: leave out the syncs that order data and index
 }
 
 func (o *Options) tolerance() damageTolerance {
-	return damageTolerance{damaged: o.Damaged, oddRaw: o.oddRaw}
+	return damageTolerance{damaged: o.Damaged}
 }

@@ -87,3 +87,8 @@ func retry(f func() error) error {
 		}
 	}
 }
+
+// unsupported says that the storage lacks an operation.
+func unsupported(err error) bool {
+	return err == unix.EOPNOTSUPP || err == unix.ENOSYS
+}

@@ -87,7 +87,7 @@ func TestHeaderRoundTrip(t *testing.T) {
 		if !ok || e == 0 || h.sectorOf(e) != sector || h.positionOf(sector) != pos {
 			t.Fatalf("position %d is sector %d, entry %d (%v), sector %d, position %d", pos, sector, e, ok, h.sectorOf(e), h.positionOf(sector))
 		}
-		if d := (&delta{hdr: *h, size: int64(h.sectorAt(pos+1)) * SectorSize}); d.fileClusters() != pos+1 {
+		if d := (&Delta{hdr: *h, size: int64(h.sectorAt(pos+1)) * SectorSize}); d.fileClusters() != pos+1 {
 			t.Fatalf("a file that ends behind position %d has %d clusters", pos, d.fileClusters())
 		} else if p, ok := d.checkEntry(0, e); !ok {
 			t.Fatalf("a good entry is problem %d", p)

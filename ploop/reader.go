@@ -1,6 +1,8 @@
 package ploop
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+)
 
 // Where is the answer of Reader.Locate.
 type Where uint8

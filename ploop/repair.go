@@ -7,7 +7,7 @@ import (
 )
 
 // lookExt judges the format extension, whose clusters count as used.
-func (c *ImageCheck) lookExt(d *delta, used positions) error {
+func (c *ImageCheck) lookExt(d *Delta, used positions) error {
 	h := &d.hdr
 	// Without a valid in_use nobody reads it; but if its space is cut off,
 	// the field that points there must go first.
@@ -56,7 +56,7 @@ func (c *ImageCheck) extGaps(h *Header, places []uint64) (n uint64) {
 // a power cut leaves, the image is no worse than before. The extension's field
 // and the entries go before the space that they may point to, and in_use is
 // cleared last of all.
-func (c *ImageCheck) repair(d *delta) error {
+func (c *ImageCheck) repair(d *Delta) error {
 	if f, ok := d.file.(*osFile); ok && f.block {
 		return nil // can't be cut; Open doesn't write to it either
 	}
@@ -122,7 +122,7 @@ func (c *ImageCheck) repair(d *delta) error {
 }
 
 // lengthen gives the file the rest of its last cluster, which reads as zeroes.
-func (d *delta) lengthen(end int64) error {
+func (d *Delta) lengthen(end int64) error {
 	if err := d.file.Truncate(end); err != nil {
 		return d.ioError("truncate", end, err)
 	}
@@ -131,7 +131,7 @@ func (d *delta) lengthen(end int64) error {
 }
 
 // clearEntries writes 0 over entries of the BAT, which are in rising order.
-func (d *delta) clearEntries(entries []uint64) error {
+func (d *Delta) clearEntries(entries []uint64) error {
 	for len(entries) > 0 {
 		at := sectorOfEntry(entries[0])
 		b := AlignedBuffer(SectorSize)
@@ -151,7 +151,7 @@ func (d *delta) clearEntries(entries []uint64) error {
 
 // patchHeader writes the header over the beginning of the file's first sector,
 // durably.
-func (d *delta) patchHeader() error {
+func (d *Delta) patchHeader() error {
 	b := AlignedBuffer(SectorSize)
 	if err := d.readSectors(b, 0, min(SectorSize, d.size)); err != nil {
 		return d.ioError("read header", 0, err)

@@ -38,7 +38,7 @@ func TestRepairLengthens(t *testing.T) {
 	ref, before := fileOf(t, func(im *smallImage) { im.b = im.b[:len(im.b)-half] })
 	r := mustRepair(t, CheckOptions{}, ref)
 	c := r.Images[0]
-	want := []DiskRange{{39*2*half + half, half}}
+	want := []DiskRange{{Start: 39*2*half + half, Length: half}}
 	if r.ExitCode() != ExitCorrupt || !slices.Equal(c.Lost, want) || c.LostBytes != half || !c.Findings[0].Repaired {
 		t.Errorf("repair says %d, %+v", r.ExitCode(), c)
 	}

@@ -3,8 +3,6 @@ package ploop
 import (
 	"errors"
 	"fmt"
-	"math"
-	"os"
 	"sync"
 	"sync/atomic"
 )
@@ -83,17 +81,12 @@ func (s *Stack) discard() error {
 }
 
 func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
-	if len(refs) == 0 {
-		return nil, fmt.Errorf("%w: a stack needs at least one image", ErrGeometry)
-	}
-	if len(refs) > MaxDeltas {
-		return nil, fmt.Errorf("%w: a stack of %d images, at most %d are possible", ErrLimit, len(refs), MaxDeltas)
+	if err := countImages(refs); err != nil {
+		return nil, err
 	}
 	open := o.open
 	if open == nil {
-		if open = openOSFile; o.still {
-			open = openStill
-		}
+		open = openOSFile
 		o.open = open
 		if err := distinct(refs); err != nil {
 			return nil, err
@@ -117,7 +110,7 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 		if top {
 			raw = o.Size
 		}
-		d, err := openKnown(ref, open, top && !o.ReadOnly, !o.NoDirect, o.tolerance(), raw)
+		d, err := openDelta(ref, open, top && !o.ReadOnly, !o.NoDirect, o.tolerance(), raw)
 		if err != nil {
 			return nil, err
 		}
@@ -130,7 +123,7 @@ func openStack(refs []ImageRef, o Options) (_ *Stack, err error) {
 			return nil, err
 		}
 	}
-	if err := protect(s.deltas); err != nil {
+	if err := protect(s.images()); err != nil {
 		return nil, err
 	}
 	s.top = s.deltas[len(s.deltas)-1]
@@ -172,26 +165,9 @@ func (s *Stack) start() {
 	s.slow = s.NewReader()
 }
 
-// distinct refuses a file that is in the stack twice, by whatever names.
-func distinct(refs []ImageRef) error {
-	var seen []os.FileInfo
-	for _, r := range refs {
-		fi, err := os.Stat(r.Path)
-		if err != nil {
-			return err // says the operation and the path by itself
-		}
-		for i, other := range seen {
-			if os.SameFile(fi, other) {
-				return &FormatError{File: r.Path, Offset: -1, What: "stack", Class: ErrGeometry, Found: fmt.Sprintf("the same file as image %d", i), Want: "each file once"}
-			}
-		}
-		seen = append(seen, fi)
-	}
-	return nil
-}
-
 func (s *Stack) checkInUse(d *delta, top bool, o Options) error {
-	if d.ref.Raw || d.hdr.InUse != inUseDirty {
+	err := d.leftInUse()
+	if err == nil {
 		return nil
 	}
 	if top && o.ReadOnly || top && o.TakeOver || o.Damaged {
@@ -200,50 +176,22 @@ func (s *Stack) checkInUse(d *delta, top bool, o Options) error {
 		}
 		return nil
 	}
-	return &FormatError{File: d.ref.Path, Offset: 44, What: "in_use", Class: ErrInUse,
-		Found: "the image was not closed cleanly", Want: "0; if nobody has it open, run 'holdfast image check --repair' on it"}
+	return err
 }
 
 // fit checks that the deltas belong over one another and takes the geometry
 // from the top.
 func (s *Stack) fit() error {
-	t := &s.top.hdr
-	for i, d := range s.deltas {
-		bad := func(off int64, what, found, want string) error {
-			return &FormatError{File: d.ref.Path, Offset: off, What: what, Found: found, Want: want, Class: ErrGeometry}
-		}
-		if d.ref.Raw && i > 0 {
-			return bad(-1, "raw image", fmt.Sprintf("at level %d", i), "only the base to be raw")
-		}
-		if d.ref.Raw && d != s.top {
-			if known := s.opts.TakeOver || s.opts.Size > 0; known {
-				// The stack was served before: the two belong together.
-				d.size = min(d.size, int64(t.Sectors+uint64(t.ClusterSectors)-1)*SectorSize)
-			}
-			d.setRawCluster(t.ClusterSectors)
-			if d.hdr.Sectors > t.Sectors+uint64(t.ClusterSectors)-1 {
-				return bad(-1, "size of the raw base", fmt.Sprintf("%d sectors", d.hdr.Sectors), fmt.Sprintf("at most the disk's %d, rounded up to a cluster", t.Sectors))
-			}
-		}
-		if d.hdr.ClusterSectors != t.ClusterSectors {
-			return bad(28, "cluster size", fmt.Sprintf("%d sectors", d.hdr.ClusterSectors), fmt.Sprintf("%d as in the top image %q", t.ClusterSectors, s.top.ref.Path))
-		}
-		if !d.ref.Raw && d.hdr.Sectors > t.Sectors {
-			return bad(36, "disk size", fmt.Sprintf("%d sectors", d.hdr.Sectors), fmt.Sprintf("at most the %d of the top image %q", t.Sectors, s.top.ref.Path))
-		}
+	g, err := fit(s.images(), s.opts.TakeOver || s.opts.Size > 0)
+	if err != nil {
+		return err
 	}
-	s.size = int64(t.Sectors) * SectorSize
-	s.cluster = t.ClusterSize()
-	s.clusters = t.Clusters()
+	s.size, s.cluster, s.clusters, s.baseEnd = g.size, g.cluster, g.clusters, g.baseEnd
 	s.misfit = 0
 	for _, d := range s.deltas {
 		if f, ok := d.file.(*osFile); ok {
 			s.misfit |= f.dio.unit - 1
 		}
-	}
-	s.baseEnd = math.MaxInt64
-	if base := s.deltas[0]; base.ref.Raw {
-		s.baseEnd = base.size
 	}
 	return nil
 }
@@ -254,22 +202,39 @@ func (s *Stack) load() (err error) {
 		return err
 	}
 	for _, d := range s.deltas {
-		if d.ref.Raw {
-			for i := range min(d.hdr.Clusters(), s.clusters) {
-				s.table.init(i, makeEntry(0, i*uint64(d.hdr.ClusterSectors)))
-			}
-			continue
-		}
-		used, n, err := d.scanTable(s.table.init)
+		used, n, err := d.fillTable(s.table.init, s.clusters)
 		if err != nil {
 			return err
 		}
-		if d == s.top {
+		if d == s.top && !d.ref.Raw {
 			s.allocated.Store(n)
 			s.space.load(used)
 		}
 	}
 	return nil
+}
+
+// logDamage says what a damaged stack can't give.
+func (s *Stack) logDamage() {
+	d := s.Damage()
+	for _, g := range d.Guesses {
+		s.log("%s", g)
+	}
+	if d.UnreadableBytes > 0 {
+		s.log("%q: %d bytes of the disk can't be read, the first of them at %v", s.top.ref.Path, d.UnreadableBytes, d.Unreadable[0])
+	}
+	if d.DoubtfulBytes > 0 {
+		s.log("%q: %d bytes of the disk share their place with others and may be wrong, the first of them at %v", s.top.ref.Path, d.DoubtfulBytes, d.Doubtful[0])
+	}
+}
+
+// Damage looks through the whole index for what the images have lost ([Options.Damaged]).
+func (s *Stack) Damage() *Damage { return s.view().damage() }
+
+// view is the stack as it is read by those who don't write to it.
+func (s *Stack) view() *view {
+	g := geometry{size: s.size, cluster: s.cluster, clusters: s.clusters, baseEnd: s.baseEnd}
+	return &view{deltas: s.images(), geometry: g, table: s.table}
 }
 
 // writeHeader writes the top's first sector and makes it durable.

@@ -1,7 +1,5 @@
 package ploop
 
-import "fmt"
-
 // Status is a picture of a live stack, taken without stopping anything.
 type Status struct {
 	Size        int64         `json:"size"`         // of the disk, in bytes
@@ -74,11 +72,4 @@ func (s *Stack) MemoryUnit() (n int64) {
 		}
 	}
 	return n
-}
-
-func (d *delta) format() string {
-	if d.ref.Raw {
-		return "raw"
-	}
-	return fmt.Sprintf("ploop%d", d.hdr.Version)
 }

@@ -95,7 +95,7 @@ func (s *Stack) Succeed(c Succession) (_ *Stack, err error) {
 		}
 		n.deltas = append(n.deltas, d)
 	}
-	if err := protect(n.deltas); err != nil {
+	if err := protect(n.images()); err != nil {
 		return nil, err
 	}
 	n.top = n.deltas[len(n.deltas)-1]
@@ -151,7 +151,7 @@ func (s *Stack) reopen(level int, ref ImageRef, c Succession) (*delta, error) {
 		raw = was.size
 	}
 	open := func() (*delta, error) {
-		return openKnown(ref, s.opts.open, write, !s.opts.NoDirect, s.opts.tolerance(), raw)
+		return openDelta(ref, s.opts.open, write, !s.opts.NoDirect, s.opts.tolerance(), raw)
 	}
 	d, err := open()
 	if errors.Is(err, ErrLocked) && c.Drained && was.file.Locked() {
@@ -224,7 +224,7 @@ func (n *Stack) inherit(s *Stack, c Succession) (err error) {
 				return err
 			}
 			if d.ext != nil {
-				if d.ext, err = d.ext.keepable(d); err != nil {
+				if d.ext, err = d.ext.keepable(d.Delta); err != nil {
 					return err
 				}
 			}

@@ -245,12 +245,12 @@ func TestSucceedBitmaps(t *testing.T) {
 		if got := bitmapsOf(t, c.Refs[0]); len(got) != 1 || !slices.Equal(got[0].set(), now) {
 			t.Errorf("in the file: %v, want %v", got, now)
 		}
-		d, err := openDelta(c.Refs[0], openOSFile, false, false)
+		d, err := openTolerant(c.Refs[0], openOSFile, false, false, damageTolerance{})
 		if err != nil || d.ext == nil || len(d.ext.unknown) != 1 || string(d.ext.unknown[0].data) != "carried along" {
 			t.Errorf("the unknown section is lost: %+v, %v", d, err)
 		}
 		if err == nil {
-			d.release()
+			d.file.Close()
 		}
 	}
 }

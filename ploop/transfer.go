@@ -1,6 +1,8 @@
 package ploop
 
-import "io"
+import (
+	"io"
+)
 
 // Direct I/O takes whole units, which are larger than a sector on disks with blocks of
 // 4096 bytes (4Kn). A write of less is done by reading the units that it is in and

@@ -1,8 +1,6 @@
 package ploop
 
 import (
-	"errors"
-	"io"
 	"sync"
 
 	"holdfast/internal/failpoint"
@@ -64,7 +62,7 @@ func (s *Stack) readPiece(i uint64, in int64, p []byte) error {
 			return err
 		}
 		if e := s.table.load(i); e.bad() {
-			return s.readDamaged(i, e, in, p)
+			return s.deltas[e.level()].readDamaged(e, i, in, p)
 		}
 		// Busy: whoever changes it holds the lock, or failed and left it
 		// for us to find out.
@@ -77,22 +75,6 @@ func (s *Stack) readPiece(i uint64, in int64, p []byte) error {
 			return err
 		}
 	}
-}
-
-// read fills p from the file; past the end of a raw base there are zeroes, even where its owner
-// has lengthened the file.
-func (d *delta) read(p []byte, off int64) error {
-	n, err := d.file.ReadAt(p, off)
-	if d.ref.Raw && (err == nil || errors.Is(err, io.ErrUnexpectedEOF)) && off+int64(n) >= d.size {
-		clear(p[min(int64(len(p)), max(d.size-off, 0)):])
-		return nil
-	}
-	return d.ioError("read", off, err)
-}
-
-func (d *delta) write(p []byte, off int64) error {
-	_, err := d.file.WriteAt(p, off)
-	return d.ioError("write", off, err)
 }
 
 // settled gives a cluster's entry, whose lock the caller holds, after
@@ -230,26 +212,6 @@ func (s *Stack) fillCluster(off int64, clean bool, e entry, in int64, p []byte, 
 	}
 	return nil
 }
-
-// allZero looks at the ends first: most data is found out by its first byte.
-func allZero(p []byte) bool {
-	if len(p) == 0 {
-		return true
-	}
-	if p[0] != 0 || p[len(p)-1] != 0 {
-		return false
-	}
-	for len(p) > 0 {
-		n := min(len(p), len(zeroes))
-		if string(p[:n]) != zeroes[:n] {
-			return false
-		}
-		p = p[n:]
-	}
-	return true
-}
-
-var zeroes = string(make([]byte, 4096))
 
 // Flush makes everything acknowledged before the call durable.
 func (s *Stack) Flush() error {

@@ -1,6 +1,8 @@
 package image
 
-import "time"
+import (
+	"time"
+)
 
 // Evidence is what is remembered of an image that is served, to tell later whether a path still
 // leads to it. It is plain data.

@@ -1,6 +1,8 @@
 package image
 
-import "fmt"
+import (
+	"fmt"
+)
 
 // Ref names one file of a stack and how to read it.
 type Ref struct {

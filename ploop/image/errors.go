@@ -1,0 +1,65 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+)
+
+// What can be wrong with an image, as a class. Every error that speaks of an image's content wraps
+// one of them.
+var (
+	ErrNotPloop    = errors.New("not a ploop image")
+	ErrCorrupt     = errors.New("image is corrupt")
+	ErrInUse       = errors.New("image is in use or was not closed cleanly")
+	ErrLocked      = errors.New("image is locked")
+	ErrGeometry    = errors.New("images of the stack do not fit each other")
+	ErrUnsupported = errors.New("image needs what this software does not have")
+	ErrLimit       = errors.New("image exceeds a limit of this software")
+	ErrNotImage    = errors.New("not a file that can be an image")
+	ErrUncommon    = errors.New("image that not all software takes")
+	ErrDamaged     = errors.New("the image has lost this part of the disk")
+	ErrDiverged    = errors.New("image is not the one that it is to replace, continued")
+	ErrUnproven    = errors.New("nothing tells whether this is the file that was served")
+)
+
+// FormatError says what is wrong with a file, where, what was found there and
+// what was expected. It prints as one line.
+type FormatError struct {
+	File   string
+	Offset int64 // in bytes from the start of the file; -1: the file as a whole
+	What   string
+	Found  string
+	Want   string
+	Class  error // one of the Err values above
+}
+
+func (e *FormatError) Error() string {
+	at := ""
+	if e.Offset >= 0 {
+		at = fmt.Sprintf(" offset %d:", e.Offset)
+	}
+	if e.Want == "" {
+		return fmt.Sprintf("%q:%s %s: found %s", e.File, at, e.What, e.Found)
+	}
+	return fmt.Sprintf("%q:%s %s: found %s, expected %s", e.File, at, e.What, e.Found, e.Want)
+}
+
+func (e *FormatError) Unwrap() error { return e.Class }
+
+// IOError is a failed operation on one of the stack's files. It wraps the
+// system's error, so errors.Is(err, syscall.ENOSPC) works.
+type IOError struct {
+	Op     string // read, write, sync, allocate, zero, truncate, index read, index write …
+	File   string
+	Offset int64 // -1: the whole file
+	Err    error
+}
+
+func (e *IOError) Error() string {
+	if e.Offset < 0 {
+		return fmt.Sprintf("%s %q: %v", e.Op, e.File, e.Err)
+	}
+	return fmt.Sprintf("%s %q at offset %d: %v", e.Op, e.File, e.Offset, e.Err)
+}
+
+func (e *IOError) Unwrap() error { return e.Err }
