@@ -88,7 +88,7 @@ unit:
 
 race:
 	CGO_ENABLED=1 $(GO) test -race -short ./...
-	GOMAXPROCS=1 $(GO) test -short ./ploop ./ublk/... ./standby ./device ./sysfs ./target ./control
+	GOMAXPROCS=1 $(GO) test -short ./ploop/... ./ublk/... ./standby ./device ./sysfs ./target ./control
 
 # A number of runs, not a time: the fuzzer may fail by its own deadline.
 FUZZTIME ?= 20000x

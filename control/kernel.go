@@ -16,6 +16,7 @@ import (
 	"holdfast/internal/spawner"
 	"holdfast/internal/users"
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/standby"
 	"holdfast/state"
 	"holdfast/ublk"
@@ -134,7 +135,7 @@ func (k *thisKernel) open(ctx context.Context, spec api.Spec, o openOptions) (li
 }
 
 func (k *thisKernel) closeImages(spec api.Spec, known device.Known) error {
-	stack, err := ploop.Open(spec.Images, ploop.Options{TakeOver: true, Locked: true, Before: known.Before, Log: func(format string, args ...any) {
+	stack, err := stack.Open(spec.Images, stack.Options{TakeOver: true, Locked: true, Before: known.Before, Log: func(format string, args ...any) {
 		k.log.Info().Str("device", spec.Name).Msgf(format, args...)
 	}})
 	if err != nil {
@@ -147,7 +148,7 @@ func (k *thisKernel) examine(spec api.Spec, known device.Known) error {
 	if err := device.Probe(spec.Images); err != nil {
 		return err
 	}
-	return ploop.Examine(spec.Images, ploop.Options{ReadOnly: spec.ReadOnly, Damaged: spec.Damaged, TakeOver: true, Continue: true, Size: known.Size, RawSize: known.RawSize})
+	return stack.Examine(spec.Images, stack.Options{ReadOnly: spec.ReadOnly, Damaged: spec.Damaged, TakeOver: true, Continue: true, Size: known.Size, RawSize: known.RawSize})
 }
 
 func (k *thisKernel) left(ctx context.Context) (map[state.Disk]bool, error) {
@@ -298,7 +299,7 @@ func (d *Daemon) waitingStatus(slot *slot) api.Status {
 }
 
 var driverErrors = []error{ublk.ErrNoDriver, ublk.ErrPermission, ublk.ErrIOUringDisabled, ublk.ErrTooOld, ublk.ErrTooManyDevices}
-var imageErrors = []error{ploop.ErrNotPloop, ploop.ErrNotImage, ploop.ErrCorrupt, ploop.ErrInUse, ploop.ErrLocked, ploop.ErrGeometry, ploop.ErrUnsupported, ploop.ErrLimit, ploop.ErrDiverged, ploop.ErrInFlight, ploop.ErrUnproven, ploop.ErrNoLock, ploop.ErrLocalLock}
+var imageErrors = []error{ploop.ErrNotPloop, ploop.ErrNotImage, ploop.ErrCorrupt, ploop.ErrInUse, ploop.ErrLocked, ploop.ErrGeometry, ploop.ErrUnsupported, ploop.ErrLimit, ploop.ErrDiverged, stack.ErrInFlight, ploop.ErrUnproven, stack.ErrNoLock, stack.ErrLocalLock}
 
 // classify gives an error of a creation its code.
 func classify(err error) *api.Error {

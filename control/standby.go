@@ -11,6 +11,7 @@ import (
 	"holdfast/api"
 	"holdfast/device"
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/standby"
 	"holdfast/state"
 )
@@ -322,7 +323,7 @@ func (d *Daemon) replace(ctx context.Context, s *slot, r api.ReplaceRequest) err
 	switch {
 	case errors.Is(err, ploop.ErrDiverged):
 		return api.Errorf(e.Code, "device %q: %w; if that is meant to be, --force takes the file as it is", s.name, err)
-	case errors.Is(err, ploop.ErrInFlight):
+	case errors.Is(err, stack.ErrInFlight):
 		return api.Errorf(api.CodeBusy, "device %q: %w", s.name, err)
 	}
 	return api.Errorf(e.Code, "device %q: %w", s.name, err)

@@ -17,6 +17,7 @@ import (
 
 	"holdfast/api"
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/state"
 )
 
@@ -173,7 +174,7 @@ func TestReplace(t *testing.T) {
 	if e := wantCode(t, err, api.CodeImage); !strings.Contains(e.Message, "--force") {
 		t.Errorf("%q", e.Message)
 	}
-	f.k.set(func() { f.k.replaceErr = ploop.ErrInFlight })
+	f.k.set(func() { f.k.replaceErr = stack.ErrInFlight })
 	_, err = f.c.Replace(ctx, "v", api.ReplaceRequest{Image: f.image("new")})
 	wantCode(t, err, api.CodeBusy)
 	if got := f.record("v"); got.Generation != before.Generation || got.Spec.Images[1] != before.Spec.Images[1] {

@@ -7,6 +7,7 @@ import (
 
 	"holdfast/api"
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/standby"
 	"holdfast/ublk"
 )
@@ -17,7 +18,7 @@ var ofSpace = map[string]bool{"allocate": true, "truncate": true, "zero": true, 
 // errorPlace is the place of an error in a stack's files. Of an operation whose length is not
 // known the first sector stands for the whole. A sync, and what takes or gives back space, are
 // matters of the file as a whole.
-func errorPlace(s *ploop.Stack, err error) standby.Place {
+func errorPlace(s *stack.Stack, err error) standby.Place {
 	var e *ploop.IOError
 	if !errors.As(err, &e) || e.Offset < 0 || ofSpace[e.Op] {
 		return standby.Place{}

@@ -13,6 +13,7 @@ import (
 	"holdfast/api"
 	"holdfast/hack/faultfs"
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/standby"
 	"holdfast/ublk"
 )
@@ -23,7 +24,7 @@ func TestErrorPlace(t *testing.T) {
 	if err := ploop.Create(path, ploop.CreateOptions{Size: 8 << 20, ClusterSize: 64 << 10}); err != nil {
 		t.Fatal(err)
 	}
-	s, err := ploop.Open([]ploop.ImageRef{{Path: path}}, ploop.Options{})
+	s, err := stack.Open([]ploop.ImageRef{{Path: path}}, stack.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

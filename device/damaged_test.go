@@ -9,6 +9,7 @@ import (
 
 	"holdfast/api"
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/ublk"
 )
 
@@ -26,7 +27,7 @@ func TestDamaged(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s := newSlowDeviceOf(t, 4, ploop.Options{ReadOnly: true, Damaged: true}, ref)
+	s := newSlowDeviceOf(t, 4, stack.Options{ReadOnly: true, Damaged: true}, ref)
 	s.key.Enable("test")
 	if err := s.Attach("test"); err != nil {
 		t.Fatal(err)

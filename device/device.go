@@ -15,6 +15,7 @@ import (
 	"holdfast/api"
 	"holdfast/internal/failpoint"
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/standby"
 	"holdfast/ublk"
 )
@@ -134,7 +135,7 @@ func Open(ctx context.Context, spec api.Spec, o Options) (*Device, error) {
 		}
 		o.Known.Size = p.Size
 	}
-	stack, err := ploop.Open(spec.Images, ploop.Options{
+	stack, err := stack.Open(spec.Images, stack.Options{
 		ReadOnly: spec.ReadOnly, Damaged: spec.Damaged, TakeOver: o.TakeOver || r != nil, Continue: r != nil && !r.Force, Distrust: r != nil && r.Standby != nil,
 		Locked: o.Known.Fence || r.fenced(), Before: o.Known.Before, Size: o.Known.Size, RawSize: o.Known.RawSize,
 		Log: func(format string, args ...any) { d.log.Info().Msgf(format, args...) },
@@ -182,7 +183,7 @@ func damaged(err error) error {
 	return err
 }
 
-func (d *Device) start(ctx context.Context, stack *ploop.Stack, o *Options) error {
+func (d *Device) start(ctx context.Context, stack *stack.Stack, o *Options) error {
 	cfg := d.config(stack)
 	if cfg.Size%int64(cfg.LogicalBlock) != 0 {
 		return fmt.Errorf("device %s: %w: a disk of %d bytes is no multiple of the logical block size %d", d.spec.Name, ploop.ErrGeometry, cfg.Size, cfg.LogicalBlock)
@@ -229,7 +230,7 @@ func (d *Device) start(ctx context.Context, stack *ploop.Stack, o *Options) erro
 }
 
 // config says the device's parameters from spec and stack.
-func (d *Device) config(stack *ploop.Stack) ublk.Config {
+func (d *Device) config(stack *stack.Stack) ublk.Config {
 	st := stack.Status()
 	cfg := ublk.Config{
 		ID:            -1,

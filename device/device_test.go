@@ -15,6 +15,7 @@ import (
 
 	"holdfast/api"
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/ublk"
 )
 
@@ -128,7 +129,7 @@ func TestFioVerify(t *testing.T) {
 				refs := makeStack(t, dir, c.deltas, c.version, 32<<20, 64<<10)
 				// The lower deltas hold something to copy up.
 				for i := 1; i < len(refs); i++ {
-					s, err := ploop.Open(refs[:i], ploop.Options{})
+					s, err := stack.Open(refs[:i], stack.Options{})
 					if err != nil {
 						t.Fatal(err)
 					}

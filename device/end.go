@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"holdfast/api"
-	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/standby"
 )
 
@@ -36,7 +36,7 @@ func (d *Device) askEnd(g *generation) {
 	}
 	go func() {
 		err := g.stack.Intact()
-		if !errors.Is(err, ploop.ErrTruncated) {
+		if !errors.Is(err, stack.ErrTruncated) {
 			g.asking.Store(false) // what else it may be, the next request meets
 			return
 		}

@@ -9,6 +9,7 @@ import (
 
 	"holdfast/api"
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/standby"
 )
 
@@ -19,7 +20,7 @@ func TestCutOffIsSeen(t *testing.T) {
 	if err := ploop.Create(path, ploop.CreateOptions{Size: 1 << 30}); err != nil {
 		t.Fatal(err)
 	}
-	s, err := ploop.Open([]ploop.ImageRef{{Path: path}}, ploop.Options{})
+	s, err := stack.Open([]ploop.ImageRef{{Path: path}}, stack.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/standby"
 	"holdfast/ublk"
 )
@@ -29,8 +29,8 @@ import (
 
 // generation is one stack in the life of a device.
 type generation struct {
-	stack   *ploop.Stack
-	readers []*ploop.Reader // by queue
+	stack   *stack.Stack
+	readers []*stack.Reader // by queue
 	pool    pool            // of the slow way
 	through atomic.Int64    // see setThrough
 
@@ -205,7 +205,7 @@ func (q *queue) adopt(g *generation, index int) {
 }
 
 // newGeneration is for a stack that n queues are to use.
-func newGeneration(s *ploop.Stack, n int) *generation {
+func newGeneration(s *stack.Stack, n int) *generation {
 	g := &generation{stack: s}
 	for range n {
 		g.readers = append(g.readers, s.NewReader())

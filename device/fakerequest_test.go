@@ -10,6 +10,7 @@ import (
 
 	"holdfast/api"
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/standby"
 	"holdfast/ublk"
 )
@@ -82,12 +83,12 @@ type slowDevice struct {
 
 func newSlowDevice(t *testing.T, depth int, refs ...ploop.ImageRef) *slowDevice {
 	t.Helper()
-	return newSlowDeviceOf(t, depth, ploop.Options{}, refs...)
+	return newSlowDeviceOf(t, depth, stack.Options{}, refs...)
 }
 
-func newSlowDeviceOf(t *testing.T, depth int, o ploop.Options, refs ...ploop.ImageRef) *slowDevice {
+func newSlowDeviceOf(t *testing.T, depth int, o stack.Options, refs ...ploop.ImageRef) *slowDevice {
 	t.Helper()
-	stack, err := ploop.Open(refs, o)
+	stack, err := stack.Open(refs, o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,7 @@ import (
 
 	"holdfast/api"
 	"holdfast/internal/failpoint"
-	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/standby"
 	"holdfast/ublk"
 )
@@ -16,8 +16,8 @@ import (
 // queue is what one queue's thread has for itself.
 type queue struct {
 	gen    *generation
-	stack  *ploop.Stack // gen's
-	reader *ploop.Reader
+	stack  *stack.Stack // gen's
+	reader *stack.Reader
 	epoch  uint64 // see epochs.go
 	out    int    // transfers on the ring, of this epoch
 	// through: writes are made durable before they are acknowledged.
@@ -72,7 +72,7 @@ func (q *queue) mark(state, rest uint64) uint64 {
 }
 
 // placeOf is what is remembered of a place: the token, and the level for messages.
-func placeOf(at ploop.Place) uint64 { return uint64(at.Token) | uint64(at.Level)<<32 }
+func placeOf(at stack.Place) uint64 { return uint64(at.Token) | uint64(at.Level)<<32 }
 
 // Begin takes a request from the driver, or one that was held or has to be done
 // anew. It runs on the queue's thread.
@@ -98,18 +98,18 @@ func (d *Device) Begin(r *ublk.Request) {
 	case ublk.OpRead:
 		at := q.reader.Locate(r.Offset(), r.Len(), false)
 		switch at.Where {
-		case ploop.Direct:
+		case stack.Direct:
 			r.User = q.mark(stateTransfer, placeOf(at))
 			q.out++
 			r.ReadFile(at.Level, at.Offset)
 			return
-		case ploop.Zero:
+		case stack.Zero:
 			q.complete(r, r.ZeroFill())
 			return
 		}
 	case ublk.OpWrite:
 		at := q.reader.Locate(r.Offset(), r.Len(), true)
-		if at.Where == ploop.Direct {
+		if at.Where == stack.Direct {
 			state, flags := uint64(stateTransfer), uint32(0)
 			if r.FUA() || q.through {
 				// With nothing else to make durable, the write alone is enough. Through the page

@@ -3,7 +3,7 @@ package device
 import (
 	"golang.org/x/sys/unix"
 
-	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/ublk"
 )
 
@@ -16,7 +16,7 @@ import (
 
 // flush is a tag's place in the line.
 type flush struct {
-	ploop.FlushWaiter
+	stack.FlushWaiter
 	r *ublk.Request
 }
 
@@ -34,7 +34,7 @@ func newFlushes(depth int) []flush {
 const flushStateBits = 8
 
 // wake brings the request back to its queue's thread.
-func (f *flush) wake(state ploop.FlushState, err error) {
+func (f *flush) wake(state stack.FlushState, err error) {
 	rest := uint64(state)
 	if err != nil {
 		rest |= uint64(errnoOf(err)) << flushStateBits
@@ -49,7 +49,7 @@ func (d *Device) sync(r *ublk.Request, q *queue) {
 	f.r = r
 	r.User = q.mark(stateInLine, 0) // before others may wake it
 	q.out++
-	if state := q.stack.FlushBegin(&f.FlushWaiter); state != ploop.FlushWait {
+	if state := q.stack.FlushBegin(&f.FlushWaiter); state != stack.FlushWait {
 		q.out--
 		d.flushed(r, q, state, 0)
 	}
@@ -58,9 +58,9 @@ func (d *Device) sync(r *ublk.Request, q *queue) {
 // woken ends a request's wait, on its queue's thread.
 func (d *Device) woken(r *ublk.Request, q *queue) {
 	rest := r.User >> (stateBits + epochBits)
-	state, errno := ploop.FlushState(rest&(1<<flushStateBits-1)), unix.Errno(rest>>flushStateBits)
+	state, errno := stack.FlushState(rest&(1<<flushStateBits-1)), unix.Errno(rest>>flushStateBits)
 	if epoch := r.User >> stateBits & epochMask; epoch != q.epoch {
-		if state == ploop.FlushLead {
+		if state == stack.FlushLead {
 			q.late.of[epoch].stack.FlushPass(&q.flushes[r.Tag()].FlushWaiter)
 		}
 		d.beginsAnew(r, q)
@@ -77,18 +77,18 @@ func (d *Device) synced(r *ublk.Request, q *queue, errno unix.Errno) {
 }
 
 // flushed goes on with a request whose turn has come, or whose flush has ended.
-func (d *Device) flushed(r *ublk.Request, q *queue, state ploop.FlushState, errno unix.Errno) {
+func (d *Device) flushed(r *ublk.Request, q *queue, state stack.FlushState, errno unix.Errno) {
 	switch state {
-	case ploop.FlushLead:
+	case stack.FlushLead:
 		r.User = q.mark(stateSync, 0)
 		q.out++
 		r.SyncFile(q.stack.Top())
-	case ploop.FlushDone:
+	case stack.FlushDone:
 		q.complete(r, 0)
-	case ploop.FlushMore:
+	case stack.FlushMore:
 		// The stack's own flush mends what an earlier sync lost.
 		d.slowly(r, q, flushing)
-	case ploop.FlushFailed:
+	case stack.FlushFailed:
 		d.failed(r, q, failedTransfer{g: q.gen, level: q.stack.Top(), sync: true, errno: errno})
 	default: // the stack is being replaced
 		r.User = stateAgain

@@ -15,6 +15,7 @@ import (
 
 	"holdfast/api"
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 )
 
 // TestFileSystems makes ext4 and xfs on stacks of 1, 2 and 64 deltas, writes a
@@ -175,7 +176,7 @@ func TestTruncated(t *testing.T) {
 			if failed != 8 {
 				t.Errorf("%d of 16 reads failed, want the 8 of the lost half", failed)
 			}
-			if err := d.Close(t.Context(), true); !errors.Is(err, ploop.ErrTruncated) {
+			if err := d.Close(t.Context(), true); !errors.Is(err, stack.ErrTruncated) {
 				t.Errorf("closing: %v", err)
 			}
 		})

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 )
 
 // Opened is what there is to remember of the files of a device, for the server after this one.
@@ -29,7 +30,7 @@ func (o *Opened) Merge(was []ploop.Evidence) []ploop.Evidence {
 
 // Known is what is known of a device's files before they are opened.
 type Known struct {
-	Size, RawSize int64 // see ploop.Options
+	Size, RawSize int64 // see stack.Options
 	// Before are the mounts by which writes of another server may be under way.
 	Before []ploop.Mount
 	// Fence wants proof that none is, as a recovery does anyway.
@@ -37,7 +38,7 @@ type Known struct {
 }
 
 // remember says what was opened.
-func (d *Device) remember(s *ploop.Stack, levels []bool, earlier bool) (Opened, error) {
+func (d *Device) remember(s *stack.Stack, levels []bool, earlier bool) (Opened, error) {
 	o := Opened{Size: s.Size()}
 	var err error
 	if o.Evidence, err = s.Evidence(levels); err == nil && earlier {
@@ -47,7 +48,7 @@ func (d *Device) remember(s *ploop.Stack, levels []bool, earlier bool) (Opened, 
 }
 
 // tellOpened has all files remembered.
-func (d *Device) tellOpened(s *ploop.Stack) error {
+func (d *Device) tellOpened(s *stack.Stack) error {
 	o, err := d.remember(s, nil, false)
 	if err != nil {
 		return err

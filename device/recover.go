@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/failpoint"
-	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/standby"
 	"holdfast/ublk"
 )
@@ -64,7 +64,7 @@ func (r *Recovery) fenced() bool {
 
 // noFence says what to do where there is none.
 func noFence(err error) error {
-	if !errors.Is(err, ploop.ErrNoLock) && !errors.Is(err, ploop.ErrLocalLock) {
+	if !errors.Is(err, stack.ErrNoLock) && !errors.Is(err, stack.ErrLocalLock) {
 		return err
 	}
 	return fmt.Errorf("%w; %w: make sure of it (the old mount is gone, and so is whoever served it) and force it", err, ErrNoFence)

@@ -10,6 +10,7 @@ import (
 	"holdfast/api"
 	"holdfast/internal/failpoint"
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/standby"
 )
 
@@ -39,7 +40,7 @@ const changeTime = 30 * time.Second
 var errRemoved = errors.New("device is being removed")
 
 // Replace puts another file in the place of one of the device's, while its users wait.
-// The new one is checked to be the old one continued (ploop.Stack.Succeed), or taken
+// The new one is checked to be the old one continued (stack.Stack.Succeed), or taken
 // as it is with Force. When the top was replaced, or what a standby waited for, a
 // standby ends and what was held is served. After an error everything is as it was.
 //
@@ -131,7 +132,7 @@ func (d *Device) succeed(ctx context.Context, c succession) (err error) {
 			// What began now would find neither the old stack nor the new one.
 			return
 		}
-		if errors.Is(err, ploop.ErrLockLost) {
+		if errors.Is(err, stack.ErrLockLost) {
 			// Somebody else may write to the image: better nobody of ours does,
 			// until a file was put there that we have for ourselves.
 			return
@@ -175,10 +176,10 @@ func (d *Device) succeed(ctx context.Context, c succession) (err error) {
 }
 
 // prepare makes the next stack and the record of it. After an error the old one goes on.
-func (d *Device) prepare(old *generation, c succession) (*ploop.Stack, error) {
+func (d *Device) prepare(old *generation, c succession) (*stack.Stack, error) {
 	// Writes of the index that have not come back are Succeed's matter.
 	old.stack.Supersede()
-	next, err := old.stack.Succeed(ploop.Succession{Refs: c.images, Reopen: c.reopen, Force: c.force, Drained: d.drained()})
+	next, err := old.stack.Succeed(stack.Succession{Refs: c.images, Reopen: c.reopen, Force: c.force, Drained: d.drained()})
 	if err != nil {
 		return nil, errors.Join(err, old.stack.Resume())
 	}
@@ -199,7 +200,7 @@ func (d *Device) prepare(old *generation, c succession) (*ploop.Stack, error) {
 func (d *Device) drained() bool { return d.lateCalls.Load()+d.lateTransfers.Load() == 0 }
 
 // swap has the queues use the next stack.
-func (d *Device) swap(next *ploop.Stack, changed []bool) error {
+func (d *Device) swap(next *stack.Stack, changed []bool) error {
 	for slot, fd := range next.Fds() {
 		if changed[slot] {
 			if err := d.dev.SetFile(slot, fd); err != nil {

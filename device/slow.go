@@ -10,7 +10,7 @@ import (
 
 	"holdfast/api"
 	"holdfast/internal/failpoint"
-	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/standby"
 	"holdfast/ublk"
 )
@@ -140,7 +140,7 @@ func (d *Device) clearWaiting() {
 var errNoMoreHolding = fmt.Errorf("device holds no requests any more: %w", unix.EIO)
 
 // attempt does all that a job asks for once.
-func (d *Device) attempt(s *ploop.Stack, j *job) error {
+func (d *Device) attempt(s *stack.Stack, j *job) error {
 	r := j.r
 	switch op := r.Op(); {
 	case op == ublk.OpFlush || j.class == flushing:
@@ -181,7 +181,7 @@ func (d *Device) attempt(s *ploop.Stack, j *job) error {
 	return unix.EOPNOTSUPP
 }
 
-func (d *Device) flushIf(fua bool, s *ploop.Stack) error {
+func (d *Device) flushIf(fua bool, s *stack.Stack) error {
 	if fua || d.through.Load() {
 		return s.Flush()
 	}

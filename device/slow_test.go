@@ -15,6 +15,7 @@ import (
 
 	"holdfast/hack/faultfs"
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/ublk"
 )
 
@@ -270,7 +271,7 @@ func TestThroughHangs(t *testing.T) {
 		t.Skip("mounts a file system")
 	}
 	w := newWays(t, faultfs.Options{})
-	s := newSlowDeviceOf(t, 8, ploop.Options{NoDirect: true}, testImageOn(t, w, 8))
+	s := newSlowDeviceOf(t, 8, stack.Options{NoDirect: true}, testImageOn(t, w, 8))
 	t.Cleanup(w.a.Clear) // the end of a test that fails waits for nothing
 	if !s.gen.Load().stack.Status().Images[0].Cached {
 		t.Fatal("the image isn't cached")

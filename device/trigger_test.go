@@ -14,6 +14,7 @@ import (
 	"holdfast/api"
 	"holdfast/hack/faultfs"
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 )
 
 // Of the disks of TestTriggers: the lower delta holds the first half of the clusters.
@@ -130,7 +131,7 @@ func newTriggeredOn(t *testing.T, w *ways, path, recovery string, deltas int) *t
 		}
 	}
 	if deltas == 2 {
-		s, err := ploop.Open([]ploop.ImageRef{{Path: filepath.Join(m.ways.backing, "base")}}, ploop.Options{})
+		s, err := stack.Open([]ploop.ImageRef{{Path: filepath.Join(m.ways.backing, "base")}}, stack.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -348,7 +349,7 @@ func (m *triggered) finish() {
 		images = append(images, ploop.ImageRef{Path: filepath.Join(m.ways.backing, n)})
 	}
 	checkClean(m.t, images)
-	s, err := ploop.Open(images, ploop.Options{ReadOnly: true})
+	s, err := stack.Open(images, stack.Options{ReadOnly: true})
 	if err != nil {
 		m.t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"holdfast/api"
 	"holdfast/hack/faultfs"
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/standby"
 	"holdfast/ublk"
 )
@@ -96,7 +97,7 @@ func newWalk(t *testing.T, ctl *ublk.Control, seed uint64) *walk {
 			t.Fatal(err)
 		}
 	}
-	base, err := ploop.Open([]ploop.ImageRef{{Path: filepath.Join(w.ways.backing, "base")}}, ploop.Options{})
+	base, err := stack.Open([]ploop.ImageRef{{Path: filepath.Join(w.ways.backing, "base")}}, stack.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -524,7 +525,7 @@ func (w *walk) behind() (images []ploop.ImageRef) {
 
 // inImages looks at the blocks without the device.
 func (w *walk) inImages() {
-	s, err := ploop.Open(w.behind(), ploop.Options{ReadOnly: true})
+	s, err := stack.Open(w.behind(), stack.Options{ReadOnly: true})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -3,6 +3,10 @@ package ploop
 import (
 	"errors"
 	"fmt"
+
+	"holdfast/ploop/internal/chain"
+	"holdfast/ploop/internal/format"
+	"holdfast/ploop/internal/storage"
 )
 
 // CheckOptions say what a check may do.
@@ -20,7 +24,7 @@ type CheckOptions struct {
 	// Entries that are misaligned, lie in the header or claim a cluster that
 	// another one has are never repaired: whose data lies there, nobody can
 	// tell from the image, and a wrong guess destroys it for good. A file with
-	// one of those isn't written at all. Options.Damaged reads it.
+	// one of those isn't written at all. stack.Options.Damaged reads it, and so does Convert.
 	Repair bool
 	// Allow has Repair also do what takes something away from somebody.
 	Allow Allowance
@@ -91,10 +95,10 @@ type ImageCheck struct {
 	// Guess says what of the header isn't taken as it stands, and why.
 	Guess string `json:"guess,omitempty"`
 
-	hdr   *Header
+	hdr   *format.Header
 	over  bool // over another image
 	allow Allowance
-	lost  ranges
+	lost  chain.Ranges
 	left  uint64           // corruptions that aren't repaired
 	count [numFixes]uint64 // findings
 	done  [numFixes]bool   // of what is repaired
@@ -116,7 +120,7 @@ func (c *ImageCheck) repairable() bool {
 }
 
 // Opens says whether the image, after repair, can be opened without
-// [Options.Damaged]; one that is marked in use is another matter.
+// stack.Options.Damaged; one that is marked in use is another matter.
 func (c *ImageCheck) Opens() bool {
 	for _, by := range []fix{fixNever, fixHeld, fixHeader, fixLength, fixEntry} {
 		if c.count[by] > 0 && !c.done[by] {
@@ -160,11 +164,12 @@ func (r *CheckReport) ExitCode() int {
 // Clusters that nothing refers to are leaks only behind the last used one, as
 // in qemu-img's check: the gaps inside a file are reused before it grows.
 func Check(refs []ImageRef, o CheckOptions) (*CheckReport, error) {
-	return check(refs, o, openStill)
+	return CheckOn(refs, o, storage.OpenStill)
 }
 
-func check(refs []ImageRef, o CheckOptions, open opener) (*CheckReport, error) {
-	if err := countImages(refs); err != nil {
+// CheckOn is Check for images that are opened by other means than open(2).
+func CheckOn(refs []ImageRef, o CheckOptions, open storage.Opener) (*CheckReport, error) {
+	if err := chain.Count(refs); err != nil {
 		return nil, err
 	}
 	r := &CheckReport{}
@@ -194,16 +199,16 @@ func (r *CheckReport) checkStack(refs []ImageRef) {
 	if len(refs) < 2 {
 		return
 	}
-	var deltas []*Delta
+	var deltas []*format.Delta
 	for level, c := range r.Images {
 		if c.hdr == nil {
 			return // has its finding already
 		}
-		d := &Delta{ref: refs[level], hdr: *c.hdr, level: level, size: int64(c.hdr.Sectors) * SectorSize}
+		d := &format.Delta{Ref: refs[level], Header: *c.hdr, Level: level, Size: int64(c.hdr.Sectors) * SectorSize}
 		deltas = append(deltas, d)
 	}
-	_, misfit := fit(deltas, false)
-	for _, err := range []error{distinct(refs), misfit} {
+	_, misfit := chain.Fit(deltas, false)
+	for _, err := range []error{chain.Distinct(refs), misfit} {
 		var fe *FormatError
 		if errors.As(err, &fe) {
 			r.Stack = append(r.Stack, Finding{Kind: FindingGeometry, File: fe.File, Offset: fe.Offset, Message: fe.Error()})
@@ -212,8 +217,8 @@ func (r *CheckReport) checkStack(refs []ImageRef) {
 }
 
 // check checks one file, and with repair mends it under the same lock.
-func (c *ImageCheck) check(ref ImageRef, open opener, repair bool) error {
-	d, err := openTolerant(ref, open, repair, true, damageTolerance{damaged: true})
+func (c *ImageCheck) check(ref ImageRef, open storage.Opener, repair bool) error {
+	d, err := format.Open(ref, open, repair, true, format.Tolerance{Damaged: true})
 	var fe *FormatError
 	if errors.As(err, &fe) && errors.Is(err, ErrCorrupt) {
 		c.found(FindingHeader, fixNever, fe)
@@ -222,15 +227,15 @@ func (c *ImageCheck) check(ref ImageRef, open opener, repair bool) error {
 	if err != nil {
 		return err
 	}
-	defer d.file.Close()
-	c.hdr, c.Format, c.Clusters = &d.hdr, d.format(), d.hdr.Clusters()
+	defer d.File.Close()
+	c.hdr, c.Format, c.Clusters = &d.Header, d.Format(), d.Header.Clusters()
 	if ref.Raw {
 		return nil
 	}
 	if err := c.look(d); err != nil {
 		return err
 	}
-	c.Lost, c.LostBytes = c.lost.list, c.lost.bytes
+	c.Lost, c.LostBytes = c.lost.List, c.lost.Bytes
 	if repair && c.repairable() {
 		return c.repair(d)
 	}
@@ -254,10 +259,10 @@ func (c *ImageCheck) found(kind string, by fix, e *FormatError) *Finding {
 func (c *ImageCheck) room() bool { return len(c.Findings) < maxFindings }
 
 // look makes the findings.
-func (c *ImageCheck) look(d *Delta) error {
-	h := &d.hdr
+func (c *ImageCheck) look(d *format.Delta) error {
+	h := &d.Header
 	c.lookHeader(d)
-	used, err := d.scanBAT(func(uint64, uint64) { c.Allocated++ }, func(i uint64, raw uint32, p batProblem) error {
+	used, err := d.ScanBAT(func(uint64, uint64) { c.Allocated++ }, func(i uint64, raw uint32, p format.Problem) error {
 		c.lookEntry(d, i, raw, p)
 		return nil
 	})
@@ -266,15 +271,15 @@ func (c *ImageCheck) look(d *Delta) error {
 	}
 	c.end = int64(h.DataStart()) * SectorSize
 	count := uint64(0)
-	for pos := range used.all() {
-		c.end = int64(h.sectorAt(pos+1)) * SectorSize
+	for pos := range used.All() {
+		c.end = int64(h.SectorAt(pos+1)) * SectorSize
 		c.Free += pos - count // for now the gaps up to here
 		count = pos + 1
 	}
 	if err := c.lookExt(d, used); err != nil {
 		return err
 	}
-	if c.LeakBytes = d.size - c.end; c.LeakBytes > 0 {
+	if c.LeakBytes = d.Size - c.end; c.LeakBytes > 0 {
 		c.Leaks = uint64((c.LeakBytes-1)/h.ClusterSize()) + 1
 		e := &FormatError{File: c.File, Offset: c.end, What: "end of the file", Class: ErrCorrupt,
 			Found: fmt.Sprintf("%d bytes that nothing refers to", c.LeakBytes), Want: "none"}
@@ -287,52 +292,52 @@ func (c *ImageCheck) look(d *Delta) error {
 	return nil
 }
 
-func (c *ImageCheck) lookHeader(d *Delta) {
-	for _, f := range d.flaws {
+func (c *ImageCheck) lookHeader(d *format.Delta) {
+	for _, f := range d.Flaws {
 		if f.Offset == 44 {
 			c.InUse = true
 			c.found(FindingHeader, fixInUse, f)
 		}
 	}
-	if !c.InUse && d.hdr.InUse == inUseDirty {
+	if !c.InUse && d.Header.InUse == format.InUseDirty {
 		c.InUse = true
 		c.found(FindingInUse, fixInUse, &FormatError{File: c.File, Offset: 44, What: "in_use", Found: "the image was not closed cleanly", Want: "0", Class: ErrInUse})
 	}
-	g := d.guess
+	g := d.Guess
 	if g == nil {
 		return
 	}
 	c.Guess = g.String()
 	by, needs := fixNever, ""
-	if g.proven {
+	if g.Proven {
 		needs = AllowDataOffset
 		if c.allow.DataOffset {
 			by = fixHeader
 		}
 	}
-	f := c.found(FindingHeader, by, g.flaw)
+	f := c.found(FindingHeader, by, g.Flaw)
 	f.Needs = needs
 	f.Message = c.Guess
 }
 
 // lookEntry judges a bad entry.
-func (c *ImageCheck) lookEntry(d *Delta, i uint64, raw uint32, p batProblem) {
-	cluster := d.hdr.ClusterSize()
+func (c *ImageCheck) lookEntry(d *format.Delta, i uint64, raw uint32, p format.Problem) {
+	cluster := d.Header.ClusterSize()
 	start := int64(i) * cluster
 	e := &FormatError{File: c.File}
 	if c.room() { // there may be hundreds of millions
-		e = d.badEntry(i, raw, p)
+		e = d.BadEntry(i, raw, p)
 	}
-	needed := min(cluster, int64(d.hdr.Sectors)*SectorSize-start)
+	needed := min(cluster, int64(d.Header.Sectors)*SectorSize-start)
 	switch p {
-	case entryCut:
-		have := d.present(int64(d.hdr.sectorOf(raw)), needed)
-		c.lost.add(start+have, needed-have)
+	case format.EntryCut:
+		have := d.Present(int64(d.Header.SectorOf(raw)), needed)
+		c.lost.Add(start+have, needed-have)
 		c.Allocated++
 		c.found(FindingBeyondFile, fixLength, e)
-	case entryBeyondFile:
+	case format.EntryBeyondFile:
 		c.badEntries++
-		c.lost.add(start, needed)
+		c.lost.Add(start, needed)
 		by := fixEntry
 		if c.over && !c.allow.OlderData {
 			by = fixHeld
@@ -345,9 +350,9 @@ func (c *ImageCheck) lookEntry(d *Delta, i uint64, raw uint32, p batProblem) {
 			f.Needs = AllowOlderData
 		}
 		c.toClear(i, by)
-	case entryBeyondDisk:
+	case format.EntryBeyondDisk:
 		c.badEntries++
-		by, holds := fixEntry, d.holdsCluster(d.hdr.sectorOf(raw))
+		by, holds := fixEntry, d.HoldsCluster(d.Header.SectorOf(raw))
 		if holds && !c.allow.BeyondDisk {
 			by = fixHeld
 		}

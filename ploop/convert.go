@@ -6,6 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"holdfast/ploop/internal/chain"
+	"holdfast/ploop/internal/draft"
+	"holdfast/ploop/internal/format"
+	"holdfast/ploop/internal/storage"
 )
 
 // ConvertOptions say what to make of an image.
@@ -19,7 +24,7 @@ type ConvertOptions struct {
 	// NoHoles stores clusters whole, zeroes too, and the whole of a raw disk,
 	// for software that refuses sparse files (the ploop tool up to 1.15).
 	NoHoles bool
-	// Damaged, if not nil, has a source copied that [Options.Damaged] opens:
+	// Damaged, if not nil, has a source copied with bad BAT entries or a wrong data_off:
 	// what can't be read becomes zeroes. It is told all that before dst
 	// appears.
 	Damaged func(*Damage)
@@ -39,46 +44,46 @@ func Convert(ctx context.Context, src ImageRef, dst string, o ConvertOptions) er
 
 // ConvertStack is Convert for the disk of a whole stack, base first.
 func ConvertStack(ctx context.Context, refs []ImageRef, dst string, o ConvertOptions) (err error) {
-	v, err := openView(refs, o.Damaged != nil)
+	v, err := chain.Open(refs, o.Damaged != nil)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, v.close()) }()
+	defer func() { err = errors.Join(err, v.Close()) }()
 
 	c := &converter{src: v, progress: o.Progress, noHoles: o.NoHoles}
 	if o.To != FormatRaw {
-		if o.ClusterSize == 0 && !v.deltas[len(v.deltas)-1].ref.Raw {
-			o.ClusterSize = v.cluster
+		if o.ClusterSize == 0 && !v.Deltas[len(v.Deltas)-1].Ref.Raw {
+			o.ClusterSize = v.Cluster
 		}
-		if c.hdr, err = (CreateOptions{Size: v.size, ClusterSize: o.ClusterSize, AnyClusterSize: o.AnyClusterSize, Version: int(o.To)}).header(); err != nil {
+		if c.hdr, err = (CreateOptions{Size: v.Size, ClusterSize: o.ClusterSize, AnyClusterSize: o.AnyClusterSize, Version: int(o.To)}).header(); err != nil {
 			return fmt.Errorf("convert to %s: %w", dst, err)
 		}
 		c.bat = make([]uint32, c.hdr.BATEntries)
 	}
-	if c.dst, err = newDraft(dst); err != nil {
+	if c.dst, err = draft.New(dst); err != nil {
 		return err
 	}
 	if err := c.run(ctx); err != nil {
-		c.dst.discard()
+		c.dst.Discard()
 		return fmt.Errorf("convert to %s: %w", dst, err)
 	}
 	if o.Damaged != nil {
-		o.Damaged(v.damage())
+		o.Damaged(v.Damage())
 	}
-	return c.dst.publish()
+	return c.dst.Publish()
 }
 
 // converter copies one disk. It writes the BAT last: nobody but it sees the
 // file before that.
 type converter struct {
-	src      *view
-	dst      *draft
+	src      *chain.Chain
+	dst      *draft.Draft
 	progress func(done, total int64)
 	noHoles  bool
 
-	hdr  *Header  // of a ploop dst; nil: raw
-	bat  []uint32 // in memory, four bytes a cluster
-	used uint64   // clusters given out
+	hdr  *format.Header // of a ploop dst; nil: raw
+	bat  []uint32       // in memory, four bytes a cluster
+	used uint64         // clusters given out
 }
 
 const (
@@ -89,16 +94,16 @@ const (
 )
 
 func (c *converter) run(ctx context.Context) error {
-	size := c.src.size
+	size := c.src.Size
 	if c.hdr != nil {
-		if err := c.dst.begin(c.hdr, c.noHoles); err != nil {
+		if err := beginImage(c.dst, c.hdr, c.noHoles); err != nil {
 			return err
 		}
 	} else if err := c.dst.Truncate(size); err != nil {
 		return err
 	}
-	buf := AlignedBuffer(convertBuffer)
-	err := c.src.extents(func(x Extent) error {
+	buf := storage.AlignedBuffer(convertBuffer)
+	err := c.src.Extents(func(x Extent) error {
 		if c.progress != nil {
 			c.progress(x.Start, size)
 		}
@@ -114,7 +119,7 @@ func (c *converter) run(ctx context.Context) error {
 			}
 			// Up to a multiple of the buffer, so that grains are aligned.
 			b := buf[:min(end, off/convertBuffer*convertBuffer+convertBuffer)-off]
-			if err := c.src.readAt(b, off); err != nil {
+			if err := c.src.ReadAt(b, off); err != nil {
 				return err
 			}
 			if err := c.store(b, off); err != nil {
@@ -148,12 +153,12 @@ func (c *converter) zero(ctx context.Context, x Extent) error {
 			return err
 		}
 		n := min(convertBuffer, end-off)
-		if err := c.dst.zero(off, n); err != nil {
+		if err := c.dst.Zero(off, n); err != nil {
 			return err
 		}
 		off += n
 		if c.progress != nil {
-			c.progress(off, c.src.size)
+			c.progress(off, c.src.Size)
 		}
 	}
 	return nil
@@ -177,7 +182,7 @@ func (c *converter) store(b []byte, off int64) error {
 			n = min(n, c.hdr.ClusterSize()-at%c.hdr.ClusterSize())
 		}
 		q = min(p+int(n), len(b))
-		if allZero(b[p:q]) && !(c.noHoles && c.hdr == nil) {
+		if storage.AllZero(b[p:q]) && !(c.noHoles && c.hdr == nil) {
 			if err := flush(p); err != nil {
 				return err
 			}
@@ -208,12 +213,12 @@ func (c *converter) place(off int64) (int64, error) {
 	i := off / c.hdr.ClusterSize()
 	fresh := c.bat[i] == 0
 	if fresh {
-		c.bat[i], _ = c.hdr.entryOf(c.hdr.sectorAt(c.used)) // newHeader saw that all fit
+		c.bat[i], _ = c.hdr.EntryOf(c.hdr.SectorAt(c.used)) // NewHeader saw that all fit
 		c.used++
 	}
-	at := int64(c.hdr.sectorOf(c.bat[i])) * SectorSize
+	at := int64(c.hdr.SectorOf(c.bat[i])) * SectorSize
 	if fresh && c.noHoles {
-		if err := c.dst.zero(at, c.hdr.ClusterSize()); err != nil {
+		if err := c.dst.Zero(at, c.hdr.ClusterSize()); err != nil {
 			return 0, err
 		}
 	}
@@ -222,11 +227,11 @@ func (c *converter) place(off int64) (int64, error) {
 
 // writeBAT ends a ploop image: its last cluster whole, and the table.
 func (c *converter) writeBAT() error {
-	if err := c.dst.Truncate(int64(c.hdr.sectorAt(c.used)) * SectorSize); err != nil {
+	if err := c.dst.Truncate(int64(c.hdr.SectorAt(c.used)) * SectorSize); err != nil {
 		return err
 	}
-	c.hdr.setEmpty(c.used == 0)
-	if _, err := c.dst.WriteAt(c.hdr.encode(), 0); err != nil {
+	c.hdr.SetEmpty(c.used == 0)
+	if _, err := c.dst.WriteAt(c.hdr.Encode(), 0); err != nil {
 		return err
 	}
 	return writeBAT(c.dst, c.bat)
@@ -235,18 +240,18 @@ func (c *converter) writeBAT() error {
 // writeBAT writes a table behind the header.
 func writeBAT(f io.WriterAt, bat []uint32) error {
 	b := make([]byte, 64<<10)
-	off := int64(headerSize)
+	off := int64(format.HeaderSize)
 	for len(bat) > 0 {
-		n := min(len(bat), len(b)/batEntrySize)
+		n := min(len(bat), len(b)/format.BATEntrySize)
 		for i, v := range bat[:n] {
-			binary.LittleEndian.PutUint32(b[i*batEntrySize:], v)
+			binary.LittleEndian.PutUint32(b[i*format.BATEntrySize:], v)
 		}
-		if !allZero(b[:n*batEntrySize]) { // as is what the file has there now
-			if _, err := f.WriteAt(b[:n*batEntrySize], off); err != nil {
+		if !storage.AllZero(b[:n*format.BATEntrySize]) { // as is what the file has there now
+			if _, err := f.WriteAt(b[:n*format.BATEntrySize], off); err != nil {
 				return err
 			}
 		}
-		bat, off = bat[n:], off+int64(n*batEntrySize)
+		bat, off = bat[n:], off+int64(n*format.BATEntrySize)
 	}
 	return nil
 }

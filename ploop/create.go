@@ -2,7 +2,9 @@ package ploop
 
 import (
 	"fmt"
-	"math"
+
+	"holdfast/ploop/internal/draft"
+	"holdfast/ploop/internal/format"
 )
 
 // DefaultClusterSize is what the ploop tool and QEMU make, in bytes.
@@ -36,30 +38,30 @@ func Create(path string, o CreateOptions) error {
 	if err != nil {
 		return fmt.Errorf("create %s: %w", path, err)
 	}
-	d, err := newDraft(path)
+	d, err := draft.New(path)
 	if err != nil {
 		return err
 	}
-	if err := d.begin(h, o.NoHoles); err != nil {
-		d.discard()
+	if err := beginImage(d, h, o.NoHoles); err != nil {
+		d.Discard()
 		return fmt.Errorf("create %s: %w", path, err)
 	}
-	return d.publish()
+	return d.Publish()
 }
 
 // wholeHead is up to how many bytes the head of an image is written without a
 // hole, asked for or not, so that the ploop tool takes a fresh one.
 const wholeHead = 4 << 20
 
-// begin writes the head of an image without clusters.
-func (d *draft) begin(h *Header, noHoles bool) error {
+// beginImage writes the head of an image without clusters.
+func beginImage(d *draft.Draft, h *format.Header, noHoles bool) error {
 	if noHoles || int64(h.DataStart())*SectorSize <= wholeHead {
-		if err := d.zero(0, int64(h.DataStart())*SectorSize); err != nil {
+		if err := d.Zero(0, int64(h.DataStart())*SectorSize); err != nil {
 			return err
 		}
 	}
-	h.setEmpty(true)
-	if _, err := d.WriteAt(h.encode(), 0); err != nil {
+	h.SetEmpty(true)
+	if _, err := d.WriteAt(h.Encode(), 0); err != nil {
 		return err
 	}
 	return d.Truncate(int64(h.DataStart()) * SectorSize)
@@ -72,7 +74,7 @@ func CommonClusterSize(n int64) bool {
 }
 
 // header makes the header that the options ask for.
-func (o CreateOptions) header() (*Header, error) {
+func (o CreateOptions) header() (*format.Header, error) {
 	if o.Backing != nil {
 		if err := o.takeBacking(); err != nil {
 			return nil, err
@@ -91,12 +93,12 @@ func (o CreateOptions) header() (*Header, error) {
 		return nil, fmt.Errorf("%w: size of %d bytes, it must be a positive multiple of %d", ErrGeometry, o.Size, SectorSize)
 	case o.ClusterSize < 0 || o.ClusterSize%SectorSize != 0:
 		return nil, fmt.Errorf("%w: clusters of %d bytes, it must be a multiple of %d", ErrGeometry, o.ClusterSize, SectorSize)
-	case o.ClusterSize > MaxClusterSize:
-		return nil, fmt.Errorf("%w: clusters of %d bytes, at most %d are possible", ErrLimit, o.ClusterSize, MaxClusterSize)
+	case o.ClusterSize > format.MaxClusterSize:
+		return nil, fmt.Errorf("%w: clusters of %d bytes, at most %d are possible", ErrLimit, o.ClusterSize, format.MaxClusterSize)
 	case !o.AnyClusterSize && !CommonClusterSize(o.ClusterSize):
 		return nil, fmt.Errorf("%w: clusters of %d bytes, which other software refuses that wants a power of two from 32K to 64M; they are made only if any size is asked for", ErrUncommon, o.ClusterSize)
 	}
-	return newHeader(o.Version, uint64(o.Size/SectorSize), uint32(o.ClusterSize/SectorSize))
+	return format.NewHeader(o.Version, uint64(o.Size/SectorSize), uint32(o.ClusterSize/SectorSize))
 }
 
 // takeBacking fills in the geometry of the backing and checks what was given.
@@ -121,27 +123,4 @@ func (o *CreateOptions) takeBacking() error {
 		return fmt.Errorf("%w: clusters of %d bytes, the backing %q has %d", ErrGeometry, o.ClusterSize, o.Backing, i.ClusterSize)
 	}
 	return nil
-}
-
-// newHeader lays out an image as every other software takes it: the data
-// begins at the first cluster behind the BAT, which is the one place that
-// dm-ploop accepts, and as far as version 1 allows the offset is spelled out.
-func newHeader(version int, sectors uint64, clusterSectors uint32) (*Header, error) {
-	n := (sectors + uint64(clusterSectors) - 1) / uint64(clusterSectors)
-	if n > MaxBATEntries {
-		return nil, fmt.Errorf("%w: %d clusters, at most %d are possible; larger clusters make fewer of them", ErrLimit, n, MaxBATEntries)
-	}
-	h := &Header{Version: version, ClusterSectors: clusterSectors, BATEntries: uint32(n), Sectors: sectors, Heads: 16}
-	h.Cylinders = uint32(min(sectors/(16*32), math.MaxUint32))
-	first := (uint64(h.batEnd()) + uint64(h.ClusterSize()) - 1) / uint64(h.ClusterSize())
-	off := first * uint64(clusterSectors)
-	if off > math.MaxUint32 {
-		return nil, fmt.Errorf("%w: a BAT of %d bytes, it doesn't fit the format", ErrLimit, h.batEnd())
-	}
-	h.DataOff = uint32(off)
-	// The last place must have an entry that can say it.
-	if _, ok := h.entryOf(h.sectorAt(n - 1)); !ok || version == 1 && sectors > math.MaxUint32 {
-		return nil, fmt.Errorf("%w: %d bytes, a version %d image with clusters of %d bytes can't map as much", ErrLimit, sectors*SectorSize, version, h.ClusterSize())
-	}
-	return h, nil
 }

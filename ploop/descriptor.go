@@ -6,6 +6,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"holdfast/ploop/internal/bundle"
+	"holdfast/ploop/internal/format"
 )
 
 // Descriptor is the content of a DiskDescriptor.xml, which names the images
@@ -50,7 +53,7 @@ type xmlDescriptor struct {
 // not looked at. An error wraps [ErrCorrupt], [ErrUnsupported] or [ErrLimit]
 // where it speaks of the content.
 func ParseDescriptor(path string) (*Descriptor, error) {
-	b, err := readDescriptor(path)
+	b, err := bundle.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
@@ -61,8 +64,8 @@ func parseDescriptor(path string, b []byte) (*Descriptor, error) {
 	bad := func(class error, what, found, want string) error {
 		return &FormatError{File: path, Offset: -1, What: what, Found: found, Want: want, Class: class}
 	}
-	if len(b) > maxDescriptor {
-		return nil, bad(ErrLimit, "size", "more", fmt.Sprintf("at most %d bytes", maxDescriptor))
+	if len(b) > bundle.MaxSize {
+		return nil, bad(ErrLimit, "size", "more", fmt.Sprintf("at most %d bytes", bundle.MaxSize))
 	}
 	var x xmlDescriptor
 	if err := xml.Unmarshal(b, &x); err != nil {
@@ -74,17 +77,17 @@ func parseDescriptor(path string, b []byte) (*Descriptor, error) {
 	st := x.Storage[0]
 	size := x.Parameters.Size
 	switch {
-	case size == 0 || size > MaxBATEntries*MaxClusterSize/SectorSize:
+	case size == 0 || size > format.MaxBATEntries*format.MaxClusterSize/SectorSize:
 		return nil, bad(ErrCorrupt, "Disk_size", fmt.Sprintf("%d sectors", size), "a possible one")
 	case st.Start != 0 || st.End != size:
 		return nil, bad(ErrCorrupt, "Start and End of the Storage", fmt.Sprintf("%d and %d", st.Start, st.End), fmt.Sprintf("0 and %d, the Disk_size", size))
-	case st.Blocksize == 0 || st.Blocksize > MaxClusterSize/SectorSize:
-		return nil, bad(ErrCorrupt, "Blocksize", fmt.Sprintf("%d sectors", st.Blocksize), fmt.Sprintf("1 to %d", MaxClusterSize/SectorSize))
+	case st.Blocksize == 0 || st.Blocksize > format.MaxClusterSize/SectorSize:
+		return nil, bad(ErrCorrupt, "Blocksize", fmt.Sprintf("%d sectors", st.Blocksize), fmt.Sprintf("1 to %d", format.MaxClusterSize/SectorSize))
 	}
 	images := map[string]ImageRef{}
 	for _, im := range st.Image {
-		guid, err := parseGUID(im.GUID)
-		if err != nil || guid == noParent {
+		guid, err := bundle.ParseGUID(im.GUID)
+		if err != nil || guid == bundle.NoParent {
 			return nil, bad(ErrCorrupt, "GUID of an Image", fmt.Sprintf("%.64q", im.GUID), "a GUID in braces, not all zero")
 		}
 		if _, ok := images[guid]; ok {
@@ -109,23 +112,23 @@ func parseDescriptor(path string, b []byte) (*Descriptor, error) {
 	}
 	parents := map[string]string{}
 	for _, s := range x.Snapshots.Shot {
-		guid, err := parseGUID(s.GUID)
+		guid, err := bundle.ParseGUID(s.GUID)
 		if err != nil {
 			return nil, bad(ErrCorrupt, "GUID of a Shot", fmt.Sprintf("%.64q", s.GUID), "a GUID in braces")
 		}
 		if _, ok := parents[guid]; ok {
 			return nil, bad(ErrCorrupt, "Shots", guid+" twice", "each GUID once")
 		}
-		if parents[guid], err = parseGUID(s.Parent); err != nil {
+		if parents[guid], err = bundle.ParseGUID(s.Parent); err != nil {
 			return nil, bad(ErrCorrupt, "ParentGUID of Shot "+guid, fmt.Sprintf("%.64q", s.Parent), "a GUID in braces")
 		}
 	}
-	top, err := parseGUID(x.Snapshots.Top)
+	top, err := bundle.ParseGUID(x.Snapshots.Top)
 	if err != nil {
 		return nil, bad(ErrCorrupt, "TopGUID", fmt.Sprintf("%.64q", x.Snapshots.Top), "a GUID in braces")
 	}
 	d := &Descriptor{File: path, Size: int64(size) * SectorSize, ClusterSize: int64(st.Blocksize) * SectorSize, TopGUID: top}
-	for guid := top; guid != noParent; {
+	for guid := top; guid != bundle.NoParent; {
 		if len(d.Stack) == MaxDeltas {
 			// A ring of Shots ends here as well.
 			return nil, bad(ErrLimit, "way from the TopGUID to the base", "longer", fmt.Sprintf("at most %d Shots, none twice", MaxDeltas))
@@ -138,7 +141,7 @@ func parseDescriptor(path string, b []byte) (*Descriptor, error) {
 		if !ok {
 			return nil, bad(ErrCorrupt, "Image "+guid, "no Shot of that GUID", "one")
 		}
-		if ref.Raw && parent != noParent {
+		if ref.Raw && parent != bundle.NoParent {
 			return nil, bad(ErrUnsupported, "Image "+guid, "Plain with a parent", "only the base to be Plain")
 		}
 		d.Stack = append(d.Stack, ref)

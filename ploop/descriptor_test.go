@@ -1,11 +1,14 @@
 package ploop
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"holdfast/ploop/internal/bundle"
 )
 
 func testGUID(i int) string { return fmt.Sprintf("{%08X-0000-4000-8000-00000000ABCD}", i+1) }
@@ -14,7 +17,7 @@ func testGUID(i int) string { return fmt.Sprintf("{%08X-0000-4000-8000-00000000A
 func descriptorXML(n int, extra string) string {
 	var images, shots strings.Builder
 	for i := range n {
-		kind, parent := "Compressed", noParent
+		kind, parent := "Compressed", bundle.NoParent
 		if i == 0 {
 			kind = "Plain"
 		} else {
@@ -33,7 +36,7 @@ func descriptorXML(n int, extra string) string {
 
 func TestDescriptor(t *testing.T) {
 	dir := t.TempDir()
-	path := filepath.Join(dir, DescriptorName)
+	path := filepath.Join(dir, bundle.DescriptorName)
 	for _, n := range []int{1, 3, MaxDeltas} {
 		if err := os.WriteFile(path, []byte(descriptorXML(n, "")), 0o600); err != nil {
 			t.Fatal(err)
@@ -63,7 +66,7 @@ func TestMalformedDescriptor(t *testing.T) {
 		"empty":             {"", ErrCorrupt, "EOF"},
 		"not XML":           {"\x00\x01\x02", ErrCorrupt, "XML"},
 		"cut":               {good[:len(good)/2], ErrCorrupt, "XML"},
-		"too long":          {good + strings.Repeat(" ", maxDescriptor), ErrLimit, "at most"},
+		"too long":          {good + strings.Repeat(" ", bundle.MaxSize), ErrLimit, "at most"},
 		"entity bomb":       {`<!DOCTYPE a [<!ENTITY b "cccccccc"><!ENTITY d "&b;&b;&b;">]><a>&d;</a>`, ErrCorrupt, "entity"},
 		"nested":            {strings.Repeat("<a>", 300000), ErrCorrupt, "XML"},
 		"254 images":        {descriptorXML(254, ""), ErrLimit, "253"},
@@ -74,28 +77,70 @@ func TestMalformedDescriptor(t *testing.T) {
 		"size overflow":     {strings.ReplaceAll(good, ">20480<", ">18446744073709551616<"), ErrCorrupt, "XML"},
 		"size of another":   {strings.Replace(good, ">20480<", ">20481<", 1), ErrCorrupt, "20481"},
 		"no cluster":        {strings.Replace(good, ">2048<", ">0<", 1), ErrCorrupt, "Blocksize"},
-		"ring":              {strings.Replace(good, noParent, testGUID(2), 1), ErrUnsupported, "Plain with a parent"},
-		"ring of deltas":    {strings.Replace(strings.Replace(good, "Plain", "Compressed", 1), noParent, testGUID(2), 1), ErrLimit, "none twice"},
+		"ring":              {strings.Replace(good, bundle.NoParent, testGUID(2), 1), ErrUnsupported, "Plain with a parent"},
+		"ring of deltas":    {strings.Replace(strings.Replace(good, "Plain", "Compressed", 1), bundle.NoParent, testGUID(2), 1), ErrLimit, "none twice"},
 		"own parent":        {strings.Replace(good, "<ParentGUID>"+testGUID(1), "<ParentGUID>"+testGUID(2), 1), ErrLimit, "none twice"},
 		"missing parent":    {strings.Replace(good, "<ParentGUID>"+testGUID(1), "<ParentGUID>"+testGUID(7), 1), ErrCorrupt, "no Image"},
 		"missing shot":      {strings.ReplaceAll(good, "<Shot><GUID>"+strings.ToLower(testGUID(1)), "<Shot><GUID>"+testGUID(8)), ErrCorrupt, "no Shot"},
 		"image twice":       {strings.Replace(good, testGUID(1), testGUID(0), 1), ErrCorrupt, "twice"},
 		"shot twice":        {strings.ReplaceAll(good, strings.ToLower(testGUID(1)), strings.ToLower(testGUID(0))), ErrCorrupt, "twice"},
 		"no top":            {strings.Replace(good, "<TopGUID>"+testGUID(2), "<TopGUID>", 1), ErrCorrupt, "TopGUID"},
-		"zero top":          {strings.Replace(good, "<TopGUID>"+testGUID(2), "<TopGUID>"+noParent, 1), ErrCorrupt, "all zero"},
+		"zero top":          {strings.Replace(good, "<TopGUID>"+testGUID(2), "<TopGUID>"+bundle.NoParent, 1), ErrCorrupt, "all zero"},
 		"bad GUID":          {strings.Replace(good, testGUID(1), "{nonsense}", 1), ErrCorrupt, "nonsense"},
 		"no file":           {strings.Replace(good, "root.hds.1", "", 1), ErrCorrupt, "file name"},
 		"unknown type":      {strings.Replace(good, "Plain", "Encrypted", 1), ErrUnsupported, "Encrypted"},
 		"raw in the middle": {strings.Replace(good, "Compressed", "Plain", 1), ErrUnsupported, "base"},
 	} {
-		_, err := parseDescriptor("/d/"+DescriptorName, []byte(c.xml))
+		_, err := parseDescriptor("/d/"+bundle.DescriptorName, []byte(c.xml))
 		if err == nil {
 			t.Errorf("%s: accepted", name)
 			continue
 		}
-		t.Run(name, func(t *testing.T) { wantLine(t, err, c.class, "/d/"+DescriptorName, c.says) })
+		t.Run(name, func(t *testing.T) { wantLine(t, err, c.class, "/d/"+bundle.DescriptorName, c.says) })
 	}
 	if _, err := ParseDescriptor(t.TempDir()); err == nil {
 		t.Error("takes a directory")
+	}
+}
+
+func FuzzDescriptor(f *testing.F) {
+	f.Add([]byte(descriptorXML(3, "")))
+	f.Add([]byte(descriptorXML(1, "<x>")))
+	f.Add([]byte("<a>"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		d, err := parseDescriptor("/x/DiskDescriptor.xml", b)
+		if err != nil {
+			wantFormatError(t, err)
+			return
+		}
+		if len(d.Stack) == 0 || len(d.Stack) > MaxDeltas || len(d.GUIDs) != len(d.Stack) || d.Size <= 0 || d.ClusterSize <= 0 {
+			t.Fatalf("accepted %+v", d)
+		}
+	})
+}
+
+// wantLine wants an error of a class, on one line that says some parts.
+func wantLine(t *testing.T, err, class error, parts ...string) {
+	t.Helper()
+	if !errors.Is(err, class) {
+		t.Errorf("error is %v, want %v", err, class)
+		return
+	}
+	if strings.Contains(err.Error(), "\n") {
+		t.Errorf("error of several lines: %v", err)
+	}
+	for _, p := range parts {
+		if !strings.Contains(err.Error(), p) {
+			t.Errorf("error %q doesn't say %q", err, p)
+		}
+	}
+}
+
+// wantFormatError wants an error to be of the content, on one line.
+func wantFormatError(t *testing.T, err error) {
+	t.Helper()
+	var fe *FormatError
+	if !errors.As(err, &fe) || strings.Contains(err.Error(), "\n") {
+		t.Fatalf("%q is no FormatError of one line", err)
 	}
 }

@@ -1,6 +1,7 @@
-// Package ploop reads and writes ploop disk images: files of the formats
-// "WithoutFreeSpace" (version 1) and "WithouFreSpacExt" (version 2), stacked
-// as deltas over one another and, if wanted, over one raw base.
+// Package ploop makes, checks, repairs, converts and describes ploop disk images: files of the
+// formats "WithoutFreeSpace" (version 1) and "WithouFreSpacExt" (version 2), stacked
+// as deltas over one another and, if wanted, over one raw base. It serves none: that
+// is package ploop/stack. Images are named as package ploop/image says.
 //
 // # The format in a paragraph
 //
@@ -11,60 +12,14 @@
 // little-endian and all positions here are bytes unless a name says sectors
 // (of 512 bytes).
 //
-// # The merged table
+// # Images in use
 //
-// A [Stack] keeps one table for the whole stack, with the level and the place
-// of each cluster of the disk, eight bytes a cluster, so that a read costs the
-// same at any depth. Only the top delta is ever written.
+// [Check], [Convert] and [Map] lock the images that they read, so that nobody writes to them
+// meanwhile, and one that is in use is [ErrLocked]. [ReadInfo] takes no lock and works on all.
 //
-// # Two ways in
+// # Untrusted images
 //
-// Slow and complete: [Stack.ReadAt], [Stack.WriteAt], [Stack.WriteZeroes],
-// [Stack.Discard] and [Stack.Flush] may be called from any number of
-// goroutines, and block.
-//
-// Fast and partial: a [Reader] belongs to one thread. Reader.Locate answers,
-// without a lock or an allocation, in which file and where a range of the disk
-// lies; the caller then moves the data itself (io_uring) and calls
-// Reader.Leave. What the fast way can't do, it says, and the caller takes the
-// slow one.
-//
-// # Concurrency
-//
-// Each change of a cluster's place holds that cluster's lock. A change that
-// gives a place up for reuse (discard) must also outlast the fast transfers
-// that were told of the place before: it marks the table's entry busy, which
-// turns later ones to the slow path where they wait for the lock, and then
-// waits for a grace period, as RCU does (grace.go). So a caller must not wait
-// for anything of this package between Locate and Leave: that would be a
-// deadlock with the first discard.
-//
-// # Order and durability
-//
-// Data before index: a cluster is written whole, synced, and only then does
-// its BAT entry go into the file (index.go); many allocations share one sync.
-// A write is acknowledged when both are in the file, and a flush makes them
-// durable. At most one sync of a file is under way, and who wants one meanwhile
-// shares the next (syncs.go). Power may fail at any point: the image then checks
-// clean but for leaked clusters. A failed write of the index is read back before memory is
-// trusted again. The header's in_use is set, durably, before the first write
-// and cleared at a clean Close.
-//
-// # Succession
-//
-// Files of a live stack are replaced, or opened anew when their storage is
-// back, by making another stack that goes on where the old one stands:
-//
-//	old.Supersede()              // no structure is written by it any more
-//	next, err := old.Succeed(c)  // checked, locked, in_use set; else old.Resume()
-//	...                          // make it known durably; else old.Undo(next)
-//	old.Retire()                 // and use next
-//
-// What hangs in dead storage is never waited for, and Supersede ends every wait
-// of this package for somebody else. What hangs can't do harm when it comes back
-// late: it writes no structure, since it asks before each such
-// write, and the new stack gives no cluster a place that it may write data to.
-// What did begin to write structure, or could still write over newer data in
-// the same file by another way, has Succeed refuse. The old stack's lock,
-// which only it gives back, is the witness of that.
+// All of an image is taken for what a stranger has written: nothing that is read from it costs
+// more memory than its disk is worth ([MaxBATEntries], [MaxClusterSize]), and what is wrong with
+// it is a [FormatError], which says where.
 package ploop

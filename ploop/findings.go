@@ -1,5 +1,9 @@
 package ploop
 
+import (
+	"holdfast/ploop/internal/format"
+)
+
 // Kinds of findings.
 const (
 	FindingHeader     = "header"          // the header contradicts itself or the file
@@ -14,13 +18,13 @@ const (
 	FindingGeometry   = "geometry"      // the images don't fit each other
 )
 
-var entryFindings = map[batProblem]string{
-	entryBeyondDisk: FindingBeyondDisk,
-	entryBelowData:  FindingBelowData,
-	entryMisaligned: FindingMisaligned,
-	entryBeyondFile: FindingBeyondFile,
-	entryCut:        FindingBeyondFile,
-	entryDuplicate:  FindingDuplicate,
+var entryFindings = map[format.Problem]string{
+	format.EntryBeyondDisk: FindingBeyondDisk,
+	format.EntryBelowData:  FindingBelowData,
+	format.EntryMisaligned: FindingMisaligned,
+	format.EntryBeyondFile: FindingBeyondFile,
+	format.EntryCut:        FindingBeyondFile,
+	format.EntryDuplicate:  FindingDuplicate,
 }
 
 // Finding is one thing that is wrong.

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"holdfast/ploop/internal/bundle"
 )
 
 // ParentGap says that a stack lacks an image which, by the DiskDescriptor.xml
@@ -16,7 +18,7 @@ type ParentGap struct {
 }
 
 func (g *ParentGap) Error() string {
-	return fmt.Sprintf("%q has a parent, %q, by %q; the whole stack is, base first: %s", g.Image, g.Parent, g.Descriptor, quoteAll(g.Stack))
+	return fmt.Sprintf("%q has a parent, %q, by %q; the whole stack is, base first: %s", g.Image, g.Parent, g.Descriptor, bundle.Quote(g.Stack))
 }
 
 // FindParentGap asks the descriptors beside the images of a stack, base first,
@@ -30,19 +32,19 @@ func FindParentGap(refs []ImageRef) *ParentGap {
 			continue
 		}
 		for _, dir := range besides(ref.Path) {
-			n, err := readBundle(filepath.Join(dir, DescriptorName))
+			n, err := bundle.Read(filepath.Join(dir, bundle.DescriptorName))
 			if err != nil {
 				continue
 			}
-			guid, ok := n.find(fi)
+			guid, ok := n.Find(fi)
 			if !ok {
 				continue
 			}
-			parent, ok := n.parent[guid]
-			if !ok || i > 0 && samePath(n.images[parent], refs[i-1].Path) {
+			parent, ok := n.Parent[guid]
+			if !ok || i > 0 && samePath(n.Images[parent], refs[i-1].Path) {
 				break
 			}
-			return &ParentGap{Image: ref.Path, Parent: n.images[parent], Descriptor: n.file, Stack: n.stack(guid)}
+			return &ParentGap{Image: ref.Path, Parent: n.Images[parent], Descriptor: n.File, Stack: n.Stack(guid)}
 		}
 	}
 	return nil

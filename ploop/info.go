@@ -5,6 +5,9 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/ploop/internal/format"
+	"holdfast/ploop/internal/storage"
 )
 
 // Format is the format of an image file. As text it is raw, ploop1 or ploop2.
@@ -104,20 +107,20 @@ type SectionInfo struct {
 // ReadInfo reads an image's header and counts its clusters. It takes no lock
 // and so works on images in use, whose figures may be old when it returns.
 func ReadInfo(ref ImageRef) (*Info, error) {
-	d, err := openTolerant(ref, openUnlocked, false, false, damageTolerance{damaged: true, oddRaw: true})
+	d, err := format.Open(ref, storage.OpenUnlocked, false, false, format.Tolerance{Damaged: true, OddRaw: true})
 	if err != nil {
 		return nil, err
 	}
-	defer d.file.Close()
-	h := &d.hdr
-	i := &Info{File: ref.Path, Format: Format(h.Version), Size: int64(h.Sectors) * SectorSize, FileSize: d.size, Problems: d.guesses()}
+	defer d.File.Close()
+	h := &d.Header
+	i := &Info{File: ref.Path, Format: Format(h.Version), Size: int64(h.Sectors) * SectorSize, FileSize: d.Size, Problems: d.Guesses()}
 	var st unix.Stat_t
-	if err := unix.Fstat(d.file.Fd(), &st); err != nil {
-		return nil, d.ioError("stat", -1, err)
+	if err := unix.Fstat(d.File.Fd(), &st); err != nil {
+		return nil, d.IOError("stat", -1, err)
 	}
 	i.DiskUsage = st.Blocks * 512
 	lk := unix.Flock_t{Type: unix.F_WRLCK}
-	if unix.FcntlFlock(uintptr(d.file.Fd()), unix.F_OFD_GETLK, &lk) == nil {
+	if unix.FcntlFlock(uintptr(d.File.Fd()), unix.F_OFD_GETLK, &lk) == nil {
 		i.Locked = lk.Type != unix.F_UNLCK
 	}
 	if ref.Raw {
@@ -125,38 +128,38 @@ func ReadInfo(ref ImageRef) (*Info, error) {
 	}
 	i.ClusterSize, i.Clusters, i.BATEntries = h.ClusterSize(), h.Clusters(), h.BATEntries
 	i.DataOffset = int64(h.DataStart()) * SectorSize
-	i.InUse, i.Flags, i.Heads, i.Cylinders = h.InUse == inUseDirty, h.Flags, h.Heads, h.Cylinders
+	i.InUse, i.Flags, i.Heads, i.Cylinders = h.InUse == format.InUseDirty, h.Flags, h.Heads, h.Cylinders
 	if h.ExtOff != 0 {
-		i.Extension = d.extInfo()
+		i.Extension = extInfo(d)
 	}
-	_, err = d.scanBAT(func(uint64, uint64) { i.Allocated++ }, func(uint64, uint32, batProblem) error {
+	_, err = d.ScanBAT(func(uint64, uint64) { i.Allocated++ }, func(uint64, uint32, format.Problem) error {
 		i.BadEntries++
 		return nil
 	})
 	return i, err
 }
 
-func (d *Delta) extInfo() *ExtInfo {
-	x := &ExtInfo{Offset: int64(d.hdr.ExtOff) * SectorSize, Ignored: d.hdr.InUse != inUseClosed}
+func extInfo(d *format.Delta) *ExtInfo {
+	x := &ExtInfo{Offset: int64(d.Header.ExtOff) * SectorSize, Ignored: d.Header.InUse != format.InUseClosed}
 	switch {
-	case d.hdr.InUse == inUseDirty:
+	case d.Header.InUse == format.InUseDirty:
 		x.Reason = IgnoredOpen
 	case x.Ignored:
 		x.Reason = IgnoredUnknown
 	}
-	if d.extErr != nil {
-		x.Error = d.extErr.Error()
+	if d.ExtErr != nil {
+		x.Error = d.ExtErr.Error()
 	}
-	if d.ext == nil {
+	if d.Ext == nil {
 		return x
 	}
-	for _, b := range d.ext.bitmaps {
+	for _, b := range d.Ext.Bitmaps {
 		g := int64(b.Granularity) * SectorSize
 		x.Bitmaps = append(x.Bitmaps, BitmapInfo{ID: uuid(b.ID), Granularity: g, Dirty: int64(b.Dirty()) * g})
 	}
-	for _, s := range d.ext.unknown {
-		x.Sections = append(x.Sections, SectionInfo{Magic: fmt.Sprintf("%#x", s.magic), Size: len(s.data),
-			Necessary: s.flags&sectionNeeded != 0, Transit: s.flags&sectionTransit != 0})
+	for _, s := range d.Ext.Unknown {
+		x.Sections = append(x.Sections, SectionInfo{Magic: fmt.Sprintf("%#x", s.Magic), Size: len(s.Data),
+			Necessary: s.Flags&format.SectionNeeded != 0, Transit: s.Flags&format.SectionTransit != 0})
 	}
 	return x
 }

@@ -2,6 +2,8 @@ package ploop
 
 import (
 	"errors"
+
+	"holdfast/ploop/internal/chain"
 )
 
 // Map tells where the disk of a stack lies, base first, in extents that are
@@ -11,15 +13,16 @@ func Map(refs []ImageRef, visit func(Extent) error) error {
 	return mapStack(refs, false, visit)
 }
 
-// MapDamaged is Map for images that [Options.Damaged] opens.
+// MapDamaged is Map for images with bad BAT entries or a wrong data_off as well: what they have
+// lost is in extents that say so.
 func MapDamaged(refs []ImageRef, visit func(Extent) error) error {
 	return mapStack(refs, true, visit)
 }
 
 func mapStack(refs []ImageRef, damaged bool, visit func(Extent) error) error {
-	v, err := openView(refs, damaged)
+	v, err := chain.Open(refs, damaged)
 	if err != nil {
 		return err
 	}
-	return errors.Join(v.extents(visit), v.close())
+	return errors.Join(v.Extents(visit), v.Close())
 }

@@ -4,33 +4,36 @@ import (
 	"encoding/binary"
 	"errors"
 	"slices"
+
+	"holdfast/ploop/internal/format"
+	"holdfast/ploop/internal/storage"
 )
 
 // lookExt judges the format extension, whose clusters count as used.
-func (c *ImageCheck) lookExt(d *Delta, used positions) error {
-	h := &d.hdr
+func (c *ImageCheck) lookExt(d *format.Delta, used format.Positions) error {
+	h := &d.Header
 	// Without a valid in_use nobody reads it; but if its space is cut off,
 	// the field that points there must go first.
 	c.dropExt = h.ExtOff != 0
-	if d.extErr != nil {
+	if d.ExtErr != nil {
 		var fe *FormatError
-		if !errors.As(d.extErr, &fe) || !errors.Is(d.extErr, ErrCorrupt) {
-			return d.extErr
+		if !errors.As(d.ExtErr, &fe) || !errors.Is(d.ExtErr, ErrCorrupt) {
+			return d.ExtErr
 		}
 		c.found(FindingExtension, fixExtension, fe)
 	}
-	if d.ext == nil {
+	if d.Ext == nil {
 		return nil
 	}
-	places := slices.Clone(d.ext.places)
+	places := slices.Clone(d.Ext.Places)
 	slices.Sort(places)
 	for i, at := range places {
-		// openDelta saw to it that each lies in the data and in the file. QEMU
+		// format.Open saw to it that each lies in the data and in the file. QEMU
 		// aligns them; that others do nobody promises.
-		first, last := h.positionOf(at), h.positionOf(at+uint64(h.ClusterSectors)-1)
+		first, last := h.PositionOf(at), h.PositionOf(at+uint64(h.ClusterSectors)-1)
 		twice := i > 0 && places[i-1]+uint64(h.ClusterSectors) > at
-		if twice || used.has(first) || used.has(last) {
-			c.found(FindingExtension, fixExtension, d.badExt(int64(at)*SectorSize, ErrCorrupt, "cluster", "one that something else uses as well", "one of its own").(*FormatError))
+		if twice || used.Has(first) || used.Has(last) {
+			c.found(FindingExtension, fixExtension, d.BadExt(int64(at)*SectorSize, ErrCorrupt, "cluster", "one that something else uses as well", "one of its own").(*FormatError))
 			return nil
 		}
 	}
@@ -43,7 +46,7 @@ func (c *ImageCheck) lookExt(d *Delta, used positions) error {
 }
 
 // extGaps counts what of the extension lies in gaps that were counted as free.
-func (c *ImageCheck) extGaps(h *Header, places []uint64) (n uint64) {
+func (c *ImageCheck) extGaps(h *format.Header, places []uint64) (n uint64) {
 	for _, at := range places {
 		if int64(at)*SectorSize < c.end {
 			n++
@@ -56,28 +59,28 @@ func (c *ImageCheck) extGaps(h *Header, places []uint64) (n uint64) {
 // a power cut leaves, the image is no worse than before. The extension's field
 // and the entries go before the space that they may point to, and in_use is
 // cleared last of all.
-func (c *ImageCheck) repair(d *Delta) error {
-	if f, ok := d.file.(*osFile); ok && f.block {
+func (c *ImageCheck) repair(d *format.Delta) error {
+	if f, ok := d.File.(*storage.OSFile); ok && f.Block {
 		return nil // can't be cut; Open doesn't write to it either
 	}
 	if c.dropExt || c.count[fixHeader] > 0 {
 		if c.dropExt {
-			d.hdr.ExtOff = 0
-			if d.hdr.InUse == inUseClosed {
-				d.hdr.InUse = 0
+			d.Header.ExtOff = 0
+			if d.Header.InUse == format.InUseClosed {
+				d.Header.InUse = 0
 			}
 		}
-		if err := d.patchHeader(); err != nil {
+		if err := patchHeader(d); err != nil {
 			return err
 		}
 	}
-	if c.end > d.size && c.count[fixLength] > 0 {
-		if err := d.lengthen(c.end); err != nil {
+	if c.end > d.Size && c.count[fixLength] > 0 {
+		if err := lengthen(d, c.end); err != nil {
 			return err
 		}
 	}
 	if len(c.clear) > 0 {
-		if err := d.clearEntries(c.clear); err != nil {
+		if err := clearEntries(d, c.clear); err != nil {
 			return err
 		}
 	}
@@ -87,21 +90,21 @@ func (c *ImageCheck) repair(d *Delta) error {
 	done := &c.done
 	*done = [numFixes]bool{fixHeader: true, fixLength: true, fixEntry: true, fixExtension: true}
 	if done[fixLeak] = c.badEntries == 0; done[fixLeak] && c.LeakBytes > 0 {
-		if err := d.file.Truncate(c.end); err != nil {
-			return d.ioError("truncate", c.end, err)
+		if err := d.File.Truncate(c.end); err != nil {
+			return d.IOError("truncate", c.end, err)
 		}
 	}
-	if err := d.ioError("sync", -1, d.file.Sync()); err != nil {
+	if err := d.IOError("sync", -1, d.File.Sync()); err != nil {
 		return err
 	}
 	if done[fixInUse] = c.count[fixHeld] == 0; done[fixInUse] {
-		was := d.hdr
-		d.hdr.setEmpty(c.Allocated == 0)
-		if d.hdr.InUse == inUseDirty {
-			d.hdr.InUse = 0
+		was := d.Header
+		d.Header.SetEmpty(c.Allocated == 0)
+		if d.Header.InUse == format.InUseDirty {
+			d.Header.InUse = 0
 		}
-		if d.hdr != was {
-			if err := d.patchHeader(); err != nil {
+		if d.Header != was {
+			if err := patchHeader(d); err != nil {
 				return err
 			}
 		}
@@ -122,43 +125,43 @@ func (c *ImageCheck) repair(d *Delta) error {
 }
 
 // lengthen gives the file the rest of its last cluster, which reads as zeroes.
-func (d *Delta) lengthen(end int64) error {
-	if err := d.file.Truncate(end); err != nil {
-		return d.ioError("truncate", end, err)
+func lengthen(d *format.Delta, end int64) error {
+	if err := d.File.Truncate(end); err != nil {
+		return d.IOError("truncate", end, err)
 	}
-	d.size = end
-	return d.ioError("sync", -1, d.file.Sync())
+	d.Size = end
+	return d.IOError("sync", -1, d.File.Sync())
 }
 
 // clearEntries writes 0 over entries of the BAT, which are in rising order.
-func (d *Delta) clearEntries(entries []uint64) error {
+func clearEntries(d *format.Delta, entries []uint64) error {
 	for len(entries) > 0 {
-		at := sectorOfEntry(entries[0])
-		b := AlignedBuffer(SectorSize)
-		if err := d.readSectors(b, at, min(SectorSize, d.size-at)); err != nil {
-			return d.ioError("read BAT", at, err)
+		at := format.SectorOfEntry(entries[0])
+		b := storage.AlignedBuffer(SectorSize)
+		if err := d.ReadSectors(b, at, min(SectorSize, d.Size-at)); err != nil {
+			return d.IOError("read BAT", at, err)
 		}
-		for len(entries) > 0 && sectorOfEntry(entries[0]) == at {
-			binary.LittleEndian.PutUint32(b[headerSize+batEntrySize*int64(entries[0])-at:], 0)
+		for len(entries) > 0 && format.SectorOfEntry(entries[0]) == at {
+			binary.LittleEndian.PutUint32(b[format.HeaderSize+format.BATEntrySize*int64(entries[0])-at:], 0)
 			entries = entries[1:]
 		}
-		if _, err := d.file.WriteAt(b, at); err != nil {
-			return d.ioError("write BAT", at, err)
+		if _, err := d.File.WriteAt(b, at); err != nil {
+			return d.IOError("write BAT", at, err)
 		}
 	}
-	return d.ioError("sync", -1, d.file.Sync())
+	return d.IOError("sync", -1, d.File.Sync())
 }
 
 // patchHeader writes the header over the beginning of the file's first sector,
 // durably.
-func (d *Delta) patchHeader() error {
-	b := AlignedBuffer(SectorSize)
-	if err := d.readSectors(b, 0, min(SectorSize, d.size)); err != nil {
-		return d.ioError("read header", 0, err)
+func patchHeader(d *format.Delta) error {
+	b := storage.AlignedBuffer(SectorSize)
+	if err := d.ReadSectors(b, 0, min(SectorSize, d.Size)); err != nil {
+		return d.IOError("read header", 0, err)
 	}
-	copy(b, d.hdr.encode())
-	if _, err := d.file.WriteAt(b, 0); err != nil {
-		return d.ioError("write header", 0, err)
+	copy(b, d.Header.Encode())
+	if _, err := d.File.WriteAt(b, 0); err != nil {
+		return d.IOError("write header", 0, err)
 	}
-	return d.ioError("sync", -1, d.file.Sync())
+	return d.IOError("sync", -1, d.File.Sync())
 }

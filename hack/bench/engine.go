@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/standby"
 	"holdfast/ublk/uring"
 )
@@ -32,8 +33,8 @@ type pattern struct {
 // registered files, a Reader, and a memory buffer per request in flight instead
 // of a ublk request's pages.
 type engine struct {
-	stack  *ploop.Stack
-	reader *ploop.Reader
+	stack  *stack.Stack
+	reader *stack.Reader
 	ring   *uring.Ring
 	memory []byte
 	tokens []uint32 // of Locate, by buffer
@@ -43,7 +44,7 @@ type engine struct {
 }
 
 // newEngine must be called, and the engine used, on one locked thread.
-func newEngine(s *ploop.Stack, block, depth int) (_ *engine, err error) {
+func newEngine(s *stack.Stack, block, depth int) (_ *engine, err error) {
 	e := &engine{stack: s, reader: s.NewReader(), tokens: make([]uint32, depth)}
 	for i := range depth {
 		e.free = append(e.free, i)
@@ -136,7 +137,7 @@ func (e *engine) start(p *pattern, off int64) error {
 		return errors.New("the gate is closed")
 	}
 	at := e.reader.Locate(off, p.Block, p.Write)
-	if at.Where != ploop.Direct {
+	if at.Where != stack.Direct {
 		return fmt.Errorf("offset %d is not on the fast path: the image must be fully allocated", off)
 	}
 	b := e.free[len(e.free)-1]
@@ -180,7 +181,7 @@ func engineMain(args []string) (err error) {
 		return errors.New("engine: want one image")
 	}
 	runtime.LockOSThread()
-	stack, err := ploop.Open([]ploop.ImageRef{{Path: f.Arg(0)}}, ploop.Options{ReadOnly: !p.Write})
+	stack, err := stack.Open([]ploop.ImageRef{{Path: f.Arg(0)}}, stack.Options{ReadOnly: !p.Write})
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/ublk/uring"
 )
 
@@ -23,7 +24,7 @@ func testEngine(t testing.TB, depth int) *engine {
 	if err := makeImage(image, 16*mib); err != nil {
 		t.Fatal(err)
 	}
-	stack, err := ploop.Open([]ploop.ImageRef{{Path: image}}, ploop.Options{})
+	stack, err := stack.Open([]ploop.ImageRef{{Path: image}}, stack.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +91,7 @@ func BenchmarkLocate(b *testing.B) {
 	off, size := int64(0), e.stack.Size()
 	for b.Loop() {
 		at := e.reader.Locate(off, 4096, true)
-		if at.Where != ploop.Direct {
+		if at.Where != stack.Direct {
 			b.Fatal(at)
 		}
 		e.reader.Leave(at.Token)

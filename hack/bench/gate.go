@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 	"holdfast/standby"
 )
 
@@ -39,7 +40,7 @@ func gate(args []string) (err error) {
 		return err
 	}
 	runtime.LockOSThread()
-	stack, err := ploop.Open([]ploop.ImageRef{{Path: image}}, ploop.Options{})
+	stack, err := stack.Open([]ploop.ImageRef{{Path: image}}, stack.Options{})
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 )
 
 const mib = 1 << 20
@@ -20,7 +21,7 @@ func makeImage(path string, size int64) (err error) {
 	if err := command("qemu-img", "create", "-q", "-f", "parallels", "-o", fmt.Sprintf("size=%d,cluster_size=%d", size, mib), path); err != nil {
 		return err
 	}
-	stack, err := ploop.Open([]ploop.ImageRef{{Path: path}}, ploop.Options{})
+	stack, err := stack.Open([]ploop.ImageRef{{Path: path}}, stack.Options{})
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"holdfast/api"
 	"holdfast/hack/faultfs"
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 )
 
 // fenced is a device whose server was killed while one of its writes hung in the
@@ -185,7 +186,7 @@ func (f *fenced) finish(t *testing.T, want byte) {
 	t.Helper()
 	f.device.Close()
 	f.ok("remove", "fence")
-	s, err := ploop.Open([]ploop.ImageRef{{Path: f.storage.Backing + "/image.hds"}}, ploop.Options{ReadOnly: true})
+	s, err := stack.Open([]ploop.ImageRef{{Path: f.storage.Backing + "/image.hds"}}, stack.Options{ReadOnly: true})
 	must(t, err)
 	defer s.Close()
 	p := ploop.AlignedBuffer(fenceBlock)

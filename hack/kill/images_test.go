@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"holdfast/ploop"
+	"holdfast/ploop/stack"
 )
 
 // images are a stack of deltas in files, and the model of what is in it.
@@ -18,7 +19,7 @@ type images struct {
 }
 
 // direct is a stack without a device, as a Disk.
-type direct struct{ *ploop.Stack }
+type direct struct{ *stack.Stack }
 
 var _ Disk = direct{}
 
@@ -71,7 +72,7 @@ func (g *images) add(t *testing.T, path string) {
 
 func (g *images) fill(t *testing.T, percent int) {
 	t.Helper()
-	s, err := ploop.Open(g.refs, ploop.Options{})
+	s, err := stack.Open(g.refs, stack.Options{})
 	must(t, err)
 	g.model.Fill(direct{s}, g.cluster, percent)
 	must(t, s.Close())
@@ -106,7 +107,7 @@ func (g *images) sound(t *testing.T, s *server) {
 	if exit, ok := err.(*exec.ExitError); err != nil && (!ok || exit.ExitCode() != 3) {
 		t.Errorf("holdfast %s: %v: %s", strings.Join(args, " "), err, out)
 	}
-	d, err := ploop.Open(g.refs, ploop.Options{ReadOnly: true})
+	d, err := stack.Open(g.refs, stack.Options{ReadOnly: true})
 	must(t, err)
 	defer d.Close()
 	g.model.Check(d)

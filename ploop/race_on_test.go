@@ -1,5 +1,0 @@
-//go:build race
-
-package ploop
-
-const raceEnabled = true

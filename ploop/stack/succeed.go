@@ -1,0 +1,384 @@
+package stack
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"holdfast/ploop/image"
+	"holdfast/ploop/internal/chain"
+	"holdfast/ploop/internal/format"
+	"holdfast/ploop/internal/storage"
+	"holdfast/ploop/internal/table"
+)
+
+// Succession says how a stack goes on on other files.
+type Succession struct {
+	// Refs are the images of the new stack, base first, as many as before.
+	Refs []image.Ref
+	// Reopen says, by level, which are opened anew: a file in another's place,
+	// or the same one again. The others are shared with the old stack and must
+	// have the names they had.
+	Reopen []bool
+	// Force takes the images that are opened anew as they are, an intended
+	// substitute, if only they fit the disk. It also says that the caller has
+	// made sure that nothing which is still under way in the old storage can
+	// reach the new.
+	Force bool
+	// Drained says that no call and no transfer is under way on the old stack,
+	// so that its lock may be given back if it is in the way.
+	Drained bool
+}
+
+// Succeed makes a stack that goes on where s stands, with some of the files
+// replaced or opened anew, and shares the others with s, which was superseded
+// before. The caller lets no request begin on s any more, and after it either
+// s.Retire, and uses the new stack, or s.Undo.
+//
+// Without Force an image that is opened anew must be the old one continued. Its
+// header must be what s knows, its index (and for lower images what the merged
+// table shows of it) as s knows it durable. Where the top's index differs in
+// what s doesn't know durable, memory is right: those sectors are written anew
+// before anything relies on them. Where a write of the index failed and nobody
+// knows what came of it, the file is right. A top that was closed cleanly,
+// such as a copy, is taken as well. Everything else is ErrDiverged, a
+// FormatError that says where.
+//
+// With Force the files' own headers and indices count, those of the lower
+// images that are shared are read again, an in_use left set in the top is
+// logged and no obstacle, and every bit of the dirty bitmaps is set.
+//
+// A new top is locked, in_use is set in it, and both are durable when Succeed
+// returns; so the storage has also shown that it takes writes. What can't be
+// proved safe is refused: ErrInFlight if writes of structure hang in the old
+// storage (or, where the new file's lock doesn't tell, if anything does), and
+// ErrLocked if the new file can't be locked, which is also what happens when
+// it is the old file by another name and something is under way in that. Such
+// a refusal may be tried again later.
+//
+// After an error s is as it was, superseded still, to be resumed or tried
+// again; ErrLockLost is said in addition if its lock couldn't be taken back.
+//
+// If s isn't drained, the new stack never uses a place that s may still write
+// to: clusters come from behind all that s ever had, and what is discarded
+// stays unused while s has anything under way.
+//
+// Succeed opens and reads files and may hang with their storage.
+func (s *Stack) Succeed(c Succession) (_ *Stack, err error) {
+	if err := s.checkSuccession(c); err != nil {
+		return nil, err
+	}
+	n := &Stack{readOnly: s.readOnly, noOrder: s.noOrder, log: s.log, opts: s.opts}
+	n.opts.Size = s.size // a raw base may have become longer
+	n.start()
+	n.grace.skip = s.grace.skip
+	if !s.idle() {
+		n.life.before = append(n.life.before, s)
+	}
+	if !s.predecessorsIdle() {
+		s.life.mu.Lock()
+		n.life.before = append(n.life.before, s.life.before...)
+		s.life.mu.Unlock()
+	}
+	n.life.careless = s.life.careless
+	c.Drained = c.Drained && len(n.life.before) == 0
+	if !c.Drained {
+		n.reached = s.mounts()
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.unmark(), n.discard(), s.takeLocksBack())
+		}
+	}()
+	for level, ref := range c.Refs {
+		d := s.deltas[level]
+		if c.Reopen[level] {
+			if d, err = s.reopen(level, ref, c); err != nil {
+				return nil, err
+			}
+		} else {
+			d.users.Add(1)
+		}
+		n.deltas = append(n.deltas, d)
+	}
+	if err := chain.Protect(n.images()); err != nil {
+		return nil, err
+	}
+	n.top = n.deltas[len(n.deltas)-1]
+	if err := n.distinct(c); err != nil {
+		return nil, err
+	}
+	if err := n.inherit(s, c); err != nil {
+		return nil, err
+	}
+	if c.Reopen[n.Top()] && !n.readOnly && !n.top.Ref.Raw {
+		if err := n.mark(); err != nil {
+			return nil, err
+		}
+	}
+	if n.top == s.top {
+		s.life.after.Store(n)
+	}
+	return n, nil
+}
+
+func (s *Stack) checkSuccession(c Succession) error {
+	if s.closed.Load() {
+		return ErrClosed
+	}
+	if !s.life.superseded.Load() {
+		return errors.New("a stack must be superseded before it is succeeded")
+	}
+	if len(c.Refs) != len(s.deltas) || len(c.Reopen) != len(s.deltas) {
+		return fmt.Errorf("%w: %d images, %d to reopen or not, in the place of %d", image.ErrGeometry, len(c.Refs), len(c.Reopen), len(s.deltas))
+	}
+	for level, d := range s.deltas {
+		if !c.Reopen[level] && c.Refs[level] != d.Ref {
+			return fmt.Errorf("%w: image %d is said to be %v now, and not to be opened", image.ErrGeometry, level, c.Refs[level])
+		}
+	}
+	top := s.Top()
+	if stuck := s.life.structure.Load(); stuck > 0 && (!c.Force || !c.Reopen[top]) {
+		how := "; abort its mount (umount -f, or 1 into /sys/fs/fuse/connections/N/abort), or force it if the old storage is fenced off for certain"
+		if !c.Reopen[top] {
+			how = ", which would go on to be used"
+		}
+		return fmt.Errorf("%w: %d writes of the index of %q have not come back and could still land%s", ErrInFlight, stuck, s.top.Ref.Path, how)
+	}
+	return nil
+}
+
+// reopen opens the file that is to be a level's.
+func (s *Stack) reopen(level int, ref image.Ref, c Succession) (*delta, error) {
+	was := s.deltas[level]
+	write := level == s.Top() && !s.readOnly
+	var raw int64
+	if was.Ref.Raw && !c.Force {
+		raw = was.Size
+	}
+	open := func() (*delta, error) {
+		return openDelta(ref, s.opts.open, write, !s.opts.NoDirect, s.opts.tolerance(), raw)
+	}
+	d, err := open()
+	if errors.Is(err, image.ErrLocked) && c.Drained && was.File.Locked() {
+		if err := was.giveLock(); err != nil {
+			s.log("%v", err) // the storage may be dead, and its locks with it
+		}
+		d, err = open()
+	}
+	switch {
+	case errors.Is(err, image.ErrLocked) && !c.Drained && !s.readOnly:
+		return nil, fmt.Errorf("%w; if that is this device itself: requests are under way in the old storage and could still land here, so wait for them or abort its mount", err)
+	case err != nil:
+		return nil, err
+	}
+	d.Level = level
+	if ref.Raw && level == s.Top() && d.Size > s.size {
+		d.Size = s.size // forced, and longer
+		d.SetRawCluster(format.RawCluster / image.SectorSize)
+	}
+	if why := d.tells(s.mounts()); write && !c.Drained && !c.Force && why != "" {
+		err := fmt.Errorf("%w, and nothing tells whether they could land in %q: %s; abort the old storage's mount, or force it", ErrInFlight, ref.Path, why)
+		return nil, errors.Join(err, d.release())
+	}
+	return d, nil
+}
+
+// distinct refuses a file that is in the stack twice. It asks no storage.
+func (n *Stack) distinct(c Succession) error {
+	for i, d := range n.deltas {
+		for k, other := range n.deltas {
+			if k != i && c.Reopen[i] && sameFile(d, other) {
+				return &image.FormatError{File: d.Ref.Path, Offset: -1, What: "stack", Class: image.ErrGeometry, Found: fmt.Sprintf("the same file as image %d", k), Want: "each file once"}
+			}
+		}
+	}
+	return nil
+}
+
+func sameFile(a, b *delta) bool {
+	f, ok := a.File.(*storage.OSFile)
+	g, ok2 := b.File.(*storage.OSFile)
+	return ok && ok2 && f.Dev == g.Dev && f.Ino == g.Ino
+}
+
+// inherit checks the images opened anew and builds the stack's state from
+// them and from what s knows.
+func (n *Stack) inherit(s *Stack, c Succession) (err error) {
+	for level, d := range n.deltas {
+		if !c.Reopen[level] {
+			continue
+		}
+		if level == n.Top() && !n.readOnly && !d.Ref.Raw {
+			if err := d.canGrow(); err != nil {
+				return err
+			}
+		}
+		if was := s.deltas[level]; level == n.Top() && !c.Force && s.space.cut.Load() && sameFile(was, d) {
+			return d.truncated(d.Size, s.space.size.Load())
+		}
+		if c.Force {
+			err = n.takeInUse(d)
+		} else {
+			err = n.sameHead(s.deltas[level], d)
+		}
+		if err != nil {
+			return err
+		}
+		if level == n.Top() && c.Force && !n.readOnly {
+			if err := d.extLoss(); err != nil {
+				return err
+			}
+			if d.Ext != nil {
+				if d.Ext, err = d.Ext.Keepable(d.Delta); err != nil {
+					return err
+				}
+			}
+		} else if d.Ext != nil && (level != n.Top() || n.readOnly) {
+			d.Ext.Forget()
+		}
+	}
+	if err := n.fit(); err != nil {
+		return err
+	}
+	if n.size != s.size || n.cluster != s.cluster {
+		return &image.FormatError{File: n.top.Ref.Path, Offset: -1, What: "disk", Class: image.ErrGeometry,
+			Found: fmt.Sprintf("%d bytes in clusters of %d", n.size, n.cluster),
+			Want:  fmt.Sprintf("%d bytes in clusters of %d, which can't change under a live device", s.size, s.cluster)}
+	}
+	if n.table, err = table.New(n.clusters); err != nil {
+		return err
+	}
+	known := s.knowledge()
+	if c.Force {
+		err = n.mergeAnew(s, c)
+	} else {
+		err = n.compare(s, c, known)
+	}
+	if err != nil {
+		return err
+	}
+	n.inheritEnd(s, c)
+	if n.readOnly || n.top.Ref.Raw {
+		return nil
+	}
+	n.inheritIndex(c, known)
+	n.inheritExtension(s, c)
+	n.inheritSpace(s, c)
+	return nil
+}
+
+// takeInUse is the check of in_use for images that are taken as they are.
+func (n *Stack) takeInUse(d *delta) error {
+	o := n.opts
+	o.TakeOver = true
+	return n.checkInUse(d, d.Level == n.Top(), o)
+}
+
+// inheritIndex marks what isn't known durable of the index as lost: it is
+// written anew before anything relies on it.
+func (n *Stack) inheritIndex(c Succession, known knowledge) {
+	l := &n.index.lost
+	l.Lock()
+	defer l.Unlock()
+	l.recent, l.sectors = map[int64]uint64{}, known.unsynced
+	l.n.Store(int64(len(l.sectors)))
+	if !c.Reopen[n.Top()] {
+		n.index.doubt = map[int64][]indexOp{}
+		for i, op := range known.doubt {
+			if !n.inTop(op.from) {
+				op.from = n.table.Load(i) // a lower image may be another
+			}
+			at := format.SectorOfEntry(i)
+			n.index.doubt[at] = append(n.index.doubt[at], op)
+		}
+		for i := range known.doubt {
+			n.table.SetBusy(i)
+		}
+	}
+	for at := range l.sectors {
+		n.index.mark(n, at)
+	}
+}
+
+// inheritExtension carries over what the file of a top in use doesn't tell.
+func (n *Stack) inheritExtension(s *Stack, c Succession) {
+	own := n.top.Ext
+	n.bitmaps, n.unknown, n.keep = s.bitmaps, s.unknown, s.keep
+	if c.Reopen[n.Top()] {
+		n.top.Ext, n.top.ExtErr = s.top.Ext, nil
+	}
+	if !c.Force {
+		return
+	}
+	if own != nil && c.Reopen[n.Top()] {
+		n.unknown = own.Unknown
+	}
+	if len(n.bitmaps) == 0 {
+		return
+	}
+	n.log("%q: its dirty bitmaps are not known to be true and say that all was written", n.top.Ref.Path)
+	n.bitmaps = slices.Clone(n.bitmaps)
+	for i, b := range n.bitmaps {
+		set := *b // s goes on with its own if this is undone
+		set.Bits = make([]uint64, len(b.Bits))
+		for g := range b.Granules() {
+			set.Bits[g/64] |= 1 << (g % 64)
+		}
+		n.bitmaps[i] = &set
+	}
+}
+
+// inheritEnd knows where the top's file ends. What of s is still under way may
+// yet make it longer.
+func (n *Stack) inheritEnd(s *Stack, c Succession) {
+	p := &n.space
+	if c.Reopen[n.Top()] {
+		n.expect(n.top.Size)
+	} else {
+		n.expect(s.space.size.Load())
+		p.cut.Store(s.space.cut.Load())
+	}
+	raise(&p.reach, s.space.reach.Load())
+}
+
+// inheritSpace finds out where new clusters may be put. What s doesn't hold for
+// free isn't, although no entry has it: the durable index may still have one, or
+// a failed write might bring one.
+func (n *Stack) inheritSpace(s *Stack, c Succession) {
+	d, p := n.top, &n.space
+	end := s.space.end.Load()
+	whole := end
+	if c.Reopen[n.Top()] {
+		whole = d.FileClusters()
+		if int64(d.Header.SectorAt(whole))*image.SectorSize < d.Size {
+			end = max(end, whole+1) // nothing is known of the end that is half a cluster
+		}
+		end = max(end, whole)
+		if c.Force && len(n.unknown) > 0 {
+			n.keep = max(n.keep, end)
+		}
+	}
+	if c.Force || !c.Drained && !n.life.careless {
+		p.freeze(end)
+		return
+	}
+	_ = s.space.mu.Lock(nil) // drained: nobody holds it for long
+	defer s.space.mu.Unlock()
+	p.free = s.space.free.Clone(whole)
+	p.next, p.have = s.space.next, s.space.have
+	if c.Reopen[n.Top()] {
+		// The file is cut off by nobody, so what lies behind the last cluster
+		// that was ever used is free, but not known to be zero.
+		for pos := s.space.next; pos < whole; pos++ {
+			p.free.Add(pos)
+		}
+		p.next, p.have = end, end
+	}
+	p.end.Store(p.have)
+	for i := range n.clusters {
+		if e := n.table.Load(i); n.inTop(e) {
+			p.free.Remove(d.Header.PositionOf(uint64(e.Sector())))
+		}
+	}
+}

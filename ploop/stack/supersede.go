@@ -1,0 +1,269 @@
+package stack
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/ploop/image"
+	"holdfast/ploop/internal/format"
+	"holdfast/ploop/internal/storage"
+)
+
+// life is what a stack knows of those before and after it; see Succeed.
+type life struct {
+	// structure counts the writes under way that change the image's structure:
+	// header, index, size. Each is counted before it looks at superseded, so
+	// that Supersede sees it or it sees Supersede.
+	structure  atomic.Int64
+	superseded atomic.Bool
+
+	// ended is closed when the stack is superseded, and another one after each
+	// Resume: every wait of this package for somebody else ends with it.
+	endMu sync.Mutex
+	ended chan struct{}
+
+	// after is the stack that comes after this one and has the same top open.
+	after atomic.Pointer[Stack]
+
+	// before are the stacks that this one came after and whose calls or
+	// transfers haven't all come back.
+	mu     sync.Mutex
+	before []*Stack
+
+	first    []byte // the top's first sector as it was before Succeed
+	careless bool   // tests' control: reuse places that a predecessor may write to
+}
+
+// calls counts the blocking calls under way.
+type calls struct {
+	grace  grace
+	reader Reader
+}
+
+func (c *calls) init() {
+	c.grace.init()
+	c.grace.add(&c.reader)
+}
+
+func (s *Stack) beginCall() uint32    { return s.calls.grace.enter(&s.calls.reader) }
+func (s *Stack) endCall(token uint32) { s.calls.grace.leave(&s.calls.reader, token) }
+func (s *Stack) endStructure()        { s.life.structure.Add(-1) }
+func (s *Stack) idle() bool           { return s.calls.grace.idle() && s.grace.idle() }
+
+// beginStructure comes before each write of structure, and endStructure when
+// memory says what came of it.
+func (s *Stack) beginStructure() error {
+	s.life.structure.Add(1)
+	if s.life.superseded.Load() {
+		s.endStructure()
+		return ErrSuperseded
+	}
+	return nil
+}
+
+// over is closed when s is superseded.
+func (s *Stack) over() <-chan struct{} {
+	l := &s.life
+	l.endMu.Lock()
+	defer l.endMu.Unlock()
+	return l.ended
+}
+
+// end has everybody who waits within s for somebody else return with
+// ErrSuperseded, now and until Resume.
+func (s *Stack) end() {
+	l := &s.life
+	l.endMu.Lock()
+	if !l.superseded.Swap(true) {
+		close(l.ended)
+	}
+	l.endMu.Unlock()
+	s.grace.wake()
+	s.top.syncs.sendAway(s)
+}
+
+// predecessorsIdle says that nobody writes any more to a place that an earlier
+// stack told.
+func (s *Stack) predecessorsIdle() bool {
+	l := &s.life
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.before) > 0 && l.before[0].idle() {
+		l.before = l.before[1:]
+	}
+	return len(l.before) == 0 || l.careless
+}
+
+// Supersede readies s for being succeeded: from now on no call on s begins a
+// write of the image's structure (index, header, size of the file). Calls that
+// come to that point, those under way as well, fail with ErrSuperseded, and so
+// do those that wait for another one, which may hang: for a lock, for their turn
+// at the index, for a sync or the end of a transfer. What is under way in the
+// storage goes on. stuck is how many such writes are under way now,
+// perhaps for ever if the storage is dead. It may be called again, to see
+// whether they have come back. The end is Resume, Undo or Retire.
+func (s *Stack) Supersede() (stuck int) {
+	s.end()
+	return int(s.life.structure.Load())
+}
+
+// Resume undoes Supersede. What was under way in the storage still is, and is
+// waited for as before. If a failed Succeed has lost a lock, Resume takes it
+// again; where it can't, it says ErrLockLost, and s stays superseded: without
+// its lock somebody else may have begun to write the image.
+func (s *Stack) Resume() error {
+	if err := s.takeLocksBack(); err != nil {
+		return err
+	}
+	l := &s.life
+	l.endMu.Lock()
+	defer l.endMu.Unlock()
+	l.after.Store(nil)
+	if l.superseded.Swap(false) {
+		l.ended = make(chan struct{})
+	}
+	return nil
+}
+
+// Undo gives next, which Succeed made and which hasn't served anybody, up: the
+// top is marked as it was before, next's own files are closed, and s works
+// again as after Resume. Its error says what of that failed; s works all the
+// same unless it is ErrLockLost.
+func (s *Stack) Undo(next *Stack) error {
+	next.end()
+	next.closeMu.Lock()
+	var err error
+	if !next.closed.Swap(true) {
+		err = errors.Join(next.unmark(), next.discard())
+	}
+	next.closeMu.Unlock()
+	return errors.Join(err, s.Resume())
+}
+
+// Retire ends s, whose successor lives: a Close after it does nothing. Nothing
+// is ever written to the files that were replaced, not even that they are no
+// longer in use. They are closed when the last call and the last transfer on s
+// have come back, which nobody waits for here, and the memory of the table goes
+// with them: a Reader must not be asked for a place any more.
+func (s *Stack) Retire() {
+	s.closeMu.Lock()
+	defer s.closeMu.Unlock()
+	if s.closed.Swap(true) {
+		return
+	}
+	s.end()
+	rest := s.deltas
+	if s.idle() {
+		// The files that are shared are the successor's from now on.
+		rest = nil
+		for _, d := range s.deltas {
+			if !d.leaveToOthers() {
+				rest = append(rest, d)
+			}
+		}
+	}
+	go func() {
+		_ = s.calls.grace.wait(nil) // a nil channel ends no wait
+		_ = s.grace.wait(nil)
+		for _, d := range rest {
+			if err := d.release(); err != nil {
+				s.log("a replaced image: %v", err)
+			}
+		}
+		s.freeTable()
+	}()
+}
+
+// lockTime bounds an operation on a lock, which may hang in dead storage.
+var lockTime = 5 * time.Second
+
+// bounded runs an operation on the delta's lock and waits for it so long. One that hangs keeps
+// the next from beginning, so that they don't become many, however often it is tried.
+func (d *delta) bounded(op string, do func() error) error {
+	t := time.NewTimer(lockTime)
+	defer t.Stop()
+	late := func() error {
+		return d.IOError(op, -1, fmt.Errorf("no answer within %v: %w", lockTime, unix.ETIMEDOUT))
+	}
+	select {
+	case d.unlocking <- struct{}{}:
+	case <-t.C:
+		return late()
+	}
+	done := make(chan error, 1)
+	go func() {
+		defer func() { <-d.unlocking }()
+		done <- do()
+	}()
+	select {
+	case err := <-done:
+		var format *image.FormatError
+		if errors.As(err, &format) {
+			return err
+		}
+		return d.IOError(op, -1, err)
+	case <-t.C:
+		return late()
+	}
+}
+
+// giveLock gives the delta's lock back, that another open file of the same
+// image can have it.
+func (d *delta) giveLock() error {
+	d.unlocked.Store(true)
+	return d.bounded("unlock", d.File.Unlock)
+}
+
+func (s *Stack) takeLocksBack() (err error) {
+	for _, d := range s.deltas {
+		if !d.unlocked.Load() {
+			continue
+		}
+		failed := d.bounded("lock", func() error {
+			err := d.File.Lock()
+			if err == nil {
+				d.unlocked.Store(false)
+			}
+			return err
+		})
+		if failed != nil {
+			err = errors.Join(err, fmt.Errorf("%w: %w", ErrLockLost, failed))
+		}
+	}
+	return err
+}
+
+// mark sets in_use in the new top, durably.
+func (n *Stack) mark() error {
+	d := n.top
+	b := storage.AlignedBuffer(image.SectorSize)
+	if err := d.ReadSectors(b, 0, min(image.SectorSize, d.Size)); err != nil {
+		return d.IOError("read header", 0, err)
+	}
+	n.life.first = b
+	d.Header.InUse, d.Header.ExtOff = format.InUseDirty, 0
+	d.Header.Flags &^= format.FlagEmpty
+	if err := n.writeHeader(); err != nil {
+		return err
+	}
+	d.WroteFirst()
+	return nil
+}
+
+// unmark writes back what mark wrote over.
+func (n *Stack) unmark() error {
+	if n.life.first == nil {
+		return nil
+	}
+	d := n.top
+	if _, err := d.File.WriteAt(n.life.first, 0); err != nil {
+		return d.IOError("write header", 0, err)
+	}
+	n.life.first = nil
+	return d.IOError("sync", -1, d.File.Sync())
+}
