@@ -135,9 +135,6 @@ func (d *Device) cameLate(r *ublk.Request, q *queue, state, rest, epoch uint64, 
 	if state == stateSync {
 		_, _ = g.stack.FlushEnd(&q.flushes[r.Tag()].FlushWaiter, errorOf(errno))
 	} else {
-		if errno != 0 && state == stateDurable {
-			g.stack.SyncFailed(errno)
-		}
 		g.readers[r.Queue().Index()].Leave(uint32(rest))
 	}
 	d.beginsAnew(r, q)

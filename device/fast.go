@@ -185,9 +185,6 @@ func (d *Device) Transferred(r *ublk.Request, errno unix.Errno) {
 		return
 	}
 	q.reader.Leave(uint32(rest))
-	if errno != 0 && state == stateDurable {
-		q.stack.SyncFailed(errno)
-	}
 	switch {
 	case errno == 0 && (state == stateThenSync || q.through && state == stateTransfer && r.Op() == ublk.OpWrite):
 		d.sync(r, q) // the latter began before writes were to go through

@@ -1,7 +1,6 @@
 package stack
 
 import (
-	"errors"
 	"fmt"
 	"sync"
 
@@ -183,21 +182,6 @@ func (s *Stack) FlushPass(w *FlushWaiter) {
 	y.mu.Unlock()
 	if lead != nil {
 		lead.Wake(FlushLead, nil)
-	}
-}
-
-// SyncFailed says that a write which was to be durable by itself (RWF_DSYNC)
-// failed by err: that is a sync too, and may have been told, and nobody else,
-// that the page cache lost other data. Past the page cache, and where the write
-// was refused before anything was done, it says nothing of others.
-func (s *Stack) SyncFailed(err error) {
-	for _, refused := range []error{unix.EINVAL, unix.EAGAIN, unix.EOPNOTSUPP} {
-		if errors.Is(err, refused) {
-			return
-		}
-	}
-	if s.top.cached() {
-		s.lose()
 	}
 }
 

@@ -2,13 +2,11 @@ package stack
 
 import (
 	"errors"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 
-	"holdfast/ploop"
 	"holdfast/ploop/image"
 	"holdfast/ploop/internal/storage"
 )
@@ -119,42 +117,6 @@ func TestFlushesShareSyncs(t *testing.T) {
 		}
 		if err := k.end(nil); err != nil {
 			t.Fatal(err)
-		}
-	}
-}
-
-// TestDurableWriteFails: a write with RWF_DSYNC that fails while a sync is under way may have
-// been told in the sync's stead that the page cache lost data; then that one fails, and with
-// it who waits.
-func TestDurableWriteFails(t *testing.T) {
-	for _, c := range []struct {
-		err    syscall.Errno
-		cached bool
-		fails  bool
-	}{
-		{syscall.EIO, true, true}, {syscall.ENOSPC, true, true}, {syscall.EINVAL, true, false}, {syscall.EAGAIN, true, false},
-		{syscall.EIO, false, false}, {syscall.ENOSPC, false, false},
-	} {
-		ref := mustCreate(t, filepath.Join(t.TempDir(), "top"), ploop.CreateOptions{Size: 1 << 30})
-		s := mustOpen(t, []image.Ref{ref}, Options{NoDirect: c.cached})
-		if s.top.cached() != c.cached {
-			t.Skip("a file system without direct I/O")
-		}
-		a, b := beginFlush(s), beginFlush(s)
-		s.SyncFailed(c.err)
-		err := a.end(nil)
-		if want := map[bool]FlushState{true: FlushFailed, false: FlushDone}[c.fails]; a.state != want || (err != nil) != c.fails {
-			t.Errorf("%v, cached %v: the sync under way: %v, %v", c.err, c.cached, a.state, err)
-		}
-		err = b.wait()
-		if want := map[bool]FlushState{true: FlushFailed, false: FlushLead}[c.fails]; b.state != want || (err != nil) != c.fails {
-			t.Errorf("%v, cached %v: who waits: %v, %v", c.err, c.cached, b.state, err)
-		}
-		if b.state == FlushLead {
-			b.end(nil)
-		}
-		if err := s.Close(); err != nil {
-			t.Error(err)
 		}
 	}
 }
