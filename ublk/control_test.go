@@ -105,6 +105,8 @@ type holder struct {
 	held []*Request
 }
 
+var _ Handler = (*holder)(nil)
+
 func (h *holder) Begin(r *Request) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -136,6 +136,8 @@ type fileHandler struct {
 	f *os.File
 }
 
+var _ Handler = (*fileHandler)(nil)
+
 func (h *fileHandler) Begin(r *Request) {
 	switch r.Op() {
 	case OpRead:
@@ -174,6 +176,8 @@ type ramHandler struct {
 	mem  []byte
 	slow bool
 }
+
+var _ Handler = (*ramHandler)(nil)
 
 func newRAM(t testing.TB, size int, slow bool) *ramHandler {
 	t.Helper()
