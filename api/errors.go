@@ -54,6 +54,8 @@ type Error struct {
 	cause error
 }
 
+var _ error = (*Error)(nil)
+
 func (e *Error) Error() string { return e.Message }
 
 // Unwrap is the cause, on the daemon's side of the socket.

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"encoding"
 	"fmt"
 	"path/filepath"
 	"regexp"
@@ -65,6 +66,11 @@ const DefaultRecoverTimeout = 30 * time.Second
 
 // Duration is a time.Duration that JSON says as in "1m30s".
 type Duration time.Duration
+
+var (
+	_ encoding.TextMarshaler   = Duration(0)
+	_ encoding.TextUnmarshaler = (*Duration)(nil)
+)
 
 // MarshalText is the duration in Go's notation.
 func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }

@@ -66,6 +66,8 @@ type fakeKernel struct {
 	gather *sync.WaitGroup
 }
 
+var _ kernel = (*fakeKernel)(nil)
+
 func newFake(t *testing.T) *fakeKernel {
 	return &fakeKernel{t: t, closeErr: map[string]error{}, inUse: map[string][]api.User{},
 		live: map[string]*fakeDevice{}, taken: map[string]bool{}, waiting: map[int]bool{}, tags: map[int]state.Tag{}}
@@ -89,6 +91,8 @@ type fakeDevice struct {
 	displaced  []api.Displaced
 	leaving    func() // what happens meanwhile
 }
+
+var _ live = (*fakeDevice)(nil)
 
 func (k *fakeKernel) ready() error {
 	k.mu.Lock()
@@ -227,6 +231,8 @@ type fakeFailing struct {
 	k  *fakeKernel
 	id int
 }
+
+var _ failing = (*fakeFailing)(nil)
 
 func (k *fakeKernel) fail(_ context.Context, disk state.Disk) (failing, error) {
 	k.mu.Lock()

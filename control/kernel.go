@@ -89,6 +89,8 @@ type openOptions struct {
 	added   func(id int) error
 }
 
+var _ failing = (*device.Failing)(nil)
+
 // thisKernel is the machine's own.
 type thisKernel struct {
 	log      zerolog.Logger
@@ -97,6 +99,8 @@ type thisKernel struct {
 	mu       sync.Mutex
 	ctl      *ublk.Control // nil until it could be opened
 }
+
+var _ kernel = (*thisKernel)(nil)
 
 func newKernel(cfg *Config) *thisKernel {
 	return &thisKernel{log: cfg.Log, spawner: cfg.Spawner, stateDir: cfg.StateDir}

@@ -48,6 +48,8 @@ var (
 	descTarget          = desc("target_present", "1: the integration with this kind of target has found it.", "target")
 )
 
+var _ prometheus.Collector = metrics{}
+
 // Describe says nothing, which is the way to say that it depends.
 func (m metrics) Describe(chan<- *prometheus.Desc) {}
 

@@ -74,6 +74,8 @@ func (q *queue) mark(state, rest uint64) uint64 {
 // placeOf is what is remembered of a place: the token, and the level for messages.
 func placeOf(at stack.Place) uint64 { return uint64(at.Token) | uint64(at.Level)<<32 }
 
+var _ ublk.Handler = (*Device)(nil)
+
 // Begin takes a request from the driver, or one that was held or has to be done
 // anew. It runs on the queue's thread.
 func (d *Device) Begin(r *ublk.Request) {

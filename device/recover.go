@@ -156,6 +156,8 @@ func (d *Device) emptyStack(ctx context.Context, limit time.Duration) error {
 // A Failing device is one that can't be served: all of its I/O ends with EIO.
 type Failing struct{ dev *ublk.Device }
 
+var _ ublk.Handler = (*Failing)(nil)
+
 // Fail takes over the device of that number and mark, whose server died, to fail its I/O.
 func Fail(ctx context.Context, c *ublk.Control, id int, tag uint64) (*Failing, error) {
 	p, err := c.GetParams(ctx, id)

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"encoding"
 	"encoding/binary"
 	"fmt"
 	"hash/fnv"
@@ -48,6 +49,11 @@ func dirHash(stateDir string) uint32 {
 	h.Write([]byte(stateDir))
 	return h.Sum32()
 }
+
+var (
+	_ encoding.TextMarshaler   = Tag(0)
+	_ encoding.TextUnmarshaler = (*Tag)(nil)
+)
 
 // MarshalText is the mark in hexadecimal: not every reader of JSON has integers of 64 bits.
 func (t Tag) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%016x", uint64(t)), nil }

@@ -45,6 +45,8 @@ type Link struct {
 	Name, Target string
 }
 
+var _, _, _ Entry = (*Dir)(nil), (*Attr)(nil), (*Link)(nil)
+
 // Dir is a directory.
 type Dir struct {
 	Name    string

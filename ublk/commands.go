@@ -49,15 +49,12 @@ type Info struct {
 	ServerPID int // -1: none
 	Flags     Feature
 	Tag       uint64 // Config.Tag, ublksrv_flags to the driver
-	OwnerUID  uint32
-	OwnerGID  uint32
 }
 
 func (d *devInfo) public() Info {
 	return Info{
 		ID: int(d.devID), Queues: int(d.nrHWQueues), Depth: int(d.queueDepth), MaxIO: int(d.maxIOBufBytes),
 		State: State(d.state), ServerPID: int(d.ublksrvPID), Flags: Feature(d.flags), Tag: d.ublksrvFlags,
-		OwnerUID: d.ownerUID, OwnerGID: d.ownerGID,
 	}
 }
 

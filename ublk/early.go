@@ -7,6 +7,8 @@ import "golang.org/x/sys/unix"
 // END_USER_RECOVERY is for (seen on Linux 7.2 and 7.3; 6.12 waits for it): they wait here.
 type early struct{ requests []*Request }
 
+var _ Handler = (*early)(nil)
+
 // Begin keeps a request for the handler.
 func (e *early) Begin(r *Request) { e.requests = append(e.requests, r) }
 

@@ -45,6 +45,8 @@ type CommandError struct {
 	Err     error
 }
 
+var _ error = (*CommandError)(nil)
+
 func (e *CommandError) Error() string {
 	if e.Device < 0 {
 		return fmt.Sprintf("ublk: %s: %v", e.Command, e.Err)
@@ -106,5 +108,7 @@ type ConfigError struct {
 	Field  string
 	Reason string
 }
+
+var _ error = (*ConfigError)(nil)
 
 func (e *ConfigError) Error() string { return "ublk: config: " + e.Field + ": " + e.Reason }

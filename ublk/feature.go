@@ -151,6 +151,8 @@ type MissingFeatureError struct {
 	Missing Feature
 }
 
+var _ error = (*MissingFeatureError)(nil)
+
 func (e *MissingFeatureError) Error() string {
 	since := e.Missing.Since()
 	if since == "" {

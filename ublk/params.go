@@ -22,7 +22,6 @@ type Params struct {
 	FUA           bool
 
 	DiscardGranularity int
-	DiscardAlignment   int
 	MaxDiscard         int64
 	MaxWriteZeroes     int64
 
@@ -62,7 +61,6 @@ func (p *Params) raw() *params {
 	if p.MaxDiscard > 0 || p.MaxWriteZeroes > 0 {
 		r.types |= paramTypeDiscard
 		r.discard = paramDiscard{
-			alignment:             uint32(p.DiscardAlignment),
 			granularity:           uint32(max(p.DiscardGranularity, p.LogicalBlock)),
 			maxDiscardSectors:     uint32(min(p.MaxDiscard>>sectorShift, maxRangeSectors)),
 			maxWriteZeroesSectors: uint32(min(p.MaxWriteZeroes>>sectorShift, maxRangeSectors)),
@@ -97,7 +95,6 @@ func (r *params) public() Params {
 	}
 	if r.types&paramTypeDiscard != 0 {
 		p.DiscardGranularity = int(r.discard.granularity)
-		p.DiscardAlignment = int(r.discard.alignment)
 		p.MaxDiscard = int64(r.discard.maxDiscardSectors) << sectorShift
 		p.MaxWriteZeroes = int64(r.discard.maxWriteZeroesSectors) << sectorShift
 	}
