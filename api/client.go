@@ -48,12 +48,16 @@ const maxReply = 64 << 20
 // of type *Error; they end early when their context does.
 type Client struct {
 	socket string
+	server string // of this device's server, and not of the daemon; "": of the daemon
 	http   *http.Client
 }
 
 // NewClient does not connect yet.
 func NewClient(runDir string) *Client {
-	c := &Client{socket: filepath.Join(runDir, SocketName)}
+	return newClient(&Client{socket: filepath.Join(runDir, SocketName)})
+}
+
+func newClient(c *Client) *Client {
 	c.http = &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		Proxy:             nil,
@@ -63,7 +67,7 @@ func NewClient(runDir string) *Client {
 			if err != nil {
 				return nil, err
 			}
-			if err := alive(conn); err != nil {
+			if err := alive(conn, c.who()); err != nil {
 				conn.Close()
 				return nil, err
 			}
@@ -71,6 +75,14 @@ func NewClient(runDir string) *Client {
 		},
 	}}
 	return c
+}
+
+// who is what the client talks to, for messages.
+func (c *Client) who() string {
+	if c.server != "" {
+		return fmt.Sprintf("the server of device %q", c.server)
+	}
+	return "the daemon"
 }
 
 // HTTP is the client below, for what has no method here (/metrics): any host name in a URL will do.
@@ -258,13 +270,15 @@ func (c *Client) unreachable(ctx context.Context, err error) *Error {
 	case errors.As(err, &e):
 		return e
 	case errors.Is(ctx.Err(), context.Canceled):
-		return Errorf(CodeInternal, "gave up waiting for the daemon: %w", context.Cause(ctx))
+		return Errorf(CodeInternal, "gave up waiting for %s: %w", c.who(), context.Cause(ctx))
 	case ctx.Err() != nil:
-		return Errorf(CodeUnreachable, "no answer from the daemon on %q: %w", c.socket, context.Cause(ctx))
+		return Errorf(CodeUnreachable, "no answer from %s on %q: %w", c.who(), c.socket, context.Cause(ctx))
 	case errors.Is(err, fs.ErrPermission):
-		return Errorf(CodeUnreachable, "not permitted to talk to the daemon on %q: it takes root (%w)", c.socket, fs.ErrPermission)
+		return Errorf(CodeUnreachable, "not permitted to talk to %s on %q: it takes root (%w)", c.who(), c.socket, fs.ErrPermission)
 	case errors.As(err, &op) && op.Op == "dial" && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ENOTDIR):
-		return Errorf(CodeUnreachable, "the daemon on %q does not take the connection, and may hang: %w", c.socket, op.Err)
+		return Errorf(CodeUnreachable, "%s on %q does not take the connection, and may hang: %w", c.who(), c.socket, op.Err)
+	case errors.As(err, &op) && op.Op == "dial" && c.server != "":
+		return Errorf(CodeUnreachable, "no server of device %q listens on %q (%w)", c.server, c.socket, op.Err)
 	case errors.As(err, &op) && op.Op == "dial":
 		return Errorf(CodeUnreachable, "no daemon listens on %q: start one with 'holdfast daemon', or name its directory with --run-dir (%w)", c.socket, op.Err)
 	}
@@ -272,5 +286,5 @@ func (c *Client) unreachable(ctx context.Context, err error) *Error {
 	if errors.As(err, &u) {
 		err = u.Err
 	}
-	return &Error{Message: fmt.Sprintf("the daemon on %q hung up: %v", c.socket, err), Code: CodeUnreachable, cause: err}
+	return &Error{Message: fmt.Sprintf("%s on %q hung up: %v", c.who(), c.socket, err), Code: CodeUnreachable, cause: err}
 }

@@ -21,7 +21,7 @@ func DyingText(pid int) string {
 }
 
 // alive refuses a connection on which nobody will ever answer.
-func alive(c net.Conn) error {
+func alive(c net.Conn, who string) error {
 	u, ok := c.(*net.UnixConn)
 	if !ok {
 		return nil
@@ -35,7 +35,7 @@ func alive(c net.Conn) error {
 		return nil
 	}
 	if Dying(int(peer.Pid)) {
-		return Errorf(CodeUnreachable, "the daemon, %s", DyingText(int(peer.Pid)))
+		return Errorf(CodeUnreachable, "%s, %s", who, DyingText(int(peer.Pid)))
 	}
 	return nil
 }

@@ -42,15 +42,52 @@ type AttrEntry struct {
 
 // UpgradeRequest is the body of a request for an upgrade.
 type UpgradeRequest struct {
-	Binary string `json:"binary,omitempty"` // absolute; "": the file that the daemon was started from
+	// Binary is the new program, absolute; "": the file that is started without further ado.
+	Binary string `json:"binary,omitempty"`
+	// Devices are those whose servers are upgraded; empty: all that have a server.
+	Devices []string `json:"devices,omitempty"`
+	// Parallel is how many are at the same time; 0: 1.
+	Parallel int `json:"parallel,omitempty"`
 }
 
 // UpgradeResult says how it went.
 type UpgradeResult struct {
 	PID     int     `json:"pid"`      // of the heir
-	Devices int     `json:"devices"`  // left to it
+	Devices int     `json:"devices"`  // that were left to another server
 	Waiting int     `json:"waiting"`  // of those, not served yet
 	PauseMS float64 `json:"pause_ms"` // no device's I/O waited for longer
+	// Servers is how it went with each device, in the order of their names.
+	Servers []UpgradedServer `json:"servers,omitempty"`
+}
+
+// What an upgrade may make of a server.
+const (
+	UpgradeDone    = "upgraded"
+	UpgradeKept    = "kept"    // it can't leave its device, or doesn't answer, and goes on
+	UpgradeUndone  = "undone"  // its successor didn't serve, and the program before it does again
+	UpgradeFailed  = "failed"  // nor does that one
+	UpgradeSkipped = "skipped" // not begun, as another one has failed
+)
+
+// UpgradedServer is one device of an upgrade.
+type UpgradedServer struct {
+	Device  string  `json:"device"`
+	Result  string  `json:"result"` // one of the Upgrade constants
+	Build   string  `json:"build"`  // of the program that serves it now
+	Was     string  `json:"was"`    // and before
+	PauseMS float64 `json:"pause_ms,omitempty"`
+	Error   string  `json:"error,omitempty"`
+}
+
+// StopRequest is the body of a request to end all servers in order.
+type StopRequest struct {
+	Timeout Duration `json:"timeout,omitempty"` // "10s"; 0: as long as the client waits
+}
+
+// StopResult says which servers had not ended by then: their devices are in use, and they
+// end when those are not any more.
+type StopResult struct {
+	Left []string `json:"left"`
 }
 
 // ReplaceRequest is what a file is to be replaced by.

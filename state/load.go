@@ -18,6 +18,9 @@ func (r Records) Load() ([]*Record, []api.Problem, error) { return r.each(r.Load
 // Read is Load for who has no right to change anything: what can't be read stays where it is.
 func (r Records) Read() ([]*Record, []api.Problem, error) { return r.each(r.readOne) }
 
+// ReadOne is Read for one device, nil: it has no record.
+func (r Records) ReadOne(name string) (*Record, *api.Problem, error) { return r.readOne(name) }
+
 func (r Records) each(one func(name string) (*Record, *api.Problem, error)) ([]*Record, []api.Problem, error) {
 	names, err := r.names()
 	if err != nil {
