@@ -26,15 +26,7 @@ import (
 func main() {
 	buffered := flag.Bool("buffered", false, "go through the page cache")
 	readOnly := flag.Bool("read-only", false, "serve no writes")
-	flag.Usage = func() {
-		fmt.Fprintf(flag.CommandLine.Output(), "usage: %s [flags] FILE\n", os.Args[0])
-		flag.PrintDefaults()
-	}
-	server.Main(func(cfg *ublk.Config) (server.Target, error) {
-		if flag.NArg() != 1 {
-			flag.Usage()
-			os.Exit(2)
-		}
+	server.Main("FILE", func(cfg *ublk.Config) (server.Target, error) {
 		f, err := open(flag.Arg(0), *buffered, *readOnly, cfg)
 		return server.Target{Handler: file{f}, File: f}, err
 	})
@@ -75,8 +67,9 @@ func open(path string, buffered, readOnly bool, cfg *ublk.Config) (*os.File, err
 	}
 	cfg.Size -= cfg.Size % int64(max(512, cfg.LogicalBlock))
 	cfg.ReadOnly = readOnly
-	cfg.VolatileCache, cfg.FUA = true, true         // what was written is durable after a flush
-	if !readOnly && punch(f, cfg.Size, 4096) == 0 { // a question: beyond the end it changes nothing
+	cfg.VolatileCache, cfg.FUA = true, true // what was written is durable after a flush
+	// A question: beyond the end a hole changes nothing.
+	if !readOnly && punch(f, cfg.Size, 4096) == 0 {
 		cfg.DiscardGranularity = 4096
 	}
 	return f, nil

@@ -18,7 +18,7 @@ import (
 func main() {
 	size := flag.Int64("size", 1<<30, "`bytes`, a multiple of 512")
 	stale := flag.Bool("stale", false, "leave the memory of reads as it is: measures the bare way, and shows users what was in that memory before")
-	server.Main(func(cfg *ublk.Config) (server.Target, error) {
+	server.Main("", func(cfg *ublk.Config) (server.Target, error) {
 		cfg.Size = *size
 		cfg.DiscardGranularity, cfg.WriteZeroes = 4096, true
 		return server.Target{Handler: null{*stale}}, nil

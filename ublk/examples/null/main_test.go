@@ -31,6 +31,8 @@ func TestNullReadsZeroesAndEndsOnSignals(t *testing.T) {
 	})
 }
 
+func TestNullRefusesZeroCopyThatIsNotThere(t *testing.T) { servertest.RefusesZeroCopy(t) }
+
 func TestNullEndsWhenStoppedByOthers(t *testing.T) {
 	s := servertest.Start(t)
 	s.Stop()
@@ -38,7 +40,7 @@ func TestNullEndsWhenStoppedByOthers(t *testing.T) {
 }
 
 func TestNullWrongCommandLine(t *testing.T) {
-	for _, args := range [][]string{{"-copy", "-zero-copy"}, {"-queues", "many"}, {"-nonsense"}} {
+	for _, args := range [][]string{{"-copy", "-zero-copy"}, {"-queues", "many"}, {"-nonsense"}, {"name"}} {
 		if code, stderr := servertest.Run(t, args...); code != 2 || stderr == "" {
 			t.Errorf("%v: exit code %d, and it says %q", args, code, stderr)
 		}

@@ -23,6 +23,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -36,17 +37,24 @@ type Target struct {
 	File    *os.File
 }
 
-// Main is a server's main function. open gets a Config with what the flags say, and completes
-// it; it may have defined flags of its own before.
-func Main(open func(cfg *ublk.Config) (Target, error)) {
+// Main is a server's main function, on a command line of flags and as many names as it wants. open
+// gets a Config with what the flags say, and completes it. Flags of its own are defined before.
+func Main(names string, open func(cfg *ublk.Config) (Target, error)) {
 	cfg := ublk.Config{}
 	flag.IntVar(&cfg.ID, "id", -1, "`number` of the device; -1: the driver chooses")
 	flag.IntVar(&cfg.Queues, "queues", 1, "`number` of queues, each with a thread")
 	flag.IntVar(&cfg.Depth, "depth", 128, "`number` of requests in flight per queue")
 	onlyCopy := flag.Bool("copy", false, "have the driver copy (default: zero copy where the driver has it)")
 	zeroCopy := flag.Bool("zero-copy", false, "fail where the driver has no zero copy")
+	flag.Usage = func() {
+		fmt.Fprintf(flag.CommandLine.Output(), "usage: %s [flags] %s\n", name(), names)
+		flag.PrintDefaults()
+	}
 	flag.Parse()
 	switch {
+	case flag.NArg() != len(strings.Fields(names)):
+		flag.Usage()
+		os.Exit(2)
 	case *onlyCopy && *zeroCopy:
 		usage(errors.New("-copy and -zero-copy exclude each other"))
 	case *onlyCopy:

@@ -145,22 +145,35 @@ func (s *Server) End() map[string]string {
 func Paths(t *testing.T, fn func(t *testing.T, flag string)) {
 	for _, path := range []string{"copy", "zero-copy"} {
 		t.Run(path, func(t *testing.T) {
-			c := needDriver(t)
-			err := c.Require(t.Context(), ublk.FeatureAutoBufReg|ublk.FeatureZeroCopy|ublk.FeatureUserCopy)
-			var missing *ublk.MissingFeatureError
-			switch {
-			case path == "copy":
-			case errors.As(err, &missing):
-				if code, stderr := Run(t, "-zero-copy"); code == 0 || stderr == "" {
-					t.Errorf("exit code %d, and it says %q", code, stderr)
-				}
-				t.Skip(err)
-			case err != nil:
-				t.Fatal(err)
+			if why := noZeroCopy(t); why != nil && path == "zero-copy" {
+				t.Skip(why)
 			}
 			fn(t, "-"+path)
 		})
 	}
+}
+
+// RefusesZeroCopy has a server be asked for zero copy where the driver has none.
+func RefusesZeroCopy(t *testing.T, args ...string) {
+	t.Helper()
+	why := noZeroCopy(t)
+	if why == nil {
+		t.Skip("this driver has zero copy")
+	}
+	if code, stderr := Run(t, append([]string{"-zero-copy"}, args...)...); code != 1 || !strings.Contains(stderr, why.Error()) {
+		t.Errorf("exit code %d, and it says %q", code, stderr)
+	}
+}
+
+// noZeroCopy says what the driver lacks for it; nil: nothing.
+func noZeroCopy(t *testing.T) error {
+	t.Helper()
+	err := needDriver(t).Require(t.Context(), ublk.FeatureAutoBufReg|ublk.FeatureZeroCopy|ublk.FeatureUserCopy)
+	var missing *ublk.MissingFeatureError
+	if err != nil && !errors.As(err, &missing) {
+		t.Fatal(err)
+	}
+	return err
 }
 
 func needDriver(t *testing.T) *ublk.Control {
