@@ -38,7 +38,7 @@ PREFIX  ?= /usr/local
 SBINDIR ?= $(PREFIX)/sbin
 LIBDIR  ?= $(PREFIX)/lib
 DOCDIR  ?= $(PREFIX)/share/doc/holdfast
-UNITS    = holdfast.service holdfast.socket holdfast@.service holdfast@.socket
+UNITS    = holdfast.service holdfast.socket holdfast@.service holdfast@.socket holdfast-device@.service holdfast.target holdfast.slice
 INSTALLED = $(SBINDIR)/holdfast $(UNITS:%=$(LIBDIR)/systemd/system/%) $(LIBDIR)/udev/rules.d/59-holdfast.rules \
 	$(LIBDIR)/modules-load.d/holdfast.conf $(LIBDIR)/modprobe.d/holdfast.conf \
 	$(PREFIX)/share/bash-completion/completions/holdfast $(PREFIX)/share/zsh/site-functions/_holdfast
