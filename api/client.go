@@ -21,17 +21,6 @@ import (
 // SocketName is the socket's name in the run directory.
 const SocketName = "control.sock"
 
-// maxSocketPath is sizeof(sockaddr_un.sun_path) less the final NUL.
-const maxSocketPath = 107
-
-// CheckSocketPath refuses a path that a unix socket's address has no room for.
-func CheckSocketPath(path string) error {
-	if len(path) > maxSocketPath {
-		return fmt.Errorf("the path of the control socket %q has %d bytes, and a unix socket's can have %d: choose a shorter --run-dir", path, len(path), maxSocketPath)
-	}
-	return nil
-}
-
 // APIVersion is the version in the paths of the API.
 const APIVersion = 1
 
@@ -63,7 +52,7 @@ func newClient(c *Client) *Client {
 		Proxy:             nil,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			d := net.Dialer{Timeout: 5 * time.Second}
-			conn, err := d.DialContext(ctx, "unix", c.socket)
+			conn, err := dialSocket(ctx, &d, c.socket)
 			if err != nil {
 				return nil, err
 			}
@@ -207,9 +196,6 @@ func devicePath(name string) string {
 
 // send makes a request; who gets an answer closes its body.
 func (c *Client) send(ctx context.Context, method, path string, body any) (*http.Response, error) {
-	if err := CheckSocketPath(c.socket); err != nil {
-		return nil, Errorf(CodeInvalid, "%w", err)
-	}
 	var in io.Reader
 	if body != nil {
 		data, err := json.Marshal(body)

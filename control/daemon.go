@@ -172,14 +172,11 @@ func start(cfg Config, k kernel) (_ *Daemon, err error) {
 			d.Close()
 		}
 	}()
-	if err := os.MkdirAll(cfg.RunDir, 0o755); err != nil {
-		return nil, fmt.Errorf("run directory: %w", err)
+	if err := state.Run(cfg.RunDir).Create(); err != nil {
+		return nil, err
 	}
 	if err := os.MkdirAll(d.records.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
-	}
-	if err := os.MkdirAll(filepath.Join(cfg.RunDir, "devices"), 0o700); err != nil {
-		return nil, fmt.Errorf("run directory: %w", err)
 	}
 	heir, err := inherit()
 	if err != nil {

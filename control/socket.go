@@ -1,13 +1,11 @@
 package control
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"net"
-	"os"
 
 	"holdfast/api"
+	"holdfast/state"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
@@ -20,27 +18,21 @@ import (
 // owned says that the socket is ours to remove at the end. A service manager's stays:
 // who connects while there is no daemon waits for the next one.
 func controlSocket(path string) (l *net.UnixListener, owned bool, err error) {
-	if err := api.CheckSocketPath(path); err != nil {
-		return nil, false, err
-	}
 	if l, err := passedSocket(path); l != nil || err != nil {
 		return l, false, err
 	}
-	switch fi, err := os.Lstat(path); {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
+	if err := state.RemoveSocket(path); err != nil {
 		return nil, false, fmt.Errorf("control socket: %w", err)
-	case fi.Mode().Type() != fs.ModeSocket:
-		return nil, false, fmt.Errorf("control socket: %q is in the way and is not a socket: remove it", path)
-	default:
-		if err := os.Remove(path); err != nil {
-			return nil, false, fmt.Errorf("control socket: stale: %w", err)
-		}
 	}
+	addr, release, err := api.SocketAddress(path)
+	if err != nil {
+		return nil, false, fmt.Errorf("control socket: %w", err)
+	}
+	defer release()
 	// With the umask there is no moment at which others could connect. It is
 	// the whole process', but nothing else of us runs yet.
 	mask := unix.Umask(0o177)
-	l, err = net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	l, err = net.ListenUnix("unix", &net.UnixAddr{Name: addr, Net: "unix"})
 	unix.Umask(mask)
 	if err != nil {
 		return nil, false, fmt.Errorf("control socket: %w", err)

@@ -110,10 +110,8 @@ type claim struct {
 
 // NewClaims are the claims of the device name: none yet.
 func NewClaims(runDir, name string) *Claims {
-	return &Claims{dir: claimsDir(runDir), name: name, held: map[FileID]*claim{}}
+	return &Claims{dir: Run(runDir).Claims(), name: name, held: map[FileID]*claim{}}
 }
-
-func claimsDir(runDir string) string { return filepath.Join(runDir, "claims") }
 
 // Add claims files, all or none. What was claimed before stays so, and a file that was added
 // twice is to be dropped twice. An error that is not ErrClaimed is the run directory's:
@@ -278,7 +276,7 @@ func removeUnclaimed(file *os.File, path string) {
 
 // Owner is a device that has a claim on a file.
 func Owner(runDir string, id FileID) (name string, ok bool) {
-	path := filepath.Join(claimsDir(runDir), id.file())
+	path := filepath.Join(Run(runDir).Claims(), id.file())
 	for range claimTries {
 		file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 		if err != nil {
@@ -298,7 +296,7 @@ func Owner(runDir string, id FileID) (name string, ok bool) {
 // SweepClaims removes the files of claims that nobody has: those of servers that died, and of
 // files that no device has any more.
 func SweepClaims(runDir string) error {
-	dir := claimsDir(runDir)
+	dir := Run(runDir).Claims()
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

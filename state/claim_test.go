@@ -92,7 +92,7 @@ func forReading(f ClaimedFile) ClaimedFile { f.Write = false; return f }
 
 func claimFiles(t *testing.T, run string) int {
 	t.Helper()
-	entries, err := os.ReadDir(claimsDir(run))
+	entries, err := os.ReadDir(Run(run).Claims())
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)
 	}

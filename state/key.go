@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -72,7 +71,7 @@ func OpenKey(runDir string, log zerolog.Logger) (*Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("memory for the standby check: %w", err)
 	}
-	k := &Key{dir: runDir, path: filepath.Join(runDir, keyName), boot: BootID(), log: log, page: page}
+	k := &Key{dir: runDir, path: Run(runDir).Key(), boot: BootID(), log: log, page: page}
 	k.look()
 	return k, nil
 }

@@ -99,7 +99,7 @@ func (r Records) Path(name string) string { return filepath.Join(r.Dir, name+Rec
 
 // CopyPath is its copy's.
 func (r Records) CopyPath(name string) string {
-	return filepath.Join(r.Run, copies, name, "record"+RecordSuffix)
+	return Run(r.Run).Device(name).Record()
 }
 
 // copies is the directory in the run directory that has one for each device.
