@@ -134,7 +134,7 @@ func TestLossyFaults(t *testing.T) { faultySeeds(t, true) }
 
 // TestLossyFaultsControl holds a failed sync against nobody but those who shared it.
 func TestLossyFaultsControl(t *testing.T) {
-	t.Parallel()
+	control(t)
 	for seed := range uint64(20000) {
 		if err := faulty(seed, true, true); err != nil {
 			t.Logf("seed %d: %v", seed, err)

@@ -529,7 +529,7 @@ func TestFaultMatrix(t *testing.T) {
 // TestFaultMatrixControl has one write of data not be done and say that it was.
 // The matrix must see that, unless it was of no consequence.
 func TestFaultMatrixControl(t *testing.T) {
-	t.Parallel()
+	control(t)
 	for _, scene := range matrixScenes {
 		seen, k := 0, 1
 		for ; ; k++ {

@@ -78,7 +78,7 @@ func TestRandomOperations(t *testing.T) {
 					s := mustOpen(t, refs, Options{})
 					n := 200
 					if raceEnabled {
-						n = 40 // the detector looks at each byte of the model
+						n = 10 // the detector looks at each byte of the model
 					}
 					randomOperations(t, s, rng, model, n)
 					if err := s.Close(); err != nil {

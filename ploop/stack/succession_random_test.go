@@ -268,10 +268,7 @@ func TestSuccessionLossy(t *testing.T) { successionScene{faults: true, lossy: tr
 // TestSuccessionControl has the new stack take for durable what the old one
 // didn't know to be.
 func TestSuccessionControl(t *testing.T) {
-	if raceEnabled {
-		t.Skip("a control of another test, and slow")
-	}
-	t.Parallel()
+	control(t)
 	for seed := range uint64(200) {
 		if err := (successionScene{trusting: true}).play(seed); err != nil {
 			t.Logf("seed %d: %v", seed, err)
