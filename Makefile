@@ -9,7 +9,7 @@ KERNELS ?= oldest newest
 GOFLAGS := -buildvcs=false
 export GOFLAGS
 
-.PHONY: all build failpoints install uninstall setup demo test lint unit race fuzz vm boot soak bench clean help
+.PHONY: all build failpoints install uninstall setup demo test lint unit race single fuzz vm boot soak bench clean help
 all: build
 
 help:
@@ -17,14 +17,15 @@ help:
 	@echo 'install, uninstall  the program, its units and rules, below DESTDIR and PREFIX ($(PREFIX))'
 	@echo 'setup  install the Debian packages that demo, test and bench use (root)'
 	@echo 'demo   serve an image, keep a file system on it, check everything'
-	@echo 'test   lint unit race fuzz vm: under 15 minutes on two processors'
+	@echo 'test   $(RUNGS): under 15 minutes on two processors'
 	@echo 'lint   gofmt, go vet, staticcheck'
 	@echo 'unit   go test ./..., rootless and fast'
-	@echo 'race   the same under the race detector, and with one processor'
-	@echo 'fuzz   a burst of each fuzz target (FUZZTIME=20000x)'
+	@echo 'race   the same under the race detector'
+	@echo 'single the same, of what runs side by side, with GOMAXPROCS=1'
+	@echo 'fuzz   a burst of each fuzz target (FUZZTIME=$(FUZZTIME))'
 	@echo 'vm     the driver and the devices on real kernels (KERNELS="$(KERNELS)")'
 	@echo 'boot   systemd as process 1: kill the daemon, shut down, boot again (KERNELS="$(KERNELS)")'
-	@echo 'soak   the whole story, ROUNDS=$(ROUNDS) times: GlusterFS dies below a target; and the server'
+	@echo 'soak   the whole story, ROUNDS=$(ROUNDS) times: GlusterFS dies below a target; the server'
 	@echo '       killed KILLS=$(KILLS) times under load (KERNELS="$(KERNELS)")'
 	@echo 'bench  benchmarks, native and in a VM; results in build/bench'
 
@@ -76,22 +77,48 @@ demo: setup build
 		$(GO) run ./hack/vm -- hack/demo/demo.sh; \
 	fi
 
-test: setup lint unit race fuzz vm
+# The ladder. What runs natively waits now and then, so two rungs run at a time; the guests of
+# vm take both processors. At the end stands what took how long, and last what a failure is about.
+NATIVE = race unit lint fuzz single
+RUNGS  = $(NATIVE) vm
+test: SHELL = /bin/bash
+test: setup
+	@rm -rf build/rungs; mkdir -p build/rungs; \
+	$(MAKE) --no-print-directory -j2 $(NATIVE:%=rung-%) && $(MAKE) --no-print-directory rung-vm; code=$$?; \
+	echo; for r in $(RUNGS); do \
+		if read -r took failed 2>/dev/null <build/rungs/$$r; then \
+			case $$failed in 0) word=ok;; *) word=FAILED;; esac; printf '%-7s %5d s  %s\n' $$r $$took $$word; fi; done; \
+	printf '%-7s %5d s\n' 'in all' $$SECONDS; \
+	for r in $(RUNGS); do \
+		if read -r took failed 2>/dev/null <build/rungs/$$r && [ $$failed != 0 ]; then \
+			printf '\n%s:\n' "$$r failed"; case $$r in \
+			vm) tail -n 21;; \
+			*) grep -E -e '--- FAIL|^FAIL|^panic: |DATA RACE|_test\.go:[0-9]+: |running tests:|^\s+Test\S+ \(|^[^ ]+\.go:[0-9]+:[0-9]+: |Error [0-9]+$$' | tail -n 18;; \
+			esac <build/rungs/$$r.log; fi; done; exit $$code
+rung-%: SHELL = /bin/bash
+rung-%: .SHELLFLAGS = -o pipefail -c
+rung-%:
+	@$(MAKE) --no-print-directory $* 2>&1 | tee build/rungs/$*.log | sed -u 's/^/$*: /'; code=$$?; \
+	echo "$$SECONDS $$code" >build/rungs/$*; exit $$code
 
 lint:
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "gofmt: $$files"; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 
+# For what hangs: a slow machine is given its time.
+PATIENT = -timeout 30m
 unit:
-	HOLDFAST_TOOLS=required HOLDFAST_POWERCUT_SEEDS=1000 $(GO) test ./...
+	HOLDFAST_TOOLS=required HOLDFAST_POWERCUT_SEEDS=1000 $(GO) test $(PATIENT) ./...
 
 race:
-	CGO_ENABLED=1 $(GO) test -race -short ./...
-	GOMAXPROCS=1 $(GO) test -short ./ploop/... ./ublk/... ./standby ./device ./sysfs ./target ./control
+	CGO_ENABLED=1 $(GO) test $(PATIENT) -race -short ./...
 
-# A number of runs, not a time: the fuzzer may fail by its own deadline.
-FUZZTIME ?= 20000x
+single:
+	GOMAXPROCS=1 $(GO) test $(PATIENT) -short ./ploop/... ./ublk/... ./standby ./device ./sysfs ./target ./control
+
+# A number of runs, not a time: the fuzzer may fail by its own deadline. make soak has more.
+FUZZTIME ?= 5000x
 fuzz:
 	@for p in $$($(GO) list ./...); do \
 		for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
@@ -105,23 +132,26 @@ failpoints:
 
 # To save time most cases run on one kernel or the other (HOLDFAST_CASES), and what make unit can
 # test as well on none; make soak has all on all. The kernels run side by side, and what needs no two queues with
-# one processor: two that are emulated hold each other up when they have to share one.
+# one processor: two that are emulated hold each other up when they have to share one. Time is up when no
+# test begins or ends any more, and not when the machine is slow.
 DRIVER    = ./ublk/... ./device
 OTHERS    = ./cmd/holdfast ./internal/spawner ./sysfs/fusefs ./hack/faultfs
 CASES_oldest = odd
 CASES_newest = even
 TESTS     = $(patsubst %,-test %,$(1))
-VM_oldest = '-cpus 2 $(call TESTS,$(DRIVER) ./hack/kill)' '-cpus 1 $(call TESTS,./cmd/holdfast ./internal/spawner)'
-VM_newest = '-cpus 1 $(call TESTS,./device ./hack/faultfs)' '-cpus 2 $(call TESTS,./ublk/... ./hack/kill ./hack/story)'
+VM_oldest = '-cpus 2 $(call TESTS,./ublk ./ublk/uring ./device ./hack/kill)' '-cpus 1 $(call TESTS,./cmd/holdfast)'
+VM_newest = '-cpus 1 $(call TESTS,./device)' '-cpus 2 $(call TESTS,./ublk/... ./hack/kill ./hack/story)'
 VM_OTHER  = '-cpus 2 $(call TESTS,$(DRIVER) ./hack/kill)'
 vm: build failpoints
-	@$(MAKE) --no-print-directory -j $(KERNELS:%=vm-%)
+	@mkdir -p build; $(MAKE) --no-print-directory -k -j $(KERNELS:%=vm-%) || { \
+		for k in $(KERNELS); do if [ -e build/vm-$$k.failed ]; then tail -n 18 build/vm-$$k.log; fi; done; exit 1; }
 vm-%: SHELL = /bin/bash
 vm-%: .SHELLFLAGS = -o pipefail -c
 vm-%:
-	@for a in $(or $(VM_$*),$(VM_OTHER)); do \
+	@rm -f build/vm-$*.failed; for a in $(or $(VM_$*),$(VM_OTHER)); do \
 		$(GO) run ./hack/vm -kernel $* -env HOLDFAST_CASES=$(CASES_$*) -timeout 40m -stall 10m $$a -- -test.short || exit 1; \
-	done 2>&1 | while IFS= read -r l; do printf '%s %4ds  %s\n' $* $$SECONDS "$$l"; done
+	done 2>&1 | while IFS= read -r l; do printf '%s %4ds  %s\n' $* $$SECONDS "$$l"; done | tee build/vm-$*.log || \
+	{ touch build/vm-$*.failed; exit 1; }
 
 # systemd as process 1, our units, reboots.
 boot: setup build
@@ -137,6 +167,7 @@ ROUNDS ?= 10
 KILLS  ?= 240
 SOAKKILL = HOLDFAST_KILLS=$(KILLS) HOLDFAST_VARIANT_KILLS=20 HOLDFAST_DEVICES=64 HOLDFAST_UPGRADES=50 HOLDFAST_STOP=60
 soak: setup build failpoints boot
+	$(MAKE) fuzz FUZZTIME=20000x
 	@for k in $(KERNELS); do \
 		echo "=== Linux $$k"; \
 		$(GO) run ./hack/vm -kernel $$k -timeout 30m $(call TESTS,$(DRIVER) $(OTHERS)) || exit 1; \
