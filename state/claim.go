@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -31,7 +32,7 @@ const (
 	claimName = int64(1) << 42 // + n: the name n counts
 
 	claimSlot = 80 // bytes a name, padded with blanks, with a newline
-	maxClaims = 1 << 16
+	maxClaims = 1 << 20
 
 	// So often, and with such pauses, a claim is asked for again whose owner has no name: it is
 	// about to get one, or to be gone.
@@ -204,14 +205,17 @@ func (c *Claims) take(f ClaimedFile) (*claim, error) {
 	}
 }
 
-// sign puts the device's name in the first free place.
+// sign puts the device's name in a free place. Places are tried at random, among twice as many
+// each time: to try all of them from the first would take a thousand readers of one base
+// thousands of attempts each, and each attempt looks through all locks.
 func (cl *claim) sign(name string) error {
-	for cl.slot = 0; ; cl.slot++ {
+	for span := int64(1); ; span = min(2*span, maxClaims) {
+		cl.slot = rand.Int64N(span)
 		err := setLock(cl.file, unix.F_WRLCK, claimTurn+cl.slot)
 		if err == nil {
 			break
 		}
-		if !locked(err) || cl.slot == maxClaims-1 {
+		if !locked(err) {
 			return err
 		}
 	}

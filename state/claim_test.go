@@ -15,6 +15,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
+
+	"holdfast/hack/faultfs"
 )
 
 // roles are what this test's program does as another process: HOLDFAST_TEST_ROLE=ROLE with
@@ -22,6 +24,7 @@ import (
 var roles = map[string]func(dir string){}
 
 func TestMain(m *testing.M) {
+	faultfs.Child() // storage that hangs on demand is a process of its own
 	if role := os.Getenv("HOLDFAST_TEST_ROLE"); role != "" {
 		roles[role](os.Getenv("HOLDFAST_TEST_DIR"))
 		return
@@ -238,6 +241,38 @@ func TestClaimsOfTheDead(t *testing.T) {
 	}
 	if err := c.Add([]ClaimedFile{image}); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestManyReaders: a base of many devices is one small file, that names those who are left.
+func TestManyReaders(t *testing.T) {
+	run := t.TempDir()
+	base := someFile(t, t.TempDir(), "base", false)
+	var all []*Claims
+	for i := range 300 {
+		c := NewClaims(run, fmt.Sprint("d", i))
+		defer c.Close()
+		if err := c.Add([]ClaimedFile{base}); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, c)
+	}
+	path := filepath.Join(Run(run).Claims(), base.ID.file())
+	if fi, err := os.Stat(path); err != nil || fi.Size() > 1<<15*claimSlot {
+		t.Errorf("%d bytes for 300 readers, %v", fi.Size(), err)
+	}
+	write := base
+	write.Write = true
+	for i, c := range all[:299] {
+		c.Close()
+		var refused *ClaimError
+		if err := NewClaims(run, "writer").Add([]ClaimedFile{write}); !errors.As(err, &refused) || refused.Owner == "" {
+			t.Fatalf("%d readers are left: %v", 299-i, err)
+		}
+		var n int
+		if _, err := fmt.Sscanf(refused.Owner, "d%d", &n); err != nil || n <= i {
+			t.Fatalf("%q has no claim any more", refused.Owner)
+		}
 	}
 }
 
