@@ -109,13 +109,13 @@ lint:
 # For what hangs: a slow machine is given its time.
 PATIENT = -timeout 30m
 unit:
-	HOLDFAST_TOOLS=required HOLDFAST_POWERCUT_SEEDS=1000 $(GO) test $(PATIENT) ./...
+	HOLDFAST_TOOLS=required $(GO) test $(PATIENT) ./...
 
 race:
 	CGO_ENABLED=1 $(GO) test $(PATIENT) -race -short ./...
 
 single:
-	GOMAXPROCS=1 $(GO) test $(PATIENT) -short ./ploop/... ./ublk/... ./standby ./device ./sysfs ./target ./control
+	GOMAXPROCS=1 $(GO) test $(PATIENT) -short ./ploop/... ./ublk/... ./standby ./device ./server/... ./state ./sysfs ./target ./control ./manager/...
 
 # A number of runs, not a time: the fuzzer may fail by its own deadline. make soak has more.
 FUZZTIME ?= 5000x
@@ -168,6 +168,7 @@ KILLS  ?= 240
 SOAKKILL = HOLDFAST_KILLS=$(KILLS) HOLDFAST_VARIANT_KILLS=20 HOLDFAST_DEVICES=64 HOLDFAST_UPGRADES=50 HOLDFAST_STOP=60
 soak: setup build failpoints boot
 	$(MAKE) fuzz FUZZTIME=20000x
+	HOLDFAST_POWERCUT_SEEDS=1000 HOLDFAST_FAULT_MATRIX=full $(GO) test -timeout 60m ./ploop/stack
 	@for k in $(KERNELS); do \
 		echo "=== Linux $$k"; \
 		$(GO) run ./hack/vm -kernel $$k -timeout 30m $(call TESTS,$(DRIVER) $(OTHERS)) || exit 1; \

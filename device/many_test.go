@@ -17,6 +17,7 @@ import (
 // TestMany has 64 devices of one process go to standby at once, with 32 requests held by
 // each, and recover: half by themselves, half by a replacement.
 func TestMany(t *testing.T) {
+	sharedOut(t, 0)
 	ctl := openControl(t)
 	const requests = 32
 	devices := 64
@@ -106,6 +107,7 @@ func TestMany(t *testing.T) {
 
 // TestMixedWays has two devices on one dead way, and only one with a lease.
 func TestMixedWays(t *testing.T) {
+	sharedOut(t, 0)
 	ctl := openControl(t)
 	for _, errno := range []unix.Errno{unix.EBUSY, unix.ENOTCONN, unix.EIO} {
 		w := newWays(t, faultfs.Options{})

@@ -256,10 +256,14 @@ func fio(t testing.TB, d *Device, args ...string) string {
 	}, args...)...)
 }
 
-// verify is fio with checksums: random blocks, reads among the writes, trims.
-func verify(t testing.TB, d *Device, size string) {
+// verify is fio with checksums: random blocks, reads among the writes, trims; of so many MiB, or
+// of a third to save time.
+func verify(t testing.TB, d *Device, mib int) {
 	t.Helper()
-	common := []string{"--size=" + size, "--bsrange=512-64k", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1"}
+	if testing.Short() {
+		mib /= 3
+	}
+	common := []string{fmt.Sprintf("--size=%dm", mib), "--bsrange=512-64k", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1"}
 	fio(t, d, append(common, "--rw=randrw", "--rwmixread=30", "--verify_backlog=64")...)
 	if d.Config().DiscardGranularity > 0 {
 		// Trimmed blocks are read back too and must be zeroes.

@@ -24,7 +24,7 @@ func TestVerifyFile(t *testing.T) {
 		if got := d.Config().DataPath; got != p {
 			t.Fatalf("the data path is %v", got)
 		}
-		verify(t, d, "16m")
+		verify(t, d, 16)
 		s := d.Stats()
 		t.Logf("%+v", s)
 		if s.Reads == 0 || s.Writes == 0 || s.Discards == 0 {
@@ -44,7 +44,7 @@ func TestVerifyMemory(t *testing.T) {
 				const size = 32 << 20
 				h := newRAM(t, size, slow)
 				d := serve(t, c, Config{Size: size, Queues: 2, DataPath: p, DiscardGranularity: 512, WriteZeroes: true}, h)
-				verify(t, d, "6m")
+				verify(t, d, 6)
 				if s := d.Stats(); slow && s.Wakeups == 0 {
 					t.Fatalf("no wake-up: %+v", s)
 				}
@@ -68,7 +68,7 @@ func TestVerifyWithoutRegisteredBuffers(t *testing.T) {
 	if max := d.Info().MaxIO; locked != max {
 		t.Errorf("%d queues have %d bytes mapped for requests, want %d for all", len(d.Queues()), locked, max)
 	}
-	verify(t, d, "6m")
+	verify(t, d, 6)
 	if s := d.Stats(); s.Bounces == 0 || s.Bounces >= s.Reads+s.Writes {
 		t.Fatalf("some transfers should have bounced: %+v", s)
 	}

@@ -22,6 +22,7 @@ import (
 // The lock is had there at once, and proves nothing; the device waits until the old mount is
 // wholly gone, which is when that write has landed.
 func TestFenceRemounted(t *testing.T) {
+	sharedOut(t, 1)
 	f := killedWriting(t)
 	seeFUSE(t)
 	must(t, unix.Unmount(f.storage.Dir, unix.MNT_DETACH))
@@ -63,6 +64,7 @@ func seeFUSE(t *testing.T) {
 // TestNumberedAnew: storage gives its files other inode numbers at each mount, and what is served
 // from it is recovered all the same.
 func TestNumberedAnew(t *testing.T) {
+	sharedOut(t, 0)
 	s := newServer(t, "--targets", "none")
 	seeFUSE(t)
 	backing, dir := t.TempDir(), t.TempDir()
@@ -116,6 +118,7 @@ func TestNumberedAnew(t *testing.T) {
 // TestGrown: the owner of a raw image has lengthened it. The disk stays as it is, through an
 // upgrade and a kill. An image that became shorter is no reason to leave it.
 func TestGrown(t *testing.T) {
+	sharedOut(t, 1)
 	s := newServer(t, "--targets", "none")
 	const size = 4 << 20
 	image := filepath.Join(t.TempDir(), "raw")

@@ -66,6 +66,14 @@ func onOtherKernel(i int) bool {
 	return os.Getenv("HOLDFAST_CASES") == []string{"odd", "even"}[i%2]
 }
 
+// sharedOut leaves a whole test to the other kernel.
+func sharedOut(t *testing.T, i int) {
+	t.Helper()
+	if onOtherKernel(i) {
+		t.Skip("to save time: for the other kernel to test")
+	}
+}
+
 // server is a holdfast daemon that is killed and started again. Its directories
 // stay.
 type server struct {
