@@ -28,7 +28,7 @@ type ForkConfig struct {
 	Wanted func(name string) bool
 }
 
-// sweepEvery is how often processes are asked whether they are dying: 20 µs for each.
+// sweepEvery is how often it is seen whether processes are dying, which takes some tens of microseconds each.
 const sweepEvery = 2 * time.Second
 
 // Fork is the launcher that needs nobody else. Starting a process takes what fork and exec take, and

@@ -29,10 +29,11 @@
 // thread; until then it keeps its descriptors and locks. Linux tells nobody of that: as long as the
 // thread is there, the parent gets no SIGCHLD, wait4 and waitid find nothing, and no pidfd becomes
 // readable, neither the process's nor (PIDFD_THREAD) that of its first thread, though that one is a zombie
-// already. Only /proc/PID/stat shows it, with the status that the process ends with. So Fork reads
-// it every two seconds, and starts a successor once the process was seen so twice: which is to wait for whatever
-// the dying one still holds. The dying one is still waited for, and its end then means nothing more. systemd
-// starts no successor before the process has ended.
+// already (hack/faultfs, Linux 6.18). Only /proc/PID/stat shows it, with the status that the process ends with. So Fork
+// reads it every two seconds, and starts a successor once the process was seen so twice: which is to wait for whatever
+// the dying one still holds. The dying one is still waited for, and its end then means nothing more. systemd,
+// which isn't told either, goes on taking the unit for one that runs, until the watchdog bites and its own
+// time-outs have passed.
 //
 // A signal that can be handled, as Stop's, is given to the process's first thread, and waits for as
 // long as that one hangs, even if there are others. A process that is to end when it is told so

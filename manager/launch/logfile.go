@@ -14,7 +14,7 @@ const logMax = 1 << 20
 
 // openLog opens the log of a process that is about to start, in the directory of its name.
 func openLog(dir string) (*os.File, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	path := filepath.Join(dir, "log")

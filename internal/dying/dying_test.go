@@ -1,4 +1,4 @@
-package api
+package dying
 
 import (
 	"os"
@@ -8,9 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Those that are killed and can't end are hack/kill's matter (TestElsewhere).
-func TestDying(t *testing.T) {
-	if Dying(os.Getpid()) || Dying(1) {
+// Those that are killed and can't end are the matter of manager/launch and of hack/kill (TestElsewhere).
+func TestProcess(t *testing.T) {
+	dying := func(pid int) bool { _, yes := Process(pid); return yes }
+	if dying(os.Getpid()) || dying(1) {
 		t.Error("a process that runs is taken for one that was killed")
 	}
 	cmd := exec.Command("true")
@@ -20,10 +21,16 @@ func TestDying(t *testing.T) {
 	if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
 		t.Fatal(err)
 	}
-	if Dying(cmd.Process.Pid) {
+	if dying(cmd.Process.Pid) {
 		t.Error("a process that has ended is taken for one that can't")
 	}
-	if err := cmd.Wait(); err != nil || Dying(cmd.Process.Pid) {
+	if err := cmd.Wait(); err != nil || dying(cmd.Process.Pid) {
 		t.Errorf("one that is gone: %v", err)
+	}
+}
+
+func BenchmarkProcess(b *testing.B) {
+	for b.Loop() {
+		Process(os.Getpid())
 	}
 }
