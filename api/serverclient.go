@@ -9,14 +9,10 @@ import (
 	"strconv"
 )
 
-// ServerDir is the directory that a device has in the run directory: for its server's lock and
-// socket, a copy of its record, and its journal.
-func ServerDir(runDir, name string) string { return filepath.Join(runDir, "devices", name) }
-
 // NewServerClient is a client of the server of one device, without the daemon between them: for
 // what both understand, and what follows here. It does not connect yet.
 func NewServerClient(runDir, name string) *Client {
-	return newClient(&Client{socket: filepath.Join(ServerDir(runDir, name), "sock"), server: name})
+	return newClient(&Client{socket: filepath.Join(runDir, "devices", name, "sock"), server: name})
 }
 
 // Server asks a server who it is.

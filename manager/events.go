@@ -1,0 +1,189 @@
+package manager
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"github.com/rs/zerolog"
+
+	"holdfast/api"
+)
+
+// events are those of all devices and of the manager itself, and how far each server's journal was
+// read. Nothing that a server tells is lost: it is asked for what comes behind the last number, after
+// the manager's own death, too; and where a journal has lost something, that is an event.
+type events struct {
+	eventLog
+	path  string // of the positions
+	boot  string
+	every time.Duration // they are saved
+	log   zerolog.Logger
+	floor func(name string) uint64 // the first event that is yet to be handled; 0: none is
+
+	posMu sync.Mutex
+	pos   map[string]*position
+	dirty bool
+}
+
+// position is how far a journal was read.
+type position struct {
+	Instance string `json:"instance"`
+	Seq      uint64 `json:"seq"`
+}
+
+type positionsFile struct {
+	BootID  string              `json:"boot_id"`
+	Devices map[string]position `json:"devices"`
+}
+
+// newEvents goes on where the manager before has stopped.
+func newEvents(path, boot string, every time.Duration, log zerolog.Logger) *events {
+	ev := &events{path: path, boot: boot, every: every, log: log, floor: func(string) uint64 { return 0 }, pos: map[string]*position{}}
+	var f positionsFile
+	b, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(b, &f)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		log.Warn().Err(err).Str("file", path).Msg("how far events were read is not known: those that servers have yet are told once more")
+	}
+	if err == nil && f.BootID == boot {
+		for name, p := range f.Devices {
+			ev.pos[name] = &p
+		}
+	}
+	return ev
+}
+
+// position says what to ask a device's server for.
+func (ev *events) position(name string) api.JournalQuery {
+	ev.posMu.Lock()
+	defer ev.posMu.Unlock()
+	if p := ev.pos[name]; p != nil {
+		return api.JournalQuery{Instance: p.Instance, Since: p.Seq}
+	}
+	return api.JournalQuery{}
+}
+
+// take adds an event that a server has told. fresh: it was not known; gap: events before it are
+// lost.
+func (ev *events) take(name string, e api.Event) (fresh, gap bool) {
+	e.Device = name
+	lost := ev.advance(name, &e)
+	if lost > 0 {
+		ev.add(api.Event{Time: time.Now(), Device: name, Kind: api.EventMissed, Missed: lost, Message: fmt.Sprintf("%d events of the device are lost", lost)})
+	}
+	if e.Seq == 0 || e.Kind == api.EventJournal || e.Kind == api.EventMissed {
+		return lost > 0, lost > 0
+	}
+	ev.add(e)
+	return true, lost > 0
+}
+
+// advance moves a device's position past an event, and says how many before it are lost. An event that
+// is known loses its number.
+func (ev *events) advance(name string, e *api.Event) (lost uint64) {
+	ev.posMu.Lock()
+	defer ev.posMu.Unlock()
+	p := ev.pos[name]
+	if p == nil {
+		p = &position{}
+		ev.pos[name] = p
+	}
+	ev.dirty = true
+	switch {
+	case e.Kind == api.EventJournal && e.Message != p.Instance:
+		// Another journal. How much is lost of the one before is not known; of this one all that it
+		// doesn't have, but to a manager that is new to the device.
+		if p.Instance != "" {
+			lost = max(e.Missed, 1)
+		}
+		*p = position{Instance: e.Message, Seq: e.Missed}
+	case e.Kind == api.EventJournal || e.Kind == api.EventMissed:
+		lost = e.Missed
+		p.Seq += e.Missed
+	case e.Seq == 0:
+	case e.Seq <= p.Seq:
+		e.Seq = 0
+	default:
+		if e.Seq > p.Seq+1 {
+			lost = e.Seq - p.Seq - 1
+		}
+		p.Seq = e.Seq
+	}
+	return lost
+}
+
+// forget is for a device that is gone. Its events are kept.
+func (ev *events) forget(name string) {
+	ev.posMu.Lock()
+	defer ev.posMu.Unlock()
+	delete(ev.pos, name)
+	ev.dirty = true
+}
+
+// run saves the positions from time to time, and at the end.
+func (ev *events) run(ctx context.Context) {
+	tick := time.NewTicker(ev.every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			ev.save()
+		case <-ctx.Done():
+			ev.save()
+			return
+		}
+	}
+}
+
+// save notes how far the journals were read, and what came of it was done: what is told twice after a
+// death is not seen by anybody who was told before it.
+func (ev *events) save() {
+	ev.posMu.Lock()
+	if !ev.dirty {
+		ev.posMu.Unlock()
+		return
+	}
+	ev.dirty = false
+	f := positionsFile{ev.boot, map[string]position{}}
+	for name, p := range ev.pos {
+		f.Devices[name] = *p
+	}
+	ev.posMu.Unlock()
+	for name, p := range f.Devices {
+		if first := ev.floor(name); first > 0 && first <= p.Seq {
+			p.Seq = first - 1
+			f.Devices[name] = p
+			ev.posMu.Lock()
+			ev.dirty = true
+			ev.posMu.Unlock()
+		}
+	}
+	b, err := json.Marshal(f)
+	if err == nil {
+		err = renameio.WriteFile(ev.path, b, 0o600, renameio.WithTempDir(filepath.Dir(ev.path)))
+	}
+	if err != nil {
+		ev.log.Warn().Err(err).Msg("how far events were read could not be noted")
+	}
+}
+
+// tell logs an event of the manager's own, and adds it.
+func (ev *events) tell(name, kind, format string, args ...any) {
+	e := newEvent(name, kind, fmt.Sprintf(format, args...))
+	ev.log.Info().Str("event", kind).Str("device", name).Msg(e.Message)
+	ev.add(e)
+}
+
+func newEvent(name, kind, message string) api.Event {
+	return api.Event{Time: time.Now(), Device: name, Kind: kind, Message: message}
+}

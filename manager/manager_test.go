@@ -1,0 +1,171 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"holdfast/api"
+	"holdfast/ploop/image"
+	"holdfast/target"
+)
+
+var ctx = context.Background()
+
+// fixture is a manager, with the host that it manages.
+type fixture struct {
+	t       *testing.T
+	dir     string
+	h       *fakeHost
+	m       *Manager
+	c       *api.Client
+	served  chan error
+	targets []string
+	now     func() time.Time
+	pace    pace
+}
+
+// testPace is quick, but that what a test waits for in vain takes its time.
+var testPace = pace{ask: 300 * time.Millisecond, check: 20 * time.Millisecond, retry: 20 * time.Millisecond, start: 20 * time.Second, finish: 20 * time.Second,
+	save: 10 * time.Millisecond, scan: 10 * time.Millisecond, serve: 10 * time.Second}
+
+func newFixture(t *testing.T) *fixture {
+	dir, err := os.MkdirTemp("", "m") // short: there are sockets in it
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	f := &fixture{t: t, dir: dir, targets: []string{}, pace: testPace}
+	f.h = newFakeHost(t, f.run(), f.stateDir())
+	f.c = api.NewClient(f.run())
+	t.Cleanup(func() { f.stop() })
+	f.start()
+	return f
+}
+
+func (f *fixture) run() string      { return filepath.Join(f.dir, "run") }
+func (f *fixture) stateDir() string { return filepath.Join(f.dir, "lib") }
+
+func (f *fixture) config() Config {
+	cfg := Config{RunDir: f.run(), StateDir: f.stateDir(), Version: "test", Build: "test", Targets: f.targets, NoTree: true, Log: zerolog.Nop(),
+		TargetRoots: target.Roots{Configfs: filepath.Join(f.dir, "config"), Sys: f.dir, Number: func(string) (uint32, uint32, bool) { return 0, 0, false }},
+		sys:         f.dir, driver: f.h, find: f.h.find, dying: f.h.dying, now: f.now, pace: f.pace}
+	cfg.Launcher = adopting{f.h}
+	if !f.h.forks {
+		cfg.Launcher = f.h
+	}
+	return cfg
+}
+
+func (f *fixture) start() {
+	f.t.Helper()
+	m, err := Start(f.config())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.m, f.served = m, make(chan error, 1)
+	served := f.served
+	go func() { served <- m.Serve() }()
+}
+
+// stop ends the manager, and no server.
+func (f *fixture) stop() {
+	if f.m == nil {
+		return
+	}
+	f.m.Close()
+	if err := <-f.served; err != nil {
+		f.t.Errorf("serve: %v", err)
+	}
+	f.m = nil
+}
+
+func (f *fixture) restart() {
+	f.t.Helper()
+	f.stop()
+	f.start()
+}
+
+// image is a file.
+func (f *fixture) image(name string) image.Ref {
+	f.t.Helper()
+	path := filepath.Join(f.dir, "image-"+name)
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	return image.Ref{Path: path}
+}
+
+func (f *fixture) spec(name string, images ...string) api.Spec {
+	spec := api.Spec{Name: name}
+	for _, i := range images {
+		spec.Images = append(spec.Images, f.image(i))
+	}
+	return spec
+}
+
+func (f *fixture) create(name string, images ...string) *api.Device {
+	f.t.Helper()
+	dev, err := f.c.Create(ctx, f.spec(name, images...))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return dev
+}
+
+// states are all devices, by name.
+func (f *fixture) states() map[string]string {
+	f.t.Helper()
+	snap, err := f.c.Brief(ctx)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	all := map[string]string{}
+	for _, d := range snap.Devices {
+		all[d.Name] = d.State
+	}
+	return all
+}
+
+// eventually waits until a device is in a state.
+func (f *fixture) eventually(name, state string) {
+	f.t.Helper()
+	waitFor(f.t, name+" to be "+state, func() bool { return f.states()[name] == state })
+}
+
+func wantCode(t *testing.T, err error, code api.Code) *api.Error {
+	t.Helper()
+	var e *api.Error
+	if !errors.As(err, &e) || e.Code != code {
+		t.Fatalf("got %v (%s), want %s", err, api.CodeOf(err), code)
+	}
+	return e
+}
+
+// events are those of a device, by kind.
+func (f *fixture) events(name string) (kinds []string) {
+	f.t.Helper()
+	err := f.c.Events(ctx, api.EventsQuery{Device: name}, func(e api.Event) error { kinds = append(kinds, e.Kind); return nil })
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return kinds
+}
+
+// arm has errors of a device be held.
+func (f *fixture) arm(name string) {
+	f.t.Helper()
+	if _, err := f.c.SetKey(ctx, true); err != nil {
+		f.t.Fatal(err)
+	}
+	if _, err := f.c.Attach(ctx, name, "test"); err != nil {
+		f.t.Fatal(err)
+	}
+}

@@ -1,0 +1,313 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"holdfast/api"
+	"holdfast/state"
+)
+
+// peers are all devices that there are, by name: those that have a record, those whose lock a
+// server has, and those that somebody is about to create.
+type peers struct {
+	cfg     *Config
+	log     zerolog.Logger
+	boot    string
+	run     state.Run
+	records state.Records
+	check   *check
+	targets *targets
+	events  *events
+	hooks   *hooks
+	stopped *atomic.Bool // nothing is to be started any more
+
+	changed signal         // any device's state may be another, or there is one more or less
+	tasks   sync.WaitGroup // one for each, and what these begin
+
+	mu       sync.Mutex
+	alive    context.Context // of the tasks; nil: not yet
+	byName   map[string]*peer
+	problems []api.Problem
+	scanned  [2]time.Time // when the directories were last changed before the last scan
+}
+
+func newPeers(m *Manager) *peers {
+	return &peers{cfg: &m.cfg, log: m.log, boot: m.boot, run: state.Run(m.cfg.RunDir), check: m.check, targets: m.targets, events: m.events, hooks: m.hooks, stopped: &m.stopping,
+		records: state.Records{Dir: filepath.Join(m.cfg.StateDir, "devices"), Run: m.cfg.RunDir, Boot: m.boot},
+		byName:  map[string]*peer{}}
+}
+
+// watch watches all, and looks for new ones from time to time.
+func (ps *peers) watch(ctx context.Context) {
+	ps.mu.Lock()
+	ps.alive = ctx
+	for _, p := range ps.byName {
+		ps.tasks.Go(func() { p.run(ctx) })
+	}
+	ps.mu.Unlock()
+	tick := time.NewTicker(ps.cfg.pace.scan)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if err := ps.scan(); err != nil {
+				ps.log.Warn().Err(err).Msg("whether there are more devices is not known")
+			}
+		case <-ctx.Done():
+			ps.tasks.Wait()
+			return
+		}
+	}
+}
+
+// deviceName is what a device's directory may be called; other things there are somebody else's.
+var deviceName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$`)
+
+// scan enters the devices that have come without us: all of them at the start, and later those of
+// servers that somebody else has started, or whose record was put back.
+func (ps *peers) scan() error {
+	dirs := [2]string{ps.records.Dir, ps.run.Devices()}
+	var at [2]time.Time
+	for i, dir := range dirs {
+		fi, err := os.Stat(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err == nil {
+			at[i] = fi.ModTime()
+		}
+	}
+	ps.mu.Lock()
+	same := at == ps.scanned
+	ps.mu.Unlock()
+	if same {
+		return nil
+	}
+	recs, problems, err := ps.records.Read()
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, rec := range recs {
+		names = append(names, rec.Spec.Name)
+	}
+	entries, err := os.ReadDir(dirs[1])
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		name := e.Name()
+		if !e.IsDir() || !deviceName.MatchString(name) || slices.Contains(names, name) {
+			continue
+		}
+		if _, held := state.Probe(ps.cfg.RunDir, name); held {
+			names = append(names, name)
+			continue
+		}
+		lock := ps.run.Device(name).Lock()
+		if fi, err := os.Lstat(lock); err == nil && !fi.Mode().IsRegular() {
+			problems = append(problems, api.Problem{File: lock, Reason: "it is in the way of a device's lock, and is no file", Advice: "remove it: until then no server of that name can start", Device: name})
+		}
+	}
+	slices.SortFunc(problems, func(a, b api.Problem) int { return strings.Compare(a.File, b.File) })
+	ps.mu.Lock()
+	for _, p := range problems {
+		if !slices.Contains(ps.problems, p) {
+			ps.log.Error().Str("file", p.File).Msgf("%s; %s", p.Reason, p.Advice)
+		}
+	}
+	ps.problems, ps.scanned = problems, at
+	for _, name := range names {
+		ps.enter(name)
+	}
+	ps.mu.Unlock()
+	return nil
+}
+
+// enter is the peer of a name, which is made if there is none. mu is held.
+func (ps *peers) enter(name string) *peer {
+	p := ps.byName[name]
+	if p == nil {
+		p = newPeer(ps, name)
+		ps.byName[name] = p
+		if ctx := ps.alive; ctx != nil {
+			ps.tasks.Go(func() { p.run(ctx) })
+		}
+		ps.changed.broadcast()
+	}
+	return p
+}
+
+// acquire is the peer of a name for an operation, nil: there is none, and none is to be made. It stays
+// until release.
+func (ps *peers) acquire(name string, make bool) *peer {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	p := ps.byName[name]
+	if p == nil && make {
+		p = ps.enter(name)
+	}
+	if p != nil {
+		p.using++
+	}
+	return p
+}
+
+func (ps *peers) release(p *peer) {
+	ps.mu.Lock()
+	p.using--
+	ps.mu.Unlock()
+	p.nudge()
+}
+
+// get is the peer of a name, nil: there is none.
+func (ps *peers) get(name string) *peer {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return ps.byName[name]
+}
+
+// busy says that an operation on a name is under way.
+func (ps *peers) busy(name string) bool {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	p := ps.byName[name]
+	return p != nil && p.using > 0
+}
+
+// list are all, by name.
+func (ps *peers) list() []*peer {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	out := make([]*peer, 0, len(ps.byName))
+	for _, p := range ps.byName {
+		out = append(out, p)
+	}
+	slices.SortFunc(out, func(a, b *peer) int { return strings.Compare(a.name, b.name) })
+	return out
+}
+
+// look asks all that are up, at once, and gives the devices that there are.
+func (ps *peers) look(ctx context.Context) []api.Device {
+	all := ps.list()
+	devs := make([]*api.Device, len(all))
+	var asked sync.WaitGroup
+	for i, p := range all {
+		asked.Go(func() { devs[i] = p.look(ctx) })
+	}
+	asked.Wait()
+	out := []api.Device{}
+	for _, d := range devs {
+		if d != nil {
+			out = append(out, *d)
+		}
+	}
+	return out
+}
+
+// known are the devices that there are, without anybody being asked.
+func (ps *peers) known() []api.Device {
+	out := []api.Device{}
+	for _, p := range ps.list() {
+		if d := p.device(); d != nil {
+			out = append(out, *d)
+		}
+	}
+	return out
+}
+
+// allProblems are what is wrong with files that belong to no device.
+func (ps *peers) allProblems() []api.Problem {
+	ps.mu.Lock()
+	problems := slices.Clone(ps.problems)
+	ps.mu.Unlock()
+	// A problem is solved by deleting its file.
+	return slices.DeleteFunc(problems, func(p api.Problem) bool {
+		_, err := os.Lstat(p.File)
+		return errors.Is(err, fs.ErrNotExist)
+	})
+}
+
+// journal takes an event that a server has told.
+func (ps *peers) journal(p *peer, e api.Event) {
+	fresh, gap := ps.events.take(p.name, e)
+	if fresh {
+		p.changed.broadcast()
+		ps.changed.broadcast()
+	}
+	ps.hooks.take(p, e, gap)
+	ps.targets.nudge()
+}
+
+// dropped says that a device is gone: it has no server, no record, and nobody is about to change
+// that. What it had in the run directory goes, and what the launcher knows of it.
+func (ps *peers) dropped(p *peer) bool {
+	if o := p.observation(); o.state == api.ServerUp || o.state == api.ServerSilent || o.state == api.ServerDying || o.rec != nil || o.wrong != "" {
+		return false
+	}
+	ps.mu.Lock()
+	idle := p.using == 0
+	if idle {
+		p.using++
+	}
+	ps.mu.Unlock()
+	if !idle {
+		return false
+	}
+	gone := ps.clear(p)
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	p.using--
+	if !gone || p.using > 0 {
+		return false // somebody is about to create it
+	}
+	delete(ps.byName, p.name)
+	ps.events.forget(p.name)
+	ps.hooks.forget(p.name)
+	p.changed.broadcast()
+	ps.changed.broadcast()
+	return true
+}
+
+// clear removes what is left of a device that is gone, if it really is.
+func (ps *peers) clear(p *peer) bool {
+	select {
+	case p.turn <- struct{}{}:
+		defer func() { <-p.turn }()
+	default:
+		return false
+	}
+	// While the lock is ours, no server begins. It is tried once.
+	now, cancel := context.WithCancel(context.Background())
+	cancel()
+	lock, err := state.LockDevice(now, ps.cfg.RunDir, p.name, nil)
+	if err != nil {
+		return false
+	}
+	rec, problem, err := ps.records.ReadOne(p.name)
+	if err != nil || rec != nil || problem != nil {
+		lock.Release()
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), ps.cfg.pace.start)
+	defer cancel()
+	if err := errors.Join(ps.cfg.Launcher.Enable(ctx, p.name, false), ps.cfg.Launcher.Forget(ctx, p.name)); err != nil {
+		ps.log.Warn().Err(err).Str("device", p.name).Msg("it is gone, and the launcher can't forget it")
+	}
+	if err := lock.Remove(); err != nil {
+		ps.log.Warn().Err(err).Str("device", p.name).Msg("it is gone, and its directory stays")
+	}
+	return true
+}

@@ -1,0 +1,142 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+
+	"holdfast/api"
+)
+
+// forward hands a command on to its device's server, and the answer back. A device without a server
+// gets one for the command; one whose server can't answer is refused at once. The command takes what it takes:
+// its client has the patience. It ends when the server is found to be dying, as nobody will answer then.
+func (m *Manager) forward(w http.ResponseWriter, r *http.Request, name string) {
+	p := m.peers.acquire(name, false)
+	if p == nil {
+		replyError(w, api.Errorf(api.CodeNotFound, "there is no device %q", name))
+		return
+	}
+	defer m.peers.release(p)
+	switch there := p.look(r.Context()) != nil; p.state() {
+	case api.ServerSilent, api.ServerDying:
+		replyError(w, p.unreachable())
+		return
+	default:
+		if !there {
+			replyError(w, api.Errorf(api.CodeNotFound, "there is no device %q", name))
+			return
+		}
+	}
+	if err := p.ensure(r.Context()); err != nil {
+		replyError(w, err)
+		return
+	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	stop := p.whenDying(ctx, cancel)
+	defer stop()
+	proxy := httputil.ReverseProxy{
+		Rewrite: func(pr *httputil.ProxyRequest) {
+			path := (&url.URL{Path: "/v1/devices/" + name}).EscapedPath() + restOf(r)
+			pr.Out.URL = &url.URL{Scheme: "http", Host: "holdfast", Opaque: path, RawQuery: r.URL.RawQuery}
+		},
+		Transport: p.client.HTTP().Transport,
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			var e *api.Error
+			switch cause := context.Cause(ctx); {
+			case errors.As(cause, &e) || errors.As(err, &e):
+				replyError(w, e)
+			case r.Context().Err() != nil: // nobody reads it
+			default:
+				replyError(w, api.Errorf(api.CodeUnreachable, "the server of device %q ended during the command: whether that was carried out is not known: %w", name, err))
+			}
+		},
+	}
+	proxy.ServeHTTP(w, r.WithContext(ctx))
+}
+
+// restOf is what the path of a request has behind the device's name, as it came.
+func restOf(r *http.Request) string {
+	rest := r.URL.EscapedPath()[len("/v1/devices/"):]
+	for i := range rest {
+		if rest[i] == '/' {
+			return rest[i:]
+		}
+	}
+	return ""
+}
+
+// whenDying ends a command when the server is dying, until stop is called.
+func (p *peer) whenDying(ctx context.Context, end context.CancelCauseFunc) (stop func()) {
+	over := make(chan struct{})
+	go func() {
+		for {
+			changed := p.changed.next()
+			if p.state() == api.ServerDying {
+				end(p.unreachable())
+				return
+			}
+			select {
+			case <-changed:
+			case <-over:
+				return
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return func() { close(over) }
+}
+
+// serveRemove hands a removal on, or deletes a disk that has no record.
+func (m *Manager) serveRemove(w http.ResponseWriter, r *http.Request, name string) {
+	force, ok := truth(w, r, "force")
+	if !ok {
+		return
+	}
+	if d, is := m.orphans.named(name); is {
+		if err := m.orphans.remove(r.Context(), d, force); err != nil {
+			replyError(w, err)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	p := m.peers.get(name)
+	status := &statusWriter{ResponseWriter: w}
+	m.forward(status, r, name)
+	if p != nil && status.code < 300 {
+		p.removed()
+	}
+}
+
+// statusWriter notes how a request was answered.
+type statusWriter struct {
+	http.ResponseWriter
+	code int
+}
+
+func (w *statusWriter) WriteHeader(code int) {
+	w.code = code
+	w.ResponseWriter.WriteHeader(code)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// serveLease hands a lease on, unless it is one of a target that is watched.
+func (m *Manager) serveLease(w http.ResponseWriter, r *http.Request, name string) {
+	consumer := r.PathValue("consumer")
+	if m.targets.watches(consumer) {
+		replyError(w, api.Errorf(api.CodeInvalid, "consumer %q: the daemon itself sees what that target does", consumer))
+		return
+	}
+	if r.URL.Query().Has("target") {
+		replyError(w, api.Errorf(api.CodeInvalid, "leases of targets are the daemon's own"))
+		return
+	}
+	m.forward(w, r, name)
+}
