@@ -145,7 +145,7 @@ func Open(ctx context.Context, spec api.Spec, o Options) (*Device, error) {
 	}
 	if err := d.tellOpened(stack); err != nil {
 		if r != nil {
-			stack.Retire() // still in use
+			stack.Abandon() // still in use
 			return nil, err
 		}
 		return nil, errors.Join(err, stack.Close())
@@ -161,7 +161,7 @@ func Open(ctx context.Context, spec api.Spec, o Options) (*Device, error) {
 			return nil, fmt.Errorf("%w: %w", ErrStuck, err)
 		}
 		if r != nil {
-			stack.Retire() // still in use
+			stack.Abandon() // still in use
 			return nil, err
 		}
 		return nil, errors.Join(err, stack.Close())

@@ -126,7 +126,7 @@ func (d *Device) Leave(ctx context.Context, drain time.Duration) error {
 	} else if err != nil {
 		d.log.Warn().Err(err).Msg("the device was left, but not all was given back")
 	}
-	old.stack.Retire()
+	old.stack.Abandon()
 	close(d.closing)
 	d.machine.Close()
 	return nil

@@ -40,7 +40,7 @@ const changeTime = 30 * time.Second
 var errRemoved = errors.New("device is being removed")
 
 // Replace puts another file in the place of one of the device's, while its users wait.
-// The new one is checked to be the old one continued (stack.Stack.Succeed), or taken
+// The new one is checked to be the old one continued (stack.Handover), or taken
 // as it is with Force. When the top was replaced, or what a standby waited for, a
 // standby ends and what was held is served. After an error everything is as it was.
 //
@@ -147,7 +147,7 @@ func (d *Device) succeed(ctx context.Context, c succession) (err error) {
 	if err := d.declareLate(); err != nil {
 		return errors.Join(err, d.adopt(&generation{stack: old.stack, readers: old.readers}))
 	}
-	next, err := d.prepare(old, c)
+	handover, next, err := d.prepare(old, c)
 	if err != nil {
 		// The old stack goes on, under a generation of its own, as what was
 		// declared late stays so.
@@ -165,7 +165,9 @@ func (d *Device) succeed(ctx context.Context, c succession) (err error) {
 	d.specMu.Lock()
 	d.spec.Images = c.images
 	d.specMu.Unlock()
-	old.stack.Retire()
+	if err := handover.Commit(); err != nil {
+		d.log.Error().Err(err).Msg("the old files could not be given up") // prepare has seen to it
+	}
 	if c.replaced >= 0 {
 		d.machine.Replaced(c.replaced)
 	}
@@ -176,12 +178,20 @@ func (d *Device) succeed(ctx context.Context, c succession) (err error) {
 }
 
 // prepare makes the next stack and the record of it. After an error the old one goes on.
-func (d *Device) prepare(old *generation, c succession) (*stack.Stack, error) {
-	// Writes of the index that have not come back are Succeed's matter.
-	old.stack.Supersede()
-	next, err := old.stack.Succeed(stack.Succession{Refs: c.images, Reopen: c.reopen, Force: c.force, Drained: d.drained()})
+func (d *Device) prepare(old *generation, c succession) (_ *stack.Handover, next *stack.Stack, err error) {
+	handover, err := old.stack.BeginHandover()
 	if err != nil {
-		return nil, errors.Join(err, old.stack.Resume())
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, handover.Abort())
+		}
+	}()
+	// Writes of the index that have not come back are Prepare's matter.
+	next, err = handover.Prepare(stack.Succession{Refs: c.images, Reopen: c.reopen, Force: c.force, Drained: d.drained()})
+	if err != nil {
+		return nil, nil, err
 	}
 	failpoint.Hit("replace-prepared")
 	o, err := d.remember(next, c.reopen, true)
@@ -189,10 +199,10 @@ func (d *Device) prepare(old *generation, c succession) (*stack.Stack, error) {
 		err = c.commit(o)
 	}
 	if err != nil {
-		return nil, errors.Join(err, old.stack.Undo(next))
+		return nil, nil, err
 	}
 	failpoint.Hit("replace-committed")
-	return next, nil
+	return handover, next, nil
 }
 
 // drained says that no request is out in a stack that was superseded, this one or one

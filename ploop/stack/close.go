@@ -4,6 +4,7 @@ import (
 	"crypto/md5"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"sync/atomic"
 
 	"holdfast/ploop/image"
@@ -22,8 +23,11 @@ func (s *Stack) Close() error {
 		return nil
 	}
 	var err error
+	if s.life.handing.Load() {
+		err = fmt.Errorf("%w: the old stack is closed before its end", ErrHandover)
+	}
 	if !s.readOnly {
-		err = s.endWriting()
+		err = errors.Join(err, s.endWriting())
 	}
 	err = errors.Join(err, s.closeFiles())
 	if s.idle() {

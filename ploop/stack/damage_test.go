@@ -63,12 +63,12 @@ func TestDamagedEntries(t *testing.T) {
 		t.Errorf("reads %d, %v", n, err)
 	}
 	// A server that dies, or an upgrade, goes on with the same.
-	s.Supersede()
-	n, err := s.Succeed(Succession{Refs: refs, Reopen: []bool{true, true}, Drained: true})
+	h := begin(t, s)
+	n, err := h.Prepare(Succession{Refs: refs, Reopen: []bool{true, true}, Drained: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Retire()
+	commit(t, h)
 	wantLost(t, n, 5, 7)
 	n.Close()
 }
@@ -92,12 +92,12 @@ func TestDamagedDuplicates(t *testing.T) {
 		if d := s.Damage(); !slices.Equal(d.Doubtful, []image.Range{{Start: 7 * c, Length: c}, {Start: 20 * c, Length: 2 * c}}) || d.DoubtfulBytes != 3*c || d.UnreadableBytes != 0 {
 			t.Errorf("%+v", d)
 		}
-		s.Supersede()
-		n, err := s.Succeed(Succession{Refs: []image.Ref{ref}, Reopen: []bool{true}, Drained: true})
+		h := begin(t, s)
+		n, err := h.Prepare(Succession{Refs: []image.Ref{ref}, Reopen: []bool{true}, Drained: true})
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.Retire()
+		commit(t, h)
 		wantLost(t, n)
 		n.Close()
 	}

@@ -45,18 +45,13 @@
 // # Succession
 //
 // Files of a live stack are replaced, or opened anew when their storage is
-// back, by making another stack that goes on where the old one stands:
+// back, by handing it over to another stack that goes on where the old one stands: see [Handover].
 //
-//	old.Supersede()              // no structure is written by it any more
-//	next, err := old.Succeed(c)  // checked, locked, in_use set; else old.Resume()
-//	...                          // make it known durably; else old.Undo(next)
-//	old.Retire()                 // and use next
-//
-// What hangs in dead storage is never waited for, and Supersede ends every wait
+// What hangs in dead storage is never waited for, and a handover ends every wait
 // of this package for somebody else. What hangs can't do harm when it comes back
 // late: it writes no structure, since it asks before each such
 // write, and the new stack gives no cluster a place that it may write data to.
 // What did begin to write structure, or could still write over newer data in
-// the same file by another way, has Succeed refuse. The old stack's lock,
+// the same file by another way, has Prepare refuse. The old stack's lock,
 // which only it gives back, is the witness of that.
 package stack

@@ -193,17 +193,17 @@ func TestCutAndReopened(t *testing.T) {
 	if err := s.Flush(); !errors.Is(err, ErrTruncated) {
 		t.Fatal(err)
 	}
-	s.Supersede()
+	h := begin(t, s)
 	c := Succession{Refs: []image.Ref{{Path: path}}, Reopen: []bool{true}, Drained: true}
-	if _, err := s.Succeed(c); !errors.Is(err, ErrTruncated) {
+	if _, err := h.Prepare(c); !errors.Is(err, ErrTruncated) {
 		t.Fatalf("opened anew: %v", err)
 	}
 	c.Force = true
-	next, err := s.Succeed(c)
+	next, err := h.Prepare(c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Retire()
+	commit(t, h)
 	if err := next.Flush(); err != nil {
 		t.Error(err)
 	}

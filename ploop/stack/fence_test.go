@@ -302,26 +302,28 @@ func TestSucceedAnotherMount(t *testing.T) {
 	if err := s.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	s.Supersede()
+	h := begin(t, s)
 	c := one(filepath.Join(b.Dir, "img"))
 	c.Drained = false
-	if _, err := s.Succeed(c); !errors.Is(err, ErrInFlight) || !strings.Contains(err.Error(), "another mount") {
+	if _, err := h.Prepare(c); !errors.Is(err, ErrInFlight) || !strings.Contains(err.Error(), "another mount") {
 		t.Fatalf("not drained: %v", err)
 	}
 	c.Drained = true
-	next := mustSucceed(t, s, c)
+	next, err := h.Prepare(c)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if len(next.Earlier()) != 0 {
 		t.Errorf("drained, and something is under way in %v", next.Earlier())
 	}
-	s.Retire()
-	next.Supersede()
+	commit(t, h)
 	c = one(filepath.Join(w.another().Dir, "img"))
 	c.Drained, c.Force = false, true
-	last := mustSucceed(t, next, c)
+	h, last := mustSucceed(t, next, c)
 	if len(last.Earlier()) != 1 {
 		t.Errorf("forced, and forgotten where requests are: %v", last.Earlier())
 	}
-	next.Retire()
+	commit(t, h)
 	if err := last.Close(); err != nil {
 		t.Error(err)
 	}

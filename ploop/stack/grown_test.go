@@ -82,9 +82,8 @@ func TestRawBaseGrown(t *testing.T) {
 				t.Errorf("grown to %d: the disk has other content", now)
 			}
 		}
-		s.Supersede()
-		next := mustSucceed(t, s, Succession{Refs: refs, Reopen: []bool{true, false}, Drained: true})
-		s.Retire()
+		h, next := mustSucceed(t, s, Succession{Refs: refs, Reopen: []bool{true, false}, Drained: true})
+		commit(t, h)
 		look(next)
 		if err := next.closeFiles(); err != nil {
 			t.Fatal(err)
@@ -104,19 +103,18 @@ func TestSucceedRawGrown(t *testing.T) {
 	s := mustOpen(t, []image.Ref{ref}, Options{})
 	for _, force := range []bool{false, true} {
 		resize(t, ref, size+1<<20)
-		s.Supersede()
 		c := Succession{Refs: []image.Ref{ref}, Reopen: []bool{true}, Drained: true, Force: force}
-		next := mustSucceed(t, s, c)
-		s.Retire()
+		h, next := mustSucceed(t, s, c)
+		commit(t, h)
 		if s = next; s.Size() != size {
 			t.Errorf("%d bytes", s.Size())
 		}
 		resize(t, ref, size-512)
-		s.Supersede()
-		if _, err := s.Succeed(c); err == nil {
+		h = begin(t, s)
+		if _, err := h.Prepare(c); err == nil {
 			t.Fatal("a shorter one is taken")
 		}
-		if err := s.Resume(); err != nil {
+		if err := h.Abort(); err != nil {
 			t.Fatal(err)
 		}
 	}

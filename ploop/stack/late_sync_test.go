@@ -33,13 +33,13 @@ func TestLateSyncOfAnEndedStack(t *testing.T) {
 	if err := os.WriteFile(other.Path, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.Supersede()
-	next, err := s.Succeed(Succession{Refs: []image.Ref{other}, Reopen: []bool{true}, Force: true})
+	h := begin(t, s)
+	next, err := h.Prepare(Succession{Refs: []image.Ref{other}, Reopen: []bool{true}, Force: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer next.Close()
-	s.Retire()
+	commit(t, h)
 	for range 1000 {
 		s.index.lost.Lock()
 		gone := s.index.lost.gone

@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"fmt"
 	"os"
 	"testing"
 
@@ -10,5 +11,10 @@ import (
 func TestMain(m *testing.M) {
 	faultfs.Child()
 	fencedChild()
-	os.Exit(m.Run())
+	code := m.Run()
+	if n := OpenHandovers(); n != 0 && code == 0 {
+		fmt.Fprintf(os.Stderr, "%d handovers were neither committed nor aborted\n", n)
+		code = 1
+	}
+	os.Exit(code)
 }

@@ -244,21 +244,26 @@ func (x *matrix) replace() error {
 		c.Reopen = append(c.Reopen, true)
 	}
 	for try := 0; ; try++ {
-		x.s.Supersede()
-		next, err := x.s.Succeed(c)
+		h, err := x.s.BeginHandover()
+		if err != nil {
+			return err
+		}
+		next, err := h.Prepare(c)
 		if err == nil {
-			x.s.Retire()
+			if err := h.Commit(); err != nil {
+				return err
+			}
 			x.s, x.r = next, next.NewReader()
 			return nil
+		}
+		if err := h.Abort(); err != nil {
+			return err
 		}
 		if err := x.failed(err); err != nil {
 			return fmt.Errorf("succession: %w", err)
 		}
 		if try == 10 {
 			return fmt.Errorf("succession: still after ten attempts: %w", err)
-		}
-		if err := x.s.Resume(); err != nil {
-			return err
 		}
 		x.down = false
 	}

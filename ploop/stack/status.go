@@ -30,7 +30,7 @@ func (s *Stack) ReadOnly() bool { return s.readOnly }
 func (s *Stack) Unmaps() bool { return len(s.deltas) == 1 && !s.top.Ref.Raw }
 
 // Fds gives the descriptor of each level's file, for transfers to the places
-// that Reader.Locate tells. They are valid until Close, or after Retire until
+// that Reader.Locate tells. They are valid until Close, or after the Commit of a Handover until
 // no transfer and no call is under way.
 func (s *Stack) Fds() []int {
 	fds := make([]int, len(s.deltas))

@@ -12,59 +12,8 @@ import (
 	"holdfast/ploop/internal/table"
 )
 
-// Succession says how a stack goes on on other files.
-type Succession struct {
-	// Refs are the images of the new stack, base first, as many as before.
-	Refs []image.Ref
-	// Reopen says, by level, which are opened anew: a file in another's place,
-	// or the same one again. The others are shared with the old stack and must
-	// have the names they had.
-	Reopen []bool
-	// Force takes the images that are opened anew as they are, an intended
-	// substitute, if only they fit the disk. It also says that the caller has
-	// made sure that nothing which is still under way in the old storage can
-	// reach the new.
-	Force bool
-	// Drained says that no call and no transfer is under way on the old stack,
-	// so that its lock may be given back if it is in the way.
-	Drained bool
-}
-
-// Succeed makes a stack that goes on where s stands, with some of the files
-// replaced or opened anew, and shares the others with s, which was superseded
-// before. The caller lets no request begin on s any more, and after it either
-// s.Retire, and uses the new stack, or s.Undo.
-//
-// Without Force an image that is opened anew must be the old one continued. Its
-// header must be what s knows, its index (and for lower images what the merged
-// table shows of it) as s knows it durable. Where the top's index differs in
-// what s doesn't know durable, memory is right: those sectors are written anew
-// before anything relies on them. Where a write of the index failed and nobody
-// knows what came of it, the file is right. A top that was closed cleanly,
-// such as a copy, is taken as well. Everything else is ErrDiverged, a
-// FormatError that says where.
-//
-// With Force the files' own headers and indices count, those of the lower
-// images that are shared are read again, an in_use left set in the top is
-// logged and no obstacle, and every bit of the dirty bitmaps is set.
-//
-// A new top is locked, in_use is set in it, and both are durable when Succeed
-// returns; so the storage has also shown that it takes writes. What can't be
-// proved safe is refused: ErrInFlight if writes of structure hang in the old
-// storage (or, where the new file's lock doesn't tell, if anything does), and
-// ErrLocked if the new file can't be locked, which is also what happens when
-// it is the old file by another name and something is under way in that. Such
-// a refusal may be tried again later.
-//
-// After an error s is as it was, superseded still, to be resumed or tried
-// again; ErrLockLost is said in addition if its lock couldn't be taken back.
-//
-// If s isn't drained, the new stack never uses a place that s may still write
-// to: clusters come from behind all that s ever had, and what is discarded
-// stays unused while s has anything under way.
-//
-// Succeed opens and reads files and may hang with their storage.
-func (s *Stack) Succeed(c Succession) (_ *Stack, err error) {
+// succeed makes the stack of Handover.Prepare.
+func (s *Stack) succeed(c Succession) (_ *Stack, err error) {
 	if err := s.checkSuccession(c); err != nil {
 		return nil, err
 	}
@@ -125,9 +74,6 @@ func (s *Stack) Succeed(c Succession) (_ *Stack, err error) {
 func (s *Stack) checkSuccession(c Succession) error {
 	if s.closed.Load() {
 		return ErrClosed
-	}
-	if !s.life.superseded.Load() {
-		return errors.New("a stack must be superseded before it is succeeded")
 	}
 	if len(c.Refs) != len(s.deltas) || len(c.Reopen) != len(s.deltas) {
 		return fmt.Errorf("%w: %d images, %d to reopen or not, in the place of %d", image.ErrGeometry, len(c.Refs), len(c.Reopen), len(s.deltas))

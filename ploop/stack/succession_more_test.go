@@ -88,9 +88,9 @@ func TestSucceedLevels(t *testing.T) {
 				}
 			}
 			before := bytes.Clone(m.w.files["top"].now)
-			next := mustSucceed(t, s, c)
+			h, next := mustSucceed(t, s, c)
 			old := slices.Clone(s.deltas)
-			s.Retire()
+			commit(t, h)
 			wantDisk(t, next, disk)
 			for level, anew := range c.Reopen {
 				f := old[level].File.(*simHandle)
@@ -120,7 +120,7 @@ func TestSucceedLevels(t *testing.T) {
 // be as it was; what is hidden may differ. With force its own index counts.
 func TestSucceedLowerDiverged(t *testing.T) {
 	m, s, disk := deepScene(t, false)
-	s.Supersede()
+	h := begin(t, s)
 	c := Succession{Refs: refsOf(s), Reopen: []bool{false, true, false}, Drained: true}
 	c.Refs[1].Path = "b/middle2"
 	edit := func(i int) {
@@ -128,36 +128,36 @@ func TestSucceedLowerDiverged(t *testing.T) {
 		clear(m.w.files["middle2"].now[format.HeaderSize+4*i:][:4])
 	}
 	edit(52) // shown
-	if _, err := s.Succeed(c); !errors.Is(err, image.ErrDiverged) {
+	if _, err := h.Prepare(c); !errors.Is(err, image.ErrDiverged) {
 		t.Errorf("%v", err)
 	}
 	c.Force = true
-	next, err := s.Succeed(c)
+	next, err := h.Prepare(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	changed := bytes.Clone(disk)
 	copy(changed[52*4096:], clusterOf(1)) // the raw base's
 	wantDisk(t, next, changed)
-	if err := s.Undo(next); err != nil {
+	if err := h.Abort(); err != nil {
 		t.Error(err)
 	}
 	wantDisk(t, s, disk)
 
-	s.Supersede()
+	h = begin(t, s)
 	c.Force = false
 	m.copyOf("middle2", "middle", false)
 	copy(m.w.files["middle2"].now[44:], []byte{0x59, 0x6e, 0x6f, 0x74})
-	if _, err := s.Succeed(c); !errors.Is(err, image.ErrDiverged) {
+	if _, err := h.Prepare(c); !errors.Is(err, image.ErrDiverged) {
 		t.Errorf("in use: %v", err)
 	}
 	c = Succession{Refs: refsOf(s), Reopen: []bool{true, false, false}, Drained: true}
 	c.Refs[0].Path = "b/raw2"
 	m.w.add("raw2", m.w.files["raw"].now[:4096])
-	if _, err := s.Succeed(c); !errors.Is(err, image.ErrDiverged) {
+	if _, err := h.Prepare(c); !errors.Is(err, image.ErrDiverged) {
 		t.Errorf("shorter base: %v", err)
 	}
-	if err := s.Resume(); err != nil {
+	if err := h.Abort(); err != nil {
 		t.Error(err)
 	}
 	writeByte(t, s, 3, 33)
@@ -168,8 +168,8 @@ func TestSucceedLowerDiverged(t *testing.T) {
 	edit(52)
 	c = Succession{Refs: refsOf(s), Reopen: []bool{false, true, false}, Drained: true}
 	c.Refs[1].Path = "b/middle2"
-	next = mustSucceed(t, s, c)
-	s.Retire()
+	h, next = mustSucceed(t, s, c)
+	commit(t, h)
 	wantDisk(t, next, disk)
 	closeClean(t, m, next)
 }
@@ -192,8 +192,8 @@ func TestSucceedSharedDoubt(t *testing.T) {
 			m.copyOf("middle2", "middle", false)
 			c := Succession{Refs: refsOf(s), Reopen: []bool{false, true, false}, Drained: true, Force: force}
 			c.Refs[1].Path = "b/middle2"
-			next := mustSucceed(t, s, c)
-			s.Retire()
+			h, next := mustSucceed(t, s, c)
+			commit(t, h)
 			if _, err := next.ReadAt(make([]byte, 4096), 52*4096); !errors.Is(err, syscall.EIO) {
 				t.Errorf("in doubt it reads: %v", err)
 			}
@@ -229,8 +229,8 @@ func TestSucceedBitmaps(t *testing.T) {
 		if err := os.WriteFile(c.Refs[0].Path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		next := mustSucceed(t, s, c)
-		s.Retire()
+		h, next := mustSucceed(t, s, c)
+		commit(t, h)
 		if _, err := next.WriteAt(make([]byte, image.SectorSize), 300*image.SectorSize); err != nil {
 			t.Fatal(err)
 		}
@@ -282,12 +282,12 @@ func TestSucceedRealFiles(t *testing.T) {
 			c := Succession{Refs: []image.Ref{ref}, Reopen: []bool{true}, Drained: true}
 			r := s.NewReader()
 			at := r.Locate(0, 512, true)
-			s.Supersede()
-			if _, err := s.Succeed(c); !errors.Is(err, image.ErrLocked) {
+			h := begin(t, s)
+			if _, err := h.Prepare(c); !errors.Is(err, image.ErrLocked) {
 				t.Fatalf("a transfer is under way: %v", err)
 			}
 			r.Leave(at.Token)
-			next, err := s.Succeed(c)
+			next, err := h.Prepare(c)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -295,7 +295,7 @@ func TestSucceedRealFiles(t *testing.T) {
 				t.Error("nobody has the lock")
 			}
 			if i%3 == 0 {
-				if err := s.Undo(next); err != nil {
+				if err := h.Abort(); err != nil {
 					t.Fatal(err)
 				}
 				if !locked() {
@@ -303,7 +303,7 @@ func TestSucceedRealFiles(t *testing.T) {
 				}
 				continue
 			}
-			s.Retire()
+			commit(t, h)
 			s = next
 		}
 		b, err := os.ReadFile(ref.Path)
@@ -314,8 +314,8 @@ func TestSucceedRealFiles(t *testing.T) {
 		if err := os.WriteFile(ref.Path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		next := mustSucceed(t, s, Succession{Refs: []image.Ref{ref}, Reopen: []bool{true}, Drained: true})
-		s.Retire()
+		h, next := mustSucceed(t, s, Succession{Refs: []image.Ref{ref}, Reopen: []bool{true}, Drained: true})
+		commit(t, h)
 		got := make([]byte, 11*65536)
 		if _, err := next.ReadAt(got, 0); err != nil || !bytes.Equal(got, append(bytes.Repeat([]byte{1}, 10*65536), make([]byte, 65536)...)) {
 			t.Errorf("the content is another (%v)", err)
@@ -338,10 +338,13 @@ func TestSucceedTwiceTheSame(t *testing.T) {
 	base := mustCreate(t, filepath.Join(dir, "base"), ploop.CreateOptions{Size: 1 << 20, ClusterSize: 65536})
 	top := mustCreate(t, filepath.Join(dir, "top"), ploop.CreateOptions{Size: 1 << 20, ClusterSize: 65536})
 	s := mustOpen(t, []image.Ref{base, top}, Options{ReadOnly: true})
-	s.Supersede()
-	_, err := s.Succeed(Succession{Refs: []image.Ref{base, base}, Reopen: []bool{false, true}, Drained: true, Force: true})
+	h := begin(t, s)
+	_, err := h.Prepare(Succession{Refs: []image.Ref{base, base}, Reopen: []bool{false, true}, Drained: true, Force: true})
 	if !errors.Is(err, image.ErrGeometry) {
 		t.Errorf("%v", err)
+	}
+	if err := h.Abort(); err != nil {
+		t.Error(err)
 	}
 	if err := s.Close(); err != nil {
 		t.Error(err)
@@ -359,21 +362,21 @@ func TestSucceedRawTop(t *testing.T) {
 	}
 	c := one("b/raw")
 	c.Refs[0].Raw = true
-	next := mustSucceed(t, s, c)
-	s.Retire()
+	h, next := mustSucceed(t, s, c)
+	commit(t, h)
 	writeByte(t, next, 4, 4)
 	wantByte(t, next, 5, 3)
 	w.add("short", make([]byte, 1<<20))
 	c.Refs[0].Path = "b/short"
-	next.Supersede()
-	if _, err := next.Succeed(c); !errors.Is(err, image.ErrDiverged) {
+	h = begin(t, next)
+	if _, err := h.Prepare(c); !errors.Is(err, image.ErrDiverged) {
 		t.Errorf("%v", err)
 	}
 	c.Force = true
-	if _, err := next.Succeed(c); !errors.Is(err, image.ErrGeometry) {
+	if _, err := h.Prepare(c); !errors.Is(err, image.ErrGeometry) {
 		t.Errorf("%v", err)
 	}
-	if err := next.Resume(); err != nil {
+	if err := h.Abort(); err != nil {
 		t.Error(err)
 	}
 	if err := next.Close(); err != nil {

@@ -73,12 +73,12 @@ func (sc successionScene) play(seed uint64) error {
 		w.fault = nil
 		w.Unlock()
 
-		next, nextWorld, image, err := sc.succeed(w, &w, m, s, cut, rng)
+		h, next, nextWorld, image, err := sc.succeed(w, &w, m, s, cut, rng)
 		if err != nil {
 			return err
 		}
 		if rng.IntN(4) == 0 {
-			if err := s.Undo(next); err != nil {
+			if err := h.Abort(); err != nil {
 				return fmt.Errorf("undo: %w", err)
 			}
 			w = m.w
@@ -92,14 +92,16 @@ func (sc successionScene) play(seed uint64) error {
 			if err := sc.work(m, s, cut, rng); err != nil {
 				return fmt.Errorf("undone: %w", err)
 			}
-			if next, nextWorld, image, err = sc.succeed(w, &w, m, s, cut, rng); err != nil {
+			if h, next, nextWorld, image, err = sc.succeed(w, &w, m, s, cut, rng); err != nil {
 				return fmt.Errorf("undone: %w", err)
 			}
 		}
 		if sc.trusting {
 			next.trustIndex()
 		}
-		s.Retire()
+		if err := h.Commit(); err != nil {
+			return err
+		}
 		s, w = next, nextWorld
 		p := make([]byte, s.Size())
 		if _, err := s.ReadAt(p, 0); err != nil {
@@ -199,7 +201,7 @@ func (sc successionScene) work(m *cutModel, s *Stack, cut *cutScene, rng *rand.R
 
 // succeed makes the next stack. With a copy it says what that may hold; *at is
 // where files are opened.
-func (sc successionScene) succeed(w *simWorld, at **simWorld, m *cutModel, s *Stack, cut *cutScene, rng *rand.Rand) (*Stack, *simWorld, *cutImage, error) {
+func (sc successionScene) succeed(w *simWorld, at **simWorld, m *cutModel, s *Stack, cut *cutScene, rng *rand.Rand) (*Handover, *Stack, *simWorld, *cutImage, error) {
 	c := Succession{Refs: cut.refs, Drained: rng.IntN(3) > 0}
 	var image *cutImage
 	if rng.IntN(2) == 0 {
@@ -215,15 +217,19 @@ func (sc successionScene) succeed(w *simWorld, at **simWorld, m *cutModel, s *St
 	for range cut.refs {
 		c.Reopen = append(c.Reopen, image != nil || rng.IntN(2) == 0)
 	}
-	if stuck := s.Supersede(); stuck != 0 {
-		return nil, nil, nil, fmt.Errorf("%d writes are stuck", stuck)
+	h, err := s.BeginHandover()
+	if err != nil {
+		return nil, nil, nil, nil, err
+	}
+	if stuck := h.Stuck(); stuck != 0 {
+		return nil, nil, nil, nil, fmt.Errorf("%d writes are stuck", stuck)
 	}
 	*at = w
-	next, err := s.Succeed(c)
+	next, err := h.Prepare(c)
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("succession (%+v): %w", c, err)
+		return nil, nil, nil, nil, errors.Join(h.Abort(), fmt.Errorf("succession (%+v): %w", c, err))
 	}
-	return next, w, image, nil
+	return h, next, w, image, nil
 }
 
 // read wants each sector to be a legal version, and says which.

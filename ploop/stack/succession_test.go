@@ -51,14 +51,39 @@ func one(path string) Succession {
 	return Succession{Refs: []image.Ref{{Path: path}}, Reopen: []bool{true}, Drained: true}
 }
 
-func mustSucceed(t *testing.T, s *Stack, c Succession) *Stack {
+// begin begins a handover that the test has to end.
+func begin(t testing.TB, s *Stack) *Handover {
 	t.Helper()
-	s.Supersede()
-	next, err := s.Succeed(c)
+	h, err := s.BeginHandover()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return next
+	t.Cleanup(func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.state == handoverBegun || h.state == handoverPrepared {
+			t.Errorf("a handover is neither committed nor aborted: it is %v", h.state)
+		}
+	})
+	return h
+}
+
+// mustSucceed prepares a handover that the test ends.
+func mustSucceed(t testing.TB, s *Stack, c Succession) (*Handover, *Stack) {
+	t.Helper()
+	h := begin(t, s)
+	next, err := h.Prepare(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h, next
+}
+
+func commit(t testing.TB, h *Handover) {
+	t.Helper()
+	if err := h.Commit(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func wantScene(t *testing.T, s *Stack) {
@@ -108,8 +133,8 @@ func TestSucceedSameFile(t *testing.T) {
 		m, s := mountScene(t)
 		old := s.top.File.(*simHandle)
 		m.changed("a")
-		next := mustSucceed(t, s, one(path))
-		s.Retire()
+		h, next := mustSucceed(t, s, one(path))
+		commit(t, h)
 		wantScene(t, next)
 		writeByte(t, next, 7, 70)
 		if err := next.Discard(5*4096, 4096); err != nil {
@@ -136,10 +161,10 @@ func TestSucceedSameFile(t *testing.T) {
 // requests are under way the device's own lock is as well.
 func TestSucceedLocks(t *testing.T) {
 	m, s := mountScene(t)
-	s.Supersede()
+	h := begin(t, s)
 	c := one("b/top")
 	c.Drained = false
-	if _, err := s.Succeed(c); !errors.Is(err, image.ErrLocked) || !strings.Contains(err.Error(), "under way") {
+	if _, err := h.Prepare(c); !errors.Is(err, image.ErrLocked) || !strings.Contains(err.Error(), "under way") {
 		t.Errorf("not drained: %v", err)
 	}
 	if !s.top.File.Locked() {
@@ -147,25 +172,31 @@ func TestSucceedLocks(t *testing.T) {
 	}
 	r := s.NewReader() // and the stack knows by itself that it isn't drained
 	at := r.Locate(0, 512, true)
-	if _, err := s.Succeed(one("b/top")); !errors.Is(err, image.ErrLocked) {
+	if _, err := h.Prepare(one("b/top")); !errors.Is(err, image.ErrLocked) {
 		t.Errorf("a transfer is under way: %v", err)
 	}
 	r.Leave(at.Token)
 
 	m.die("a", errGone)
-	_, err := s.Succeed(one("b/top"))
+	_, err := h.Prepare(one("b/top"))
 	if !errors.Is(err, image.ErrLocked) || !errors.Is(err, ErrLockLost) {
 		t.Errorf("dead mount: %v", err)
 	}
 	var errno syscall.Errno
-	if err := s.Resume(); !errors.Is(err, ErrLockLost) || !errors.As(err, &errno) {
-		t.Errorf("resume: %v", err)
+	if err := h.Abort(); !errors.Is(err, ErrLockLost) || !errors.As(err, &errno) {
+		t.Errorf("abort: %v", err)
 	}
 	if err := s.wouldWrite(); !errors.Is(err, ErrSuperseded) {
 		t.Errorf("without its lock it would write: %v", err)
 	}
 	m.die("a", nil)
-	if err := s.Resume(); err != nil {
+	if err := h.Abort(); !errors.Is(err, ErrLockLost) {
+		t.Errorf("the second abort: %v", err)
+	}
+	if err := s.wouldWrite(); !errors.Is(err, ErrSuperseded) {
+		t.Errorf("without its lock it would write after the second abort: %v", err)
+	}
+	if err := begin(t, s).Abort(); err != nil {
 		t.Error(err)
 	}
 	writeByte(t, s, 7, 7)
@@ -176,8 +207,8 @@ func TestSucceedLocks(t *testing.T) {
 	// The server has dropped the dead client's locks.
 	m.die("a", errGone)
 	m.unlock(s.top.File.(*simHandle))
-	next := mustSucceed(t, s, one("b/top"))
-	s.Retire()
+	h, next := mustSucceed(t, s, one("b/top"))
+	commit(t, h)
 	wantScene(t, next)
 	closeClean(t, m, next)
 }
@@ -196,18 +227,18 @@ func (s *Stack) wouldWrite() error {
 func TestSucceedNoLocks(t *testing.T) {
 	m, s := mountScene(t)
 	m.noLocks = true
-	s.Supersede()
+	h := begin(t, s)
 	c := one("b/top")
 	c.Drained = false
 	m.copyOf("copy", "top", false)
 	c.Refs[0].Path = "b/copy"
-	if _, err := s.Succeed(c); !errors.Is(err, ErrInFlight) || !strings.Contains(err.Error(), "no locks") {
+	if _, err := h.Prepare(c); !errors.Is(err, ErrInFlight) || !strings.Contains(err.Error(), "no locks") {
 		t.Errorf("%v", err)
 	}
 	c.Force = true
-	if next, err := s.Succeed(c); err != nil {
+	if _, err := h.Prepare(c); err != nil {
 		t.Error(err)
-	} else if err := s.Undo(next); err != nil {
+	} else if err := h.Abort(); err != nil {
 		t.Error(err)
 	}
 }
@@ -233,8 +264,8 @@ func TestSucceedCopy(t *testing.T) {
 			t.Fatalf("the copy has cluster 200 at %d", v)
 		}
 		m.die("a", errGone)
-		next := mustSucceed(t, s, one("b/copy"))
-		s.Retire()
+		h, next := mustSucceed(t, s, one("b/copy"))
+		commit(t, h)
 		wantScene(t, next)
 		wantByte(t, next, 200, 20)
 		if in := m.w.files["copy"].durable[44]; in != format.InUseDirty&0xff {
@@ -259,13 +290,13 @@ func TestSucceedCopy(t *testing.T) {
 // the place, and nothing is written to it.
 func TestSucceedDiverged(t *testing.T) {
 	m, s := mountScene(t)
-	s.Supersede()
+	h := begin(t, s)
 	change := func(name string, edit func(b []byte) []byte) {
 		m.copyOf("copy", "top", false)
 		f := m.w.files["copy"]
 		f.now = edit(f.now)
 		before := bytes.Clone(f.now)
-		_, err := s.Succeed(one("b/copy"))
+		_, err := h.Prepare(one("b/copy"))
 		var format *image.FormatError
 		if !errors.Is(err, image.ErrDiverged) && !errors.Is(err, image.ErrCorrupt) || !errors.As(err, &format) {
 			t.Errorf("%s: %v", name, err)
@@ -287,14 +318,17 @@ func TestSucceedDiverged(t *testing.T) {
 	change("other disk size", func(b []byte) []byte { b[36] -= 8; return b })
 	change("other data offset", func(b []byte) []byte { b[48] += 8; return b })
 	// A place that isn't durable must still lie in the file.
-	if err := s.Resume(); err != nil {
+	if err := h.Abort(); err != nil {
 		t.Fatal(err)
 	}
 	writeByte(t, s, 200, 20)
-	s.Supersede()
+	h = begin(t, s)
 	change("unsynced place outside", func(b []byte) []byte { b[format.HeaderSize+4*200] = 0; return b[:4*4096] })
 	m.copyOf("copy", "top", false)
-	if err := s.Undo(mustSucceed(t, s, one("b/copy"))); err != nil {
+	if _, err := h.Prepare(one("b/copy")); err != nil {
+		t.Error(err)
+	}
+	if err := h.Abort(); err != nil {
 		t.Error(err)
 	}
 	wantScene(t, s)
@@ -322,8 +356,8 @@ func TestSucceedDoubt(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.w.fault = nil
-		next := mustSucceed(t, s, one("b/top"))
-		s.Retire()
+		h, next := mustSucceed(t, s, one("b/top"))
+		commit(t, h)
 		if arrives {
 			wantByte(t, next, 200, 20)
 			wantByte(t, next, 300, 0)
@@ -343,34 +377,35 @@ func TestSucceedDoubt(t *testing.T) {
 func TestSucceedStuckIndex(t *testing.T) {
 	m, s := mountScene(t)
 	m.copyOf("copy", "top", false)
-	h := m.hangOn("a", func(kind string, off int64) bool { return kind == "write" && off < 4096 })
+	hung := m.hangOn("a", func(kind string, off int64) bool { return kind == "write" && off < 4096 })
 	late := make(chan error, 1)
 	go func() {
 		_, err := s.WriteAt(clusterOf(20), 200*4096)
 		late <- err
 	}()
-	<-h.begun
-	if n := s.Supersede(); n != 1 {
+	<-hung.begun
+	h := begin(t, s)
+	if n := h.Stuck(); n != 1 {
 		t.Errorf("%d stuck", n)
 	}
 	c := one("b/copy")
 	c.Drained = false
-	_, err := s.Succeed(c)
+	_, err := h.Prepare(c)
 	if !errors.Is(err, ErrInFlight) || !strings.Contains(err.Error(), "abort") {
 		t.Errorf("%v", err)
 	}
 	c.Force = true
-	next, err := s.Succeed(c)
+	next, err := h.Prepare(c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Retire()
+	commit(t, h)
 	wantScene(t, next)
 	writeByte(t, next, 200, 22)
 	if s.top.File.(*simHandle).closed.Load() {
 		t.Error("closed under a call")
 	}
-	close(h.release)
+	close(hung.release)
 	if err := <-late; err != nil {
 		t.Errorf("the late one: %v", err) // its index write was the last thing it did
 	}
@@ -403,11 +438,12 @@ func TestSucceedLateCalls(t *testing.T) {
 				}
 				match = func(kind string, off int64) bool { return kind == "read" && off < 4096 }
 			}
-			h := m.hangOn("a", match)
+			hung := m.hangOn("a", match)
 			late := make(chan error, 1)
 			go func() { late <- call() }()
-			<-h.begun
-			if n := s.Supersede(); n != 0 {
+			<-hung.begun
+			h := begin(t, s)
+			if n := h.Stuck(); n != 0 {
 				t.Errorf("%d writes of structure are stuck", n)
 			}
 			m.w.Lock()
@@ -415,14 +451,14 @@ func TestSucceedLateCalls(t *testing.T) {
 			m.w.Unlock()
 			c := one("b/copy")
 			c.Drained = false
-			next, err := s.Succeed(c)
+			next, err := h.Prepare(c)
 			if err != nil {
 				t.Fatal(err)
 			}
-			s.Retire()
+			commit(t, h)
 			wantByte(t, next, 300, 301&0xff)
 			m.changed("a")
-			close(h.release)
+			close(hung.release)
 			err = <-late
 			if on == "write" || on == "sync" {
 				if !errors.Is(err, ErrSuperseded) {
@@ -462,11 +498,11 @@ func TestSyncOverlap(t *testing.T) {
 		}
 		switch how {
 		case "superseded":
-			s.Supersede()
+			h := begin(t, s)
 			if err := <-late; !errors.Is(err, ErrSuperseded) {
 				t.Errorf("superseded: %v", err)
 			}
-			if err := s.Resume(); err != nil {
+			if err := h.Abort(); err != nil {
 				t.Error(err)
 			}
 			flush.end(nil)
@@ -531,8 +567,8 @@ func lateWrite(t *testing.T, how string, careless bool) (hurt bool) {
 	if careless {
 		m.noLocks = false
 	}
-	next := mustSucceed(t, s, c)
-	s.Retire()
+	h, next := mustSucceed(t, s, c)
+	commit(t, h)
 	if err := next.Discard(5*4096, 4096); err != nil {
 		t.Fatal(err)
 	}
@@ -583,14 +619,14 @@ func TestSucceedUndo(t *testing.T) {
 	f := m.w.files["copy"]
 	copy(f.now[44:], []byte{0, 0, 0, 0}) // closed
 	was := bytes.Clone(f.now)
-	next := mustSucceed(t, s, one("b/copy"))
+	h, next := mustSucceed(t, s, one("b/copy"))
 	if bytes.Equal(was, f.now) {
 		t.Error("in_use is not set")
 	}
 	if _, err := s.WriteAt(clusterOf(9), 9*4096); !errors.Is(err, ErrSuperseded) {
 		t.Errorf("the old one writes: %v", err)
 	}
-	if err := s.Undo(next); err != nil {
+	if err := h.Abort(); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(was, f.now) || !bytes.Equal(was, f.durable) {
@@ -604,11 +640,11 @@ func TestSucceedUndo(t *testing.T) {
 	}
 	// As well with the same file, whose lock goes there and back.
 	for range 2 {
-		next = mustSucceed(t, s, one("b/top"))
+		h, next = mustSucceed(t, s, one("b/top"))
 		if s.top.File.Locked() || !next.top.File.Locked() {
 			t.Error("the lock did not change hands")
 		}
-		if err := s.Undo(next); err != nil {
+		if err := h.Abort(); err != nil {
 			t.Fatal(err)
 		}
 		if !s.top.File.Locked() {
@@ -631,17 +667,17 @@ func TestSucceedForce(t *testing.T) {
 	if err := other.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s.Supersede()
+	h := begin(t, s)
 	c := one("b/other")
-	if _, err := s.Succeed(c); !errors.Is(err, image.ErrDiverged) {
+	if _, err := h.Prepare(c); !errors.Is(err, image.ErrDiverged) {
 		t.Errorf("%v", err)
 	}
 	c.Force = true
-	next, err := s.Succeed(c)
+	next, err := h.Prepare(c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Retire()
+	commit(t, h)
 	wantByte(t, next, 33, 3)
 	wantByte(t, next, 5, 0)
 	writeByte(t, next, 5, 50)
@@ -649,22 +685,22 @@ func TestSucceedForce(t *testing.T) {
 		t.Errorf("%d allocated", a)
 	}
 	// What doesn't fit the disk never does.
+	h = begin(t, next)
 	for _, size := range []uint64{8*sceneClusters - 8, 8*sceneClusters + 8} {
 		m.addImage("small", 2, 8, size)
 		c = one("b/small")
 		c.Force = true
-		next.Supersede()
-		if _, err := next.Succeed(c); !errors.Is(err, image.ErrGeometry) {
+		if _, err := h.Prepare(c); !errors.Is(err, image.ErrGeometry) {
 			t.Errorf("%d sectors: %v", size, err)
 		}
 	}
 	m.addImage("coarse", 2, 16, 8*sceneClusters)
 	c = one("b/coarse")
 	c.Force = true
-	if _, err := next.Succeed(c); !errors.Is(err, image.ErrGeometry) {
+	if _, err := h.Prepare(c); !errors.Is(err, image.ErrGeometry) {
 		t.Errorf("other cluster size: %v", err)
 	}
-	if err := next.Resume(); err != nil {
+	if err := h.Abort(); err != nil {
 		t.Error(err)
 	}
 	closeClean(t, m, next)
@@ -679,23 +715,20 @@ func (m *simMounts) addImage(name string, version int, clusterSectors uint32, se
 // TestSucceedRefuses: misuse is said to be that.
 func TestSucceedRefuses(t *testing.T) {
 	m, s := mountScene(t)
-	if _, err := s.Succeed(one("b/top")); err == nil {
-		t.Error("not superseded")
-	}
-	s.Supersede()
+	h := begin(t, s)
 	c := one("b/top")
 	c.Reopen = nil
-	if _, err := s.Succeed(c); !errors.Is(err, image.ErrGeometry) {
+	if _, err := h.Prepare(c); !errors.Is(err, image.ErrGeometry) {
 		t.Errorf("%v", err)
 	}
 	c = one("b/top")
 	c.Reopen[0] = false
-	if _, err := s.Succeed(c); !errors.Is(err, image.ErrGeometry) {
+	if _, err := h.Prepare(c); !errors.Is(err, image.ErrGeometry) {
 		t.Errorf("%v", err)
 	}
 	c = one("b/top")
 	c.Refs[0].Raw = true
-	if _, err := s.Succeed(c); !errors.Is(err, image.ErrDiverged) {
+	if _, err := h.Prepare(c); !errors.Is(err, image.ErrDiverged) {
 		t.Errorf("%v", err)
 	}
 	if err := s.Close(); !errors.Is(err, ErrSuperseded) {
@@ -704,7 +737,10 @@ func TestSucceedRefuses(t *testing.T) {
 	if m.w.files["top"].now[44] == 0 {
 		t.Error("in_use was cleared")
 	}
-	if _, err := s.Succeed(one("b/top")); !errors.Is(err, ErrClosed) {
+	if _, err := h.Prepare(one("b/top")); !errors.Is(err, ErrClosed) {
+		t.Errorf("%v", err)
+	}
+	if err := h.Abort(); !errors.Is(err, ErrClosed) {
 		t.Errorf("%v", err)
 	}
 }

@@ -49,7 +49,7 @@ type FlushWaiter struct {
 // flushes.
 //
 // A sync that hangs in its storage is waited for by all who want one of the same
-// file, and by nobody else: Supersede sends those who wait away, and a file opened
+// file, and by nobody else: a handover sends those who wait away, and a file opened
 // anew has syncs of its own.
 type syncs struct {
 	mu         sync.Mutex
@@ -126,7 +126,7 @@ func (s *Stack) FlushBegin(w *FlushWaiter) FlushState {
 	defer y.mu.Unlock()
 	w.s = s
 	switch {
-	case s.life.superseded.Load(): // Supersede sets it, and then looks who waits
+	case s.life.superseded.Load(): // a handover sets it, and then looks who waits
 		return FlushAgain
 	case y.lead != nil:
 		y.next.push(w)
@@ -226,7 +226,7 @@ func (s *Stack) sync() error {
 	w := &FlushWaiter{Wake: func(state FlushState, err error) { woken <- end{state, err} }}
 	e := end{state: s.FlushBegin(w)}
 	if e.state == FlushWait {
-		e = <-woken // Supersede ends it
+		e = <-woken // a handover ends it
 	}
 	if e.state == FlushLead {
 		e.state, e.err = s.FlushEnd(w, s.top.File.Sync())

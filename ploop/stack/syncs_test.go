@@ -225,7 +225,7 @@ func TestSyncThatHangs(t *testing.T) {
 				}
 				return n == 3
 			})
-			s.Supersede()
+			h := begin(t, s)
 			if a.wait(); a.state != FlushAgain {
 				t.Errorf("a waiting flush: %v", a.state)
 			}
@@ -238,7 +238,7 @@ func TestSyncThatHangs(t *testing.T) {
 			if b := beginFlush(s); b.state != FlushAgain {
 				t.Errorf("a flush of a superseded stack: %v", b.state)
 			}
-			if err := s.Resume(); err != nil {
+			if err := h.Abort(); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -271,16 +271,16 @@ func TestSyncThatHangs(t *testing.T) {
 func TestLateSyncOfASharedTop(t *testing.T) {
 	m, s, _ := deepScene(t, false)
 	hung := beginFlush(s)
-	s.Supersede()
+	h := begin(t, s)
 	refs := refsOf(s)
 	m.copyOf("another base", refs[0].Path[2:], false)
 	c := Succession{Refs: refs, Reopen: make([]bool, len(refs))}
 	c.Reopen[0] = true
-	next, err := s.Succeed(c)
+	next, err := h.Prepare(c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Retire()
+	commit(t, h)
 	a := beginFlush(next)
 	if !a.waits() {
 		t.Fatal("two syncs of a file at a time")

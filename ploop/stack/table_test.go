@@ -117,29 +117,29 @@ func TestRefusedSuccessionMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused := func(level int) {
-		s.Supersede()
+		h := begin(t, s)
 		c := Succession{Refs: []image.Ref{base, ref}, Reopen: make([]bool, 2), Drained: true}
 		c.Refs[level], c.Reopen[level] = other, true
-		if _, err := s.Succeed(c); !errors.Is(err, image.ErrDiverged) {
+		if _, err := h.Prepare(c); !errors.Is(err, image.ErrDiverged) {
 			t.Fatal(err)
 		}
-		if err := s.Resume(); err != nil {
+		if err := h.Abort(); err != nil {
 			t.Fatal(err)
 		}
 	}
 	again := func(undo bool) {
-		s.Supersede()
-		next, err := s.Succeed(Succession{Refs: []image.Ref{base, ref}, Reopen: []bool{true, true}, Drained: true})
+		h := begin(t, s)
+		next, err := h.Prepare(Succession{Refs: []image.Ref{base, ref}, Reopen: []bool{true, true}, Drained: true})
 		if err != nil {
 			t.Fatal(err)
 		}
 		if undo {
-			if err := s.Undo(next); err != nil {
+			if err := h.Abort(); err != nil {
 				t.Fatal(err)
 			}
 			return
 		}
-		s.Retire()
+		commit(t, h)
 		s = next
 	}
 	for _, c := range []struct {

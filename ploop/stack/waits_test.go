@@ -130,7 +130,7 @@ func (c waitScene) run(t *testing.T, resumed bool) {
 	round := 0
 	var wg sync.WaitGroup
 	errs := make([]error, waitRequests)
-	begin := func(i int64) {
+	again := func(i int64) {
 		wg.Go(func() {
 			mu.Lock()
 			r := round
@@ -157,11 +157,11 @@ func (c waitScene) run(t *testing.T, resumed bool) {
 	hung := int64(0)
 	if end == nil {
 		hung = 1
-		begin(0)
+		again(0)
 		<-h.begun
 	}
 	for i := hung; i < waitRequests; i++ {
-		begin(i)
+		again(i)
 	}
 	rounds := 1
 	if resumed {
@@ -175,18 +175,18 @@ func (c waitScene) run(t *testing.T, resumed bool) {
 		if n := back.Load(); n != 0 && c.name != "read back" {
 			t.Fatalf("round %d: %d requests wait for nothing", k, n)
 		}
-		s.Supersede()
+		h := begin(t, s)
 		eventually(t, "the return of all that don't hang", func() bool { return back.Load() == waitRequests-hung })
 		if !resumed {
 			f := one("b/copy")
 			f.Drained, f.Force = false, true
-			next, err := s.Succeed(f)
+			next, err := h.Prepare(f)
 			if err != nil {
 				t.Fatal(err)
 			}
-			s.Retire()
+			commit(t, h)
 			current.Store(next)
-		} else if err := s.Resume(); err != nil {
+		} else if err := h.Abort(); err != nil {
 			t.Fatal(err)
 		}
 		back.Store(0)

@@ -14,16 +14,17 @@ import (
 	"holdfast/ploop/internal/storage"
 )
 
-// life is what a stack knows of those before and after it; see Succeed.
+// life is what a stack knows of those before and after it; see Handover.
 type life struct {
 	// structure counts the writes under way that change the image's structure:
 	// header, index, size. Each is counted before it looks at superseded, so
-	// that Supersede sees it or it sees Supersede.
+	// that BeginHandover sees it or it sees that.
 	structure  atomic.Int64
 	superseded atomic.Bool
+	handing    atomic.Bool // a handover has begun, and hasn't ended
 
 	// ended is closed when the stack is superseded, and another one after each
-	// Resume: every wait of this package for somebody else ends with it.
+	// that was aborted: every wait of this package for somebody else ends with it.
 	endMu sync.Mutex
 	ended chan struct{}
 
@@ -35,7 +36,7 @@ type life struct {
 	mu     sync.Mutex
 	before []*Stack
 
-	first    []byte // the top's first sector as it was before Succeed
+	first    []byte // the top's first sector as it was before Prepare
 	careless bool   // tests' control: reuse places that a predecessor may write to
 }
 
@@ -75,7 +76,7 @@ func (s *Stack) over() <-chan struct{} {
 }
 
 // end has everybody who waits within s for somebody else return with
-// ErrSuperseded, now and until Resume.
+// ErrSuperseded, now and until resume.
 func (s *Stack) end() {
 	l := &s.life
 	l.endMu.Lock()
@@ -99,24 +100,8 @@ func (s *Stack) predecessorsIdle() bool {
 	return len(l.before) == 0 || l.careless
 }
 
-// Supersede readies s for being succeeded: from now on no call on s begins a
-// write of the image's structure (index, header, size of the file). Calls that
-// come to that point, those under way as well, fail with ErrSuperseded, and so
-// do those that wait for another one, which may hang: for a lock, for their turn
-// at the index, for a sync or the end of a transfer. What is under way in the
-// storage goes on. stuck is how many such writes are under way now,
-// perhaps for ever if the storage is dead. It may be called again, to see
-// whether they have come back. The end is Resume, Undo or Retire.
-func (s *Stack) Supersede() (stuck int) {
-	s.end()
-	return int(s.life.structure.Load())
-}
-
-// Resume undoes Supersede. What was under way in the storage still is, and is
-// waited for as before. If a failed Succeed has lost a lock, Resume takes it
-// again; where it can't, it says ErrLockLost, and s stays superseded: without
-// its lock somebody else may have begun to write the image.
-func (s *Stack) Resume() error {
+// resume has a superseded stack work again, or is ErrLockLost.
+func (s *Stack) resume() error {
 	if err := s.takeLocksBack(); err != nil {
 		return err
 	}
@@ -130,27 +115,22 @@ func (s *Stack) Resume() error {
 	return nil
 }
 
-// Undo gives next, which Succeed made and which hasn't served anybody, up: the
-// top is marked as it was before, next's own files are closed, and s works
-// again as after Resume. Its error says what of that failed; s works all the
-// same unless it is ErrLockLost.
-func (s *Stack) Undo(next *Stack) error {
-	next.end()
-	next.closeMu.Lock()
-	var err error
-	if !next.closed.Swap(true) {
-		err = errors.Join(next.unmark(), next.discard())
+// giveUp undoes what a successor did that hasn't served anybody.
+func (n *Stack) giveUp() error {
+	n.end()
+	n.closeMu.Lock()
+	defer n.closeMu.Unlock()
+	if n.closed.Swap(true) {
+		return nil
 	}
-	next.closeMu.Unlock()
-	return errors.Join(err, s.Resume())
+	return errors.Join(n.unmark(), n.discard())
 }
 
-// Retire ends s, whose successor lives: a Close after it does nothing. Nothing
-// is ever written to the files that were replaced, not even that they are no
-// longer in use. They are closed when the last call and the last transfer on s
-// have come back, which nobody waits for here, and the memory of the table goes
-// with them: a Reader must not be asked for a place any more.
-func (s *Stack) Retire() {
+// Abandon ends s without a word to its files, which stay marked in use: others go on with them, or
+// nobody knows what became of the requests. A Close after it does nothing. The files are closed
+// when the last call and the last transfer on s have come back, which nobody waits for here, and
+// the memory of the table goes with them: a Reader must not be asked for a place any more.
+func (s *Stack) Abandon() {
 	s.closeMu.Lock()
 	defer s.closeMu.Unlock()
 	if s.closed.Swap(true) {
@@ -159,7 +139,7 @@ func (s *Stack) Retire() {
 	s.end()
 	rest := s.deltas
 	if s.idle() {
-		// The files that are shared are the successor's from now on.
+		// The files that are shared with a successor are that one's from now on.
 		rest = nil
 		for _, d := range s.deltas {
 			if !d.leaveToOthers() {
