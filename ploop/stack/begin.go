@@ -48,7 +48,7 @@ func (s *Stack) beginWriting() error {
 	err := s.writeHeader()
 	if err == nil {
 		d.WroteFirst()
-		err = s.cutTail()
+		err = s.space.cutTail(s)
 	}
 	if err != nil {
 		// Nothing else was written: don't leave a mark that no one accounts for.

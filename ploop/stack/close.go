@@ -38,11 +38,11 @@ func (s *Stack) Close() error {
 
 func (s *Stack) endWriting() error {
 	d := s.top
-	if err := s.beginStructure(); err != nil {
+	if err := s.life.beginStructure(); err != nil {
 		return err
 	}
-	defer s.endStructure()
-	if err := s.intact(); err != nil {
+	defer s.life.endStructure()
+	if err := s.space.intact(s); err != nil {
 		return err
 	}
 	if err := s.sync(); err != nil {
@@ -61,7 +61,7 @@ func (s *Stack) endWriting() error {
 	if err := s.index.restoreAll(s); err != nil {
 		return err
 	}
-	if err := s.cutUnused(); err != nil {
+	if err := s.space.cutUnused(s); err != nil {
 		return err
 	}
 	extOff, inUse, err := s.writeExtension()
@@ -158,12 +158,12 @@ func (s *Stack) append(b []byte) (uint64, error) {
 	sector := d.Header.SectorAt(s.space.next)
 	s.space.next++
 	off := int64(sector) * image.SectorSize
-	if err := s.intact(); err != nil {
+	if err := s.space.intact(s); err != nil {
 		return 0, err
 	}
 	if err := d.File.Allocate(off, int64(len(b))); err != nil {
 		return 0, d.IOError("allocate", off, err)
 	}
-	s.expect(off + int64(len(b)))
+	s.space.expect(off + int64(len(b)))
 	return sector, d.Write(b, off)
 }

@@ -27,7 +27,7 @@ func (s *Stack) zeroRange(off, n int64, must, keep bool) error {
 	if s.readOnly {
 		return ErrReadOnly
 	}
-	defer s.endCall(s.beginCall())
+	defer s.calls.end(s.calls.begin())
 	if !must && s.DiscardUnit() == 0 {
 		return s.pieces(off, n, func(uint64, int64, int64) error { return nil })
 	}
@@ -55,7 +55,7 @@ func (s *Stack) zeroRange(off, n int64, must, keep bool) error {
 
 // zeroPiece zeroes a part of a cluster, or a whole one that keeps its place.
 func (s *Stack) zeroPiece(i uint64, in, n int64, must, keep bool) error {
-	if err := s.locks.Lock(i, s.over()); err != nil {
+	if err := s.locks.Lock(i, s.life.over()); err != nil {
 		return err
 	}
 	defer s.locks.Unlock(i)
@@ -94,7 +94,7 @@ func (s *Stack) unmap(clusters []uint64) (err error) {
 		return err
 	}
 	for _, i := range clusters {
-		if err := s.locks.Lock(i, s.over()); err != nil {
+		if err := s.locks.Lock(i, s.life.over()); err != nil {
 			return giveUp(err)
 		}
 		defer s.locks.Unlock(i)
@@ -115,7 +115,7 @@ func (s *Stack) unmap(clusters []uint64) (err error) {
 	if len(ops) == 0 {
 		return nil
 	}
-	if err := s.grace.wait(s.over()); err != nil {
+	if err := s.grace.wait(s.life.over()); err != nil {
 		return giveUp(err)
 	}
 	gen := s.index.syncFailed.Load()
@@ -131,16 +131,16 @@ func (s *Stack) unmap(clusters []uint64) (err error) {
 			return nil // as above: another sync failed, and with it perhaps this change
 		}
 	}
-	if !s.predecessorsIdle() || s.beginStructure() != nil {
+	if !s.life.predecessorsIdle() || s.life.beginStructure() != nil {
 		return nil // somebody may still write to the places
 	}
-	defer s.endStructure()
+	defer s.life.endStructure()
 	h := &s.top.Header
 	for _, op := range ops {
 		off := op.from.Sector() * image.SectorSize
 		failpoint.Hit("discard-punch")
 		s.hint(off, s.cluster)
-		s.giveBack(h.PositionOf(uint64(op.from.Sector())))
+		s.space.giveBack(s, h.PositionOf(uint64(op.from.Sector())))
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ const otherPlaces = 8
 // spread over the file's clusters; its first page, which some storage answers when it has
 // nothing else, counts only if there is no other. It hangs with the storage.
 func (s *Stack) Elsewhere(level int, off, n int64) error {
-	defer s.endCall(s.beginCall())
+	defer s.calls.end(s.calls.begin())
 	if s.closed.Load() {
 		return ErrClosed
 	}

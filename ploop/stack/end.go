@@ -31,9 +31,9 @@ func raise(v *atomic.Int64, to int64) {
 }
 
 // expect says that the file ends at size or behind it.
-func (s *Stack) expect(size int64) {
-	raise(&s.space.size, size)
-	raise(&s.space.reach, size)
+func (p *space) expect(size int64) {
+	raise(&p.size, size)
+	raise(&p.reach, size)
 }
 
 // Intact is ErrTruncated if the top's file has become shorter than this stack
@@ -42,23 +42,23 @@ func (s *Stack) Intact() error {
 	if s.readOnly {
 		return nil
 	}
-	defer s.endCall(s.beginCall())
+	defer s.calls.end(s.calls.begin())
 	if s.closed.Load() {
 		return ErrClosed
 	}
-	return s.intact()
+	return s.space.intact(s)
 }
 
-func (s *Stack) intact() error {
-	want := s.space.size.Load()
+func (p *space) intact(s *Stack) error {
+	want := p.size.Load()
 	size, err := s.top.File.Size()
 	if err != nil {
 		return s.top.IOError("size", -1, err)
 	}
-	if size >= want && !s.space.cut.Load() {
+	if size >= want && !p.cut.Load() {
 		return nil
 	}
-	s.space.cut.Store(true)
+	p.cut.Store(true)
 	return s.top.truncated(size, want)
 }
 
@@ -74,8 +74,7 @@ func (d *delta) truncated(found, want int64) error {
 
 // guard puts the guard behind all the room that the file has. Storage that
 // can't hold one cluster more, even one without data, does without.
-func (s *Stack) guard() error {
-	p := &s.space
+func (p *space) guard(s *Stack) error {
 	end := int64(s.top.Header.SectorAt(p.have)) * image.SectorSize
 	if p.size.Load() >= end+s.cluster {
 		return nil
@@ -83,7 +82,7 @@ func (s *Stack) guard() error {
 	raise(&p.reach, end+s.cluster)
 	switch err := s.top.File.Truncate(end + s.cluster); {
 	case err == nil:
-		s.expect(end + s.cluster)
+		p.expect(end + s.cluster)
 	case !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) && !errors.Is(err, unix.EFBIG):
 		return s.top.IOError("truncate", end+s.cluster, err)
 	}
@@ -92,8 +91,8 @@ func (s *Stack) guard() error {
 
 // cutTail cuts the unused end off a file that was just opened, so that what
 // grows there later is known to be zero, and puts the guard there.
-func (s *Stack) cutTail() error {
-	d, p := s.top, &s.space
+func (p *space) cutTail(s *Stack) error {
+	d := s.top
 	size, err := d.File.Size()
 	if err != nil {
 		return d.IOError("size", -1, err)
@@ -109,21 +108,21 @@ func (s *Stack) cutTail() error {
 	}
 	p.size.Store(size)
 	p.reach.Store(size)
-	return s.guard()
+	return p.guard(s)
 }
 
 // cutUnused cuts off at the end what this stack made and didn't use. It never
 // makes the file longer.
-func (s *Stack) cutUnused() error {
-	d, p := s.top, &s.space
+func (p *space) cutUnused(s *Stack) error {
+	d := s.top
 	p.next = max(s.usedEnd(), s.keep)
 	size, err := d.File.Size()
 	if err != nil {
 		return d.IOError("size", -1, err)
 	}
 	if size > p.reach.Load() {
-		s.logForeign(size)
-		p.next = s.positionFrom(size)
+		p.logForeign(s, size)
+		p.next = p.positionFrom(s, size)
 		return nil
 	}
 	end := int64(d.Header.SectorAt(p.next)) * image.SectorSize
@@ -140,30 +139,29 @@ func (s *Stack) cutUnused() error {
 
 // skipForeign has new clusters come from behind what a stranger appended. The
 // caller holds p.mu.
-func (s *Stack) skipForeign() error {
-	p := &s.space
+func (p *space) skipForeign(s *Stack) error {
 	size, err := s.top.File.Size()
 	if err != nil {
 		return s.top.IOError("size", -1, err)
 	}
 	if size > p.reach.Load() {
-		s.logForeign(size)
-		p.have = s.positionFrom(size)
+		p.logForeign(s, size)
+		p.have = p.positionFrom(s, size)
 		p.next = p.have
 	}
 	return nil
 }
 
 // positionFrom is the first position at or behind size.
-func (s *Stack) positionFrom(size int64) uint64 {
+func (p *space) positionFrom(s *Stack, size int64) uint64 {
 	h := &s.top.Header
 	n := uint64(size+image.SectorSize-1)/image.SectorSize - h.DataStart()
 	return (n + uint64(h.ClusterSectors) - 1) / uint64(h.ClusterSectors)
 }
 
-func (s *Stack) logForeign(size int64) {
-	if !s.space.foreign.Swap(true) {
-		end := s.space.reach.Load()
+func (p *space) logForeign(s *Stack, size int64) {
+	if !p.foreign.Swap(true) {
+		end := p.reach.Load()
 		s.log("%q: somebody else has appended to the file: it has %d bytes, and this device made it %d long; what lies between is neither used nor cut off", s.top.Ref.Path, size, end)
 	}
 }

@@ -38,7 +38,7 @@ func (s *Stack) knowledge() knowledge {
 // sameHead wants the header of d to be that of was, continued, and in_use as
 // it can be. For the top of a writable stack it may be set, as we left it, or
 // clear, as in a copy that was checked.
-func (n *Stack) sameHead(was, d *delta) error {
+func (n *successor) sameHead(was, d *delta) error {
 	if d.Ref.Raw != was.Ref.Raw {
 		return d.Diverged(-1, "format", d.Format(), was.Format())
 	}
@@ -68,7 +68,7 @@ func (n *Stack) sameHead(was, d *delta) error {
 }
 
 // readBAT reads a level's index into a table of its own.
-func (n *Stack) readBAT(d *delta) (*table.Table, error) {
+func (n *successor) readBAT(d *delta) (*table.Table, error) {
 	t, err := table.New(n.clusters)
 	if err != nil {
 		return nil, err
@@ -109,7 +109,7 @@ func (x *difference) err(d *delta) error {
 }
 
 // compare fills the table by what s knows, where the images opened anew agree.
-func (n *Stack) compare(s *Stack, c Succession, known knowledge) error {
+func (n *successor) compare(s *Stack, c Succession, known knowledge) error {
 	var top *table.Table
 	if d := n.top; c.Reopen[n.Top()] && !d.Ref.Raw {
 		var err error
@@ -151,7 +151,7 @@ func (n *Stack) compare(s *Stack, c Succession, known knowledge) error {
 }
 
 // decide fills the table. For a top that was opened anew file is its index.
-func (n *Stack) decide(s *Stack, file *table.Table, known knowledge) error {
+func (n *successor) decide(s *Stack, file *table.Table, known knowledge) error {
 	var diff difference
 	d := n.top
 	var used format.Positions
@@ -209,7 +209,7 @@ func (n *Stack) decide(s *Stack, file *table.Table, known knowledge) error {
 }
 
 // place puts an entry into a table that nobody else has yet.
-func (n *Stack) place(i uint64, e table.Entry) {
+func (n *successor) place(i uint64, e table.Entry) {
 	if e.Mapped() {
 		n.table.Init(i, e)
 		if n.inTop(e) {
@@ -220,7 +220,7 @@ func (n *Stack) place(i uint64, e table.Entry) {
 
 // mergeAnew fills the table from the files. Only for a top that is shared
 // memory knows better.
-func (n *Stack) mergeAnew(s *Stack, c Succession) error {
+func (n *successor) mergeAnew(s *Stack, c Succession) error {
 	for level, d := range n.deltas {
 		switch {
 		case d.Ref.Raw:

@@ -97,7 +97,7 @@ func (x *index) run(s *Stack, r *indexRequest) (left bool, err error) {
 			if !lead {
 				return false, r.err
 			}
-		case <-s.over():
+		case <-s.life.over():
 			return x.leave(s, r)
 		}
 		x.mu.Lock()
@@ -276,11 +276,11 @@ func (x *index) writeRun(s *Stack, sectors []int64, bySector map[int64][]*indexO
 	b := storage.AlignedBuffer(len(sectors) * image.SectorSize)
 	x.fill(s, b, sectors[0], changes)
 	gen := x.syncFailed.Load()
-	err := s.beginStructure()
+	err := s.life.beginStructure()
 	if err == nil {
 		// A write behind the end would make a file longer that was cut off.
-		if err = s.intact(); err != nil {
-			s.endStructure()
+		if err = s.space.intact(s); err != nil {
+			s.life.endStructure()
 		}
 	}
 	if err != nil {
@@ -305,7 +305,7 @@ func (x *index) writeRun(s *Stack, sectors []int64, bySector map[int64][]*indexO
 				x.doubtful(s, at, bySector[at], err)
 			}
 		})
-		s.endStructure() // before it is asked, which may hang
+		s.life.endStructure() // before it is asked, which may hang
 		for _, at := range sectors {
 			if err := x.settle(s, at); err != nil {
 				s.log("%v; its clusters are held until the index can be read back", err)
@@ -320,7 +320,7 @@ func (x *index) writeRun(s *Stack, sectors []int64, bySector map[int64][]*indexO
 			}
 		}
 	})
-	s.endStructure()
+	s.life.endStructure()
 }
 
 // publish puts an entry into the table; the caller holds x.lost.

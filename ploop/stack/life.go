@@ -10,8 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/ploop/image"
-	"holdfast/ploop/internal/format"
-	"holdfast/ploop/internal/storage"
 )
 
 // life is what a stack knows of those before and after it; see Handover.
@@ -51,25 +49,27 @@ func (c *calls) init() {
 	c.grace.add(&c.reader)
 }
 
-func (s *Stack) beginCall() uint32    { return s.calls.grace.enter(&s.calls.reader) }
-func (s *Stack) endCall(token uint32) { s.calls.grace.leave(&s.calls.reader, token) }
-func (s *Stack) endStructure()        { s.life.structure.Add(-1) }
-func (s *Stack) idle() bool           { return s.calls.grace.idle() && s.grace.idle() }
+func (c *calls) begin() uint32    { return c.grace.enter(&c.reader) }
+func (c *calls) end(token uint32) { c.grace.leave(&c.reader, token) }
+
+// idle says that no call and no transfer is under way.
+func (s *Stack) idle() bool { return s.calls.grace.idle() && s.grace.idle() }
 
 // beginStructure comes before each write of structure, and endStructure when
 // memory says what came of it.
-func (s *Stack) beginStructure() error {
-	s.life.structure.Add(1)
-	if s.life.superseded.Load() {
-		s.endStructure()
+func (l *life) beginStructure() error {
+	l.structure.Add(1)
+	if l.superseded.Load() {
+		l.endStructure()
 		return ErrSuperseded
 	}
 	return nil
 }
 
+func (l *life) endStructure() { l.structure.Add(-1) }
+
 // over is closed when s is superseded.
-func (s *Stack) over() <-chan struct{} {
-	l := &s.life
+func (l *life) over() <-chan struct{} {
 	l.endMu.Lock()
 	defer l.endMu.Unlock()
 	return l.ended
@@ -90,8 +90,7 @@ func (s *Stack) end() {
 
 // predecessorsIdle says that nobody writes any more to a place that an earlier
 // stack told.
-func (s *Stack) predecessorsIdle() bool {
-	l := &s.life
+func (l *life) predecessorsIdle() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for len(l.before) > 0 && l.before[0].idle() {
@@ -216,23 +215,6 @@ func (s *Stack) takeLocksBack() (err error) {
 		}
 	}
 	return err
-}
-
-// mark sets in_use in the new top, durably.
-func (n *Stack) mark() error {
-	d := n.top
-	b := storage.AlignedBuffer(image.SectorSize)
-	if err := d.ReadSectors(b, 0, min(image.SectorSize, d.Size)); err != nil {
-		return d.IOError("read header", 0, err)
-	}
-	n.life.first = b
-	d.Header.InUse, d.Header.ExtOff = format.InUseDirty, 0
-	d.Header.Flags &^= format.FlagEmpty
-	if err := n.writeHeader(); err != nil {
-		return err
-	}
-	d.WroteFirst()
-	return nil
 }
 
 // unmark writes back what mark wrote over.

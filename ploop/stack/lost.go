@@ -134,11 +134,11 @@ func (x *index) restore(s *Stack, sectors []int64) error {
 	if !lost {
 		return nil
 	}
-	if err := s.beginStructure(); err != nil {
+	if err := s.life.beginStructure(); err != nil {
 		return err
 	}
-	defer s.endStructure()
-	if err := s.intact(); err != nil {
+	defer s.life.endStructure()
+	if err := s.space.intact(s); err != nil {
 		return err
 	}
 	gen := x.syncFailed.Load()

@@ -77,12 +77,11 @@ const growStep = 128 << 20
 
 // allocate takes a free cluster of the top's file. clean says that it reads as
 // zeroes.
-func (s *Stack) allocate() (pos uint64, clean bool, err error) {
-	if err := s.intact(); err != nil {
+func (p *space) allocate(s *Stack) (pos uint64, clean bool, err error) {
+	if err := p.intact(s); err != nil {
 		return 0, false, err
 	}
-	p := &s.space
-	if err := p.mu.Lock(s.over()); err != nil { // a growth may hang
+	if err := p.mu.Lock(s.life.over()); err != nil { // a growth may hang
 		return 0, false, err
 	}
 	defer p.mu.Unlock()
@@ -91,7 +90,7 @@ func (s *Stack) allocate() (pos uint64, clean bool, err error) {
 		return pos, false, nil
 	}
 	if p.next == p.have {
-		if err := s.grow(); err != nil {
+		if err := p.grow(s); err != nil {
 			return 0, false, err
 		}
 	}
@@ -101,9 +100,9 @@ func (s *Stack) allocate() (pos uint64, clean bool, err error) {
 
 // grow adds room to the file, in large steps while the file system has it and
 // down to one cluster when it is nearly full.
-func (s *Stack) grow() error {
-	p, h := &s.space, &s.top.Header
-	if err := s.skipForeign(); err != nil {
+func (p *space) grow(s *Stack) error {
+	h := &s.top.Header
+	if err := p.skipForeign(s); err != nil {
 		return err
 	}
 	from := int64(h.SectorAt(p.have)) * image.SectorSize
@@ -125,17 +124,17 @@ func (s *Stack) grow() error {
 	// Whoever supersedes this stack either sees the new end or keeps it from
 	// being used.
 	p.end.Store(p.have + n)
-	if err := s.beginStructure(); err != nil {
+	if err := s.life.beginStructure(); err != nil {
 		return err
 	}
-	defer s.endStructure()
+	defer s.life.endStructure()
 	raise(&p.reach, from+int64(n+1)*s.cluster) // with the guard
 	for ; ; n /= 2 {
 		err := s.top.File.Allocate(from, int64(n)*s.cluster)
 		if err == nil {
 			p.have, p.step = p.have+n, 2*n
-			s.expect(from + int64(n)*s.cluster)
-			return s.guard()
+			p.expect(from + int64(n)*s.cluster)
+			return p.guard(s)
 		}
 		full := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG)
 		if full {
@@ -150,10 +149,10 @@ func (s *Stack) grow() error {
 
 // giveBack makes a position free again. It is free only from the next open on if
 // the stack is superseded while a growth hangs.
-func (s *Stack) giveBack(pos uint64) {
-	if s.space.mu.Lock(s.over()) == nil {
-		s.space.free.Add(pos)
-		s.space.mu.Unlock()
+func (p *space) giveBack(s *Stack, pos uint64) {
+	if p.mu.Lock(s.life.over()) == nil {
+		p.free.Add(pos)
+		p.mu.Unlock()
 	}
 }
 

@@ -143,7 +143,7 @@ func openStack(refs []image.Ref, o Options) (_ *Stack, err error) {
 	if err := s.load(); err != nil {
 		return nil, err
 	}
-	s.expect(s.top.Size)
+	s.space.expect(s.top.Size)
 	s.start()
 	if o.Damaged {
 		s.logDamage()

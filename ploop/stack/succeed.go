@@ -12,19 +12,22 @@ import (
 	"holdfast/ploop/internal/table"
 )
 
+// successor is a stack that is being made to go on where another one stands. Nobody else has it.
+type successor struct{ *Stack }
+
 // succeed makes the stack of Handover.Prepare.
 func (s *Stack) succeed(c Succession) (_ *Stack, err error) {
 	if err := s.checkSuccession(c); err != nil {
 		return nil, err
 	}
-	n := &Stack{readOnly: s.readOnly, noOrder: s.noOrder, log: s.log, opts: s.opts}
+	n := &successor{&Stack{readOnly: s.readOnly, noOrder: s.noOrder, log: s.log, opts: s.opts}}
 	n.opts.Size = s.size // a raw base may have become longer
 	n.start()
 	n.grace.skip = s.grace.skip
 	if !s.idle() {
 		n.life.before = append(n.life.before, s)
 	}
-	if !s.predecessorsIdle() {
+	if !s.life.predecessorsIdle() {
 		s.life.mu.Lock()
 		n.life.before = append(n.life.before, s.life.before...)
 		s.life.mu.Unlock()
@@ -66,9 +69,9 @@ func (s *Stack) succeed(c Succession) (_ *Stack, err error) {
 		}
 	}
 	if n.top == s.top {
-		s.life.after.Store(n)
+		s.life.after.Store(n.Stack)
 	}
-	return n, nil
+	return n.Stack, nil
 }
 
 func (s *Stack) checkSuccession(c Succession) error {
@@ -131,7 +134,7 @@ func (s *Stack) reopen(level int, ref image.Ref, c Succession) (*delta, error) {
 }
 
 // distinct refuses a file that is in the stack twice. It asks no storage.
-func (n *Stack) distinct(c Succession) error {
+func (n *successor) distinct(c Succession) error {
 	for i, d := range n.deltas {
 		for k, other := range n.deltas {
 			if k != i && c.Reopen[i] && sameFile(d, other) {
@@ -150,7 +153,7 @@ func sameFile(a, b *delta) bool {
 
 // inherit checks the images opened anew and builds the stack's state from
 // them and from what s knows.
-func (n *Stack) inherit(s *Stack, c Succession) (err error) {
+func (n *successor) inherit(s *Stack, c Succession) (err error) {
 	for level, d := range n.deltas {
 		if !c.Reopen[level] {
 			continue
@@ -215,7 +218,7 @@ func (n *Stack) inherit(s *Stack, c Succession) (err error) {
 }
 
 // takeInUse is the check of in_use for images that are taken as they are.
-func (n *Stack) takeInUse(d *delta) error {
+func (n *successor) takeInUse(d *delta) error {
 	o := n.opts
 	o.TakeOver = true
 	return n.checkInUse(d, d.Level == n.Top(), o)
@@ -223,7 +226,7 @@ func (n *Stack) takeInUse(d *delta) error {
 
 // inheritIndex marks what isn't known durable of the index as lost: it is
 // written anew before anything relies on it.
-func (n *Stack) inheritIndex(c Succession, known knowledge) {
+func (n *successor) inheritIndex(c Succession, known knowledge) {
 	l := &n.index.lost
 	l.Lock()
 	defer l.Unlock()
@@ -243,12 +246,12 @@ func (n *Stack) inheritIndex(c Succession, known knowledge) {
 		}
 	}
 	for at := range l.sectors {
-		n.index.mark(n, at)
+		n.index.mark(n.Stack, at)
 	}
 }
 
 // inheritExtension carries over what the file of a top in use doesn't tell.
-func (n *Stack) inheritExtension(s *Stack, c Succession) {
+func (n *successor) inheritExtension(s *Stack, c Succession) {
 	own := n.top.Ext
 	n.bitmaps, n.unknown, n.keep = s.bitmaps, s.unknown, s.keep
 	if c.Reopen[n.Top()] {
@@ -277,12 +280,12 @@ func (n *Stack) inheritExtension(s *Stack, c Succession) {
 
 // inheritEnd knows where the top's file ends. What of s is still under way may
 // yet make it longer.
-func (n *Stack) inheritEnd(s *Stack, c Succession) {
+func (n *successor) inheritEnd(s *Stack, c Succession) {
 	p := &n.space
 	if c.Reopen[n.Top()] {
-		n.expect(n.top.Size)
+		n.space.expect(n.top.Size)
 	} else {
-		n.expect(s.space.size.Load())
+		n.space.expect(s.space.size.Load())
 		p.cut.Store(s.space.cut.Load())
 	}
 	raise(&p.reach, s.space.reach.Load())
@@ -291,7 +294,7 @@ func (n *Stack) inheritEnd(s *Stack, c Succession) {
 // inheritSpace finds out where new clusters may be put. What s doesn't hold for
 // free isn't, although no entry has it: the durable index may still have one, or
 // a failed write might bring one.
-func (n *Stack) inheritSpace(s *Stack, c Succession) {
+func (n *successor) inheritSpace(s *Stack, c Succession) {
 	d, p := n.top, &n.space
 	end := s.space.end.Load()
 	whole := end
@@ -327,4 +330,21 @@ func (n *Stack) inheritSpace(s *Stack, c Succession) {
 			p.free.Remove(d.Header.PositionOf(uint64(e.Sector())))
 		}
 	}
+}
+
+// mark sets in_use in the new top, durably.
+func (n *successor) mark() error {
+	d := n.top
+	b := storage.AlignedBuffer(image.SectorSize)
+	if err := d.ReadSectors(b, 0, min(image.SectorSize, d.Size)); err != nil {
+		return d.IOError("read header", 0, err)
+	}
+	n.life.first = b
+	d.Header.InUse, d.Header.ExtOff = format.InUseDirty, 0
+	d.Header.Flags &^= format.FlagEmpty
+	if err := n.writeHeader(); err != nil {
+		return err
+	}
+	d.WroteFirst()
+	return nil
 }

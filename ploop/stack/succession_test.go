@@ -215,9 +215,9 @@ func TestSucceedLocks(t *testing.T) {
 
 // wouldWrite says whether s would write structure.
 func (s *Stack) wouldWrite() error {
-	err := s.beginStructure()
+	err := s.life.beginStructure()
 	if err == nil {
-		s.endStructure()
+		s.life.endStructure()
 	}
 	return err
 }
@@ -585,7 +585,7 @@ func lateWrite(t *testing.T, how string, careless bool) (hurt bool) {
 	eventually(t, "close of the old file", s.top.File.(*simHandle).closed.Load)
 	if !careless {
 		// Now that nothing is under way, places are reused again.
-		if !next.predecessorsIdle() {
+		if !next.life.predecessorsIdle() {
 			t.Error("something is still taken for under way")
 		}
 		if err := next.Discard(10*4096, 4096); err != nil {

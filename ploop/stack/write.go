@@ -40,7 +40,7 @@ func (s *Stack) pieces(off, n int64, do func(i uint64, in, n int64) error) error
 
 // ReadAt reads len(p) bytes at off; both must be whole sectors of the disk.
 func (s *Stack) ReadAt(p []byte, off int64) (int, error) {
-	defer s.endCall(s.beginCall())
+	defer s.calls.end(s.calls.begin())
 	done := 0
 	err := s.pieces(off, int64(len(p)), func(i uint64, in, n int64) error {
 		if err := s.readPiece(i, in, p[done:done+int(n)]); err != nil {
@@ -69,7 +69,7 @@ func (s *Stack) readPiece(i uint64, in int64, p []byte) error {
 		}
 		// Busy: whoever changes it holds the lock, or failed and left it
 		// for us to find out.
-		if err := s.locks.Lock(i, s.over()); err != nil {
+		if err := s.locks.Lock(i, s.life.over()); err != nil {
 			return err
 		}
 		_, err := s.settled(i)
@@ -101,7 +101,7 @@ func (s *Stack) WriteAt(p []byte, off int64) (int, error) {
 	if s.readOnly {
 		return 0, ErrReadOnly
 	}
-	defer s.endCall(s.beginCall())
+	defer s.calls.end(s.calls.begin())
 	done := 0
 	err := s.pieces(off, int64(len(p)), func(i uint64, in, n int64) error {
 		if err := s.writePiece(i, in, p[done:done+int(n)]); err != nil {
@@ -114,7 +114,7 @@ func (s *Stack) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (s *Stack) writePiece(i uint64, in int64, p []byte) error {
-	if err := s.locks.Lock(i, s.over()); err != nil {
+	if err := s.locks.Lock(i, s.life.over()); err != nil {
 		return err
 	}
 	defer s.locks.Unlock(i)
@@ -143,7 +143,7 @@ func (s *Stack) alone(i uint64, in, n int64, change func() error) error {
 	}
 	s.table.SetBusy(i)
 	defer s.table.UnsetBusy(i)
-	if err := s.grace.wait(s.over()); err != nil {
+	if err := s.grace.wait(s.life.over()); err != nil {
 		return err
 	}
 	return change()
@@ -153,21 +153,21 @@ func (s *Stack) alone(i uint64, in, n int64, change func() error) error {
 // its old content (nothing, or a lower delta's) with n bytes at in replaced by
 // p; a nil p stands for zeroes.
 func (s *Stack) newCluster(i uint64, e table.Entry, in int64, p []byte, n int64) error {
-	pos, clean, err := s.allocate()
+	pos, clean, err := s.space.allocate(s)
 	if err != nil {
 		return err
 	}
 	gen := s.index.syncFailed.Load()
 	sector := s.top.Header.SectorAt(pos)
 	if err := s.fillCluster(int64(sector)*image.SectorSize, clean, e, in, p, n); err != nil {
-		s.giveBack(pos)
+		s.space.giveBack(s, pos)
 		return err
 	}
 	failpoint.Hit("data-index")
 	op := []indexOp{{cluster: i, from: e, to: table.MakeEntry(s.Top(), sector)}}
 	attempted, err := s.index.commit(s, op, &gen)
 	if err != nil && !attempted {
-		s.giveBack(pos)
+		s.space.giveBack(s, pos)
 	}
 	return err
 }
@@ -218,7 +218,7 @@ func (s *Stack) fillCluster(off int64, clean bool, e table.Entry, in int64, p []
 
 // Flush makes everything acknowledged before the call durable.
 func (s *Stack) Flush() error {
-	defer s.endCall(s.beginCall())
+	defer s.calls.end(s.calls.begin())
 	if s.closed.Load() {
 		return ErrClosed
 	}
@@ -231,7 +231,7 @@ func (s *Stack) Flush() error {
 			return err
 		}
 	}
-	if err := s.intact(); err != nil {
+	if err := s.space.intact(s); err != nil {
 		return err
 	}
 	if err := s.sync(); err != nil {
