@@ -112,3 +112,48 @@ func TestHandoverForgotten(t *testing.T) {
 		t.Error("it is still counted")
 	}
 }
+
+// TestSucceedUndo: a succession that doesn't come to be leaves the file as it
+// was, and the old stack goes on.
+func TestSucceedUndo(t *testing.T) {
+	m, s := mountScene(t)
+	m.copyOf("copy", "top", false)
+	f := m.w.files["copy"]
+	copy(f.now[44:], []byte{0, 0, 0, 0}) // closed
+	was := bytes.Clone(f.now)
+	h, next := mustSucceed(t, s, one("b/copy"))
+	if bytes.Equal(was, f.now) {
+		t.Error("in_use is not set")
+	}
+	if _, err := s.WriteAt(clusterOf(9), 9*4096); !errors.Is(err, ErrSuperseded) {
+		t.Errorf("the old one writes: %v", err)
+	}
+	if err := h.Abort(); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(was, f.now) || !bytes.Equal(was, f.durable) {
+		t.Error("the copy is not as it was")
+	}
+	if !next.top.File.(*simHandle).closed.Load() {
+		t.Error("the copy is still open")
+	}
+	if _, err := next.ReadAt(make([]byte, 512), 0); !errors.Is(err, ErrClosed) {
+		t.Errorf("the new one reads: %v", err)
+	}
+	// As well with the same file, whose lock goes there and back.
+	for range 2 {
+		h, next = mustSucceed(t, s, one("b/top"))
+		if s.top.File.Locked() || !next.top.File.Locked() {
+			t.Error("the lock did not change hands")
+		}
+		if err := h.Abort(); err != nil {
+			t.Fatal(err)
+		}
+		if !s.top.File.Locked() {
+			t.Error("the lock did not come back")
+		}
+	}
+	wantScene(t, s)
+	writeByte(t, s, 7, 7)
+	closeClean(t, m, s)
+}

@@ -3,12 +3,15 @@ package stack
 import (
 	"errors"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
 
 	"holdfast/ploop"
 	"holdfast/ploop/image"
+	"holdfast/ploop/internal/format"
 	"holdfast/ploop/internal/storage"
 )
 
@@ -154,4 +157,34 @@ func TestCopyUpPieces(t *testing.T) {
 	if string(got) != string(want) {
 		t.Error("the disk isn't what it was, but for what was written")
 	}
+}
+
+// TestFreeSpace: from the places in use the allocator finds exactly the gaps,
+// and never gives a place twice.
+func TestFreeSpace(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := rapid.Uint64Range(1, 300).Draw(t, "n")
+		used := make(format.Positions, (n+63)/64)
+		in := rapid.SliceOfDistinct(rapid.Uint64Range(0, n-1), func(i uint64) uint64 { return i }).Draw(t, "used")
+		for _, i := range in {
+			used.Add(i)
+		}
+		if got := slices.Collect(used.All()); !slices.Equal(got, slices.Sorted(slices.Values(in))) {
+			t.Fatalf("all gives %v of %v", got, in)
+		}
+		var p space
+		p.load(used)
+		end := uint64(0)
+		for _, i := range in {
+			end = max(end, i+1)
+		}
+		if p.next != end || p.have != end || p.usedEnd() != end || p.free.N != end-uint64(len(in)) {
+			t.Fatalf("%d of %d in use: next %d, have %d, %d free", len(in), end, p.next, p.have, p.free.N)
+		}
+		for i := range end {
+			if p.free.Has(i) == used.Has(i) {
+				t.Fatalf("place %d is both or neither", i)
+			}
+		}
+	})
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"holdfast/ploop/image"
+	"holdfast/ploop/internal/format"
 	"holdfast/ploop/internal/storage"
 )
 
@@ -348,4 +349,58 @@ func (f *countedWrites) WriteAt(p []byte, off int64) (int, error) {
 	f.n.Add(1)
 	f.bytes.Add(int64(len(p)))
 	return f.File.WriteAt(p, off)
+}
+
+// TestSyncOverlap: while a sync is under way that began before, nothing comes
+// into the index; what it says of lost data counts. When the stack is superseded
+// nobody waits for it any more.
+func TestSyncOverlap(t *testing.T) {
+	for _, how := range []string{"fails", "succeeds", "superseded"} {
+		m, s := mountScene(t)
+		flush := beginFlush(s) // a sync of the caller's own
+		late := make(chan error, 1)
+		go func() {
+			_, err := s.WriteAt(clusterOf(20), 200*4096)
+			late <- err
+		}()
+		eventually(t, "wait for the other sync", func() bool {
+			s.top.syncs.mu.Lock()
+			defer s.top.syncs.mu.Unlock()
+			return s.top.syncs.next.first != nil
+		})
+		if v := m.w.files["top"].now[format.HeaderSize+4*200]; v != 0 {
+			t.Errorf("%s: it is in the index already", how)
+		}
+		switch how {
+		case "superseded":
+			h := begin(t, s)
+			if err := <-late; !errors.Is(err, ErrSuperseded) {
+				t.Errorf("superseded: %v", err)
+			}
+			if err := h.Abort(); err != nil {
+				t.Error(err)
+			}
+			flush.end(nil)
+			writeByte(t, s, 200, 20)
+			if err := s.Flush(); err != nil || s.IndexDirty() {
+				t.Errorf("dirty after a flush, %v", err)
+			}
+		case "fails":
+			flush.end(syscall.EIO)
+			if err := <-late; !errors.Is(err, syscall.EIO) {
+				t.Errorf("fails: %v", err)
+			}
+			wantByte(t, s, 200, 0)
+		case "succeeds":
+			if flush.end(nil); flush.state != FlushDone {
+				t.Error("not complete")
+			}
+			if err := <-late; err != nil {
+				t.Error(err)
+			}
+			wantByte(t, s, 200, 20)
+		}
+		wantScene(t, s)
+		closeClean(t, m, s)
+	}
 }

@@ -61,8 +61,8 @@ func MountOfOpen(fd int) (image.Mount, error) {
 	}
 	m.Super = unix.Mkdev(st.Dev_major, st.Dev_minor)
 	if e, ok := mountEntry(fd); ok {
-		m.Super, m.Type, m.Source = e.super, e.FSType, e.Source
-		m.Scope = ScopeOf(e)
+		m.Super, m.Type, m.Source = e.super, e.fsType, e.source
+		m.Scope = scopeOf(e)
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
 		// One lock a special file, wherever the file system of that is.
@@ -71,33 +71,33 @@ func MountOfOpen(fd int) (image.Mount, error) {
 	return m, nil
 }
 
-// MountInfo is a line of mountinfo(5).
-type MountInfo struct {
+// mountInfo is a line of mountinfo(5).
+type mountInfo struct {
 	super          uint64
-	FSType, Source string
+	fsType, source string
 	options        []string // the mount's and the superblock's
 }
 
 // mountEntry finds the mount of an open file in the process's table of mounts.
-func mountEntry(fd int) (MountInfo, bool) {
+func mountEntry(fd int) (mountInfo, bool) {
 	info, err := readKernel(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
 	if err != nil {
-		return MountInfo{}, false
+		return mountInfo{}, false
 	}
 	_, id, ok := strings.Cut(string(info), "mnt_id:")
 	if !ok {
-		return MountInfo{}, false
+		return mountInfo{}, false
 	}
 	id, _, _ = strings.Cut(id, "\n")
 	table, err := readKernel("/proc/self/mountinfo")
 	if err != nil {
-		return MountInfo{}, false
+		return mountInfo{}, false
 	}
-	return FindMount(string(table), strings.TrimSpace(id))
+	return findMount(string(table), strings.TrimSpace(id))
 }
 
-// FindMount finds a mount by its ID in a table as mountinfo(5) describes.
-func FindMount(table, id string) (e MountInfo, ok bool) {
+// findMount finds a mount by its ID in a table as mountinfo(5) describes.
+func findMount(table, id string) (e mountInfo, ok bool) {
 	for line := range strings.Lines(table) {
 		// 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
 		if !strings.HasPrefix(line, id+" ") {
@@ -114,7 +114,7 @@ func FindMount(table, id string) (e MountInfo, ok bool) {
 		if err1 != nil || err2 != nil {
 			return e, false
 		}
-		e = MountInfo{super: unix.Mkdev(uint32(a), uint32(b)), FSType: right[0], Source: right[1]}
+		e = mountInfo{super: unix.Mkdev(uint32(a), uint32(b)), fsType: right[0], source: right[1]}
 		e.options = slices.Concat(strings.Split(left[5], ","), strings.Split(right[2], ","))
 		return e, true
 	}
@@ -134,26 +134,26 @@ var oneSuperblock = []string{
 	"ubifs", // of a volume of flash
 }
 
-// ScopeOf says who sees locks on the files of a mount. What isn't known is ScopeMount: FUSE in
+// scopeOf says who sees locks on the files of a mount. What isn't known is ScopeMount: FUSE in
 // general (the kernel keeps the locks unless the server asked for them, which nothing shows), 9p,
 // SMB (which passes locks on only when the server takes its lease back), overlayfs (whose locks
 // are its own, and not those of the layers).
-func ScopeOf(e MountInfo) image.Scope {
+func scopeOf(e mountInfo) image.Scope {
 	has := func(option string) bool { return slices.Contains(e.options, option) }
 	switch {
-	case e.FSType == "nfs" || e.FSType == "nfs4":
+	case e.fsType == "nfs" || e.fsType == "nfs4":
 		// nfs(5): locks go to the server unless local_lock or nolock keep them here.
 		if has("local_lock=none") && !has("nolock") {
 			return image.ScopeStorage
 		}
 		return image.ScopeMount
-	case e.FSType == "ceph", // Documentation/filesystems/ceph.rst: the metadata server has them
-		e.FSType == "fuse.glusterfs",         // features/locks, a translator of the bricks
-		e.FSType == "lustre" && has("flock"): // mount.lustre(8): flock is coherent, localflock isn't
+	case e.fsType == "ceph", // Documentation/filesystems/ceph.rst: the metadata server has them
+		e.fsType == "fuse.glusterfs",         // features/locks, a translator of the bricks
+		e.fsType == "lustre" && has("flock"): // mount.lustre(8): flock is coherent, localflock isn't
 		return image.ScopeStorage
-	case slices.Contains(oneSuperblock, e.FSType):
+	case slices.Contains(oneSuperblock, e.fsType):
 		return image.ScopeHost
-	case unix.Major(e.super) != 0 && !IsFUSE(e.FSType):
+	case unix.Major(e.super) != 0 && !IsFUSE(e.fsType):
 		// It lies on a block device, of which the kernel makes one superblock (get_tree_bdev).
 		return image.ScopeHost
 	}

@@ -123,3 +123,30 @@ func TestSucceedRawGrown(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestTruncatedRawBase: what a raw base lost while it was open is an error and
+// not zeroes, which COW would make last.
+func TestTruncatedRawBase(t *testing.T) {
+	dir := memDir(t)
+	raw := image.Ref{Path: filepath.Join(dir, "raw"), Raw: true}
+	if err := os.WriteFile(raw.Path, bytes.Repeat([]byte{5}, 5*4096+image.SectorSize), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	top := makeImage(t, filepath.Join(dir, "top"), 2, 8, 8*8)
+	s := mustOpen(t, []image.Ref{raw, top}, Options{})
+	defer s.Close()
+	sector := make([]byte, image.SectorSize)
+	sector[0] = 1
+	if _, err := s.WriteAt(sector, 5*4096); err != nil {
+		t.Fatalf("the base's own partial end: %v", err)
+	}
+	if err := os.Truncate(raw.Path, 2*4096); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.WriteAt(sector, 4*4096); err == nil {
+		t.Error("zeroes were copied up in place of what the base lost")
+	}
+	if _, err := s.ReadAt(sector, 3*4096); err == nil {
+		t.Error("zeroes were read in place of what the base lost")
+	}
+}
