@@ -129,8 +129,12 @@ func (d *Device) succeed(ctx context.Context, c succession) (err error) {
 	swapping := false
 	defer func() {
 		if swapping {
-			// What began now would find neither the old stack nor the new one.
+			// What began now would find neither the old stack nor the new one. The
+			// handover stays open, since nobody knows which of them the queues have.
 			return
+		}
+		if errors.Is(err, stack.ErrHandover) {
+			return // that is how an earlier change has ended
 		}
 		if errors.Is(err, stack.ErrLockLost) {
 			// Somebody else may write to the image: better nobody of ours does,
