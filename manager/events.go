@@ -37,6 +37,7 @@ type events struct {
 type position struct {
 	Instance string `json:"instance"`
 	Seq      uint64 `json:"seq"`
+	done     uint64 // of these, those that hooks have been given
 }
 
 type positionsFile struct {
@@ -57,6 +58,7 @@ func newEvents(path, boot string, every time.Duration, log zerolog.Logger) *even
 	}
 	if err == nil && f.BootID == boot {
 		for name, p := range f.Devices {
+			p.done = p.Seq
 			ev.pos[name] = &p
 		}
 	}
@@ -74,23 +76,23 @@ func (ev *events) position(name string) api.JournalQuery {
 }
 
 // take adds an event that a server has told. fresh: it was not known; gap: events before it are
-// lost.
-func (ev *events) take(name string, e api.Event) (fresh, gap bool) {
+// lost; at is how far the journal was read then.
+func (ev *events) take(name string, e api.Event) (fresh, gap bool, at uint64) {
 	e.Device = name
-	lost := ev.advance(name, &e)
+	lost, at := ev.advance(name, &e)
 	if lost > 0 {
 		ev.add(api.Event{Time: time.Now(), Device: name, Kind: api.EventMissed, Missed: lost, Message: fmt.Sprintf("%d events of the device are lost", lost)})
 	}
 	if e.Seq == 0 || e.Kind == api.EventJournal || e.Kind == api.EventMissed {
-		return lost > 0, lost > 0
+		return lost > 0, lost > 0, at
 	}
 	ev.add(e)
-	return true, lost > 0
+	return true, lost > 0, at
 }
 
 // advance moves a device's position past an event, and says how many before it are lost. An event that
 // is known loses its number.
-func (ev *events) advance(name string, e *api.Event) (lost uint64) {
+func (ev *events) advance(name string, e *api.Event) (lost, at uint64) {
 	ev.posMu.Lock()
 	defer ev.posMu.Unlock()
 	p := ev.pos[name]
@@ -119,7 +121,16 @@ func (ev *events) advance(name string, e *api.Event) (lost uint64) {
 		}
 		p.Seq = e.Seq
 	}
-	return lost
+	return lost, p.Seq
+}
+
+// handled says that all events that were taken of a device have been given to its hooks.
+func (ev *events) handled(name string) {
+	ev.posMu.Lock()
+	defer ev.posMu.Unlock()
+	if p := ev.pos[name]; p != nil && p.done != p.Seq {
+		p.done, ev.dirty = p.Seq, true
+	}
 }
 
 // forget is for a device that is gone. Its events are kept.
@@ -156,7 +167,7 @@ func (ev *events) save() {
 	ev.dirty = false
 	f := positionsFile{ev.boot, map[string]position{}}
 	for name, p := range ev.pos {
-		f.Devices[name] = *p
+		f.Devices[name] = position{Instance: p.Instance, Seq: min(p.Seq, p.done)}
 	}
 	ev.posMu.Unlock()
 	for name, p := range f.Devices {

@@ -78,8 +78,12 @@ func (h *fakeHost) server(name string) *fakeServer {
 	waitFor(h.t, "the server of "+name, func() bool {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		s = h.servers[name]
-		return s != nil
+		if s = h.servers[name]; s == nil {
+			return false
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.http != nil // it has read what the one before left
 	})
 	return s
 }

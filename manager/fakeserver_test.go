@@ -44,6 +44,7 @@ type fakeServer struct {
 	more    chan struct{}
 	leave   error // to leave
 	refuse  error // any command
+	came    int   // requests
 }
 
 func newFakeServer(h *fakeHost, name string, pid int, binary string) *fakeServer {
@@ -212,6 +213,19 @@ func (s *fakeServer) silence() {
 	}
 }
 
+// requests are how many have come.
+func (s *fakeServer) requests() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.came
+}
+
+func (s *fakeServer) set(change func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change()
+}
+
 // answer ends a silence.
 func (s *fakeServer) answer() {
 	s.mu.Lock()
@@ -354,6 +368,7 @@ func (s *fakeServer) handler() http.Handler {
 	mux.HandleFunc("DELETE "+at+"/leases/{consumer}", s.serveLease)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
+		s.came++
 		hold, refuse := s.hold, s.refuse
 		s.mu.Unlock()
 		if hold != nil {

@@ -48,6 +48,7 @@ type hookQueue struct {
 	instance string // of the journal
 	last     string // the state after what is queued; "": not known
 	settle   uint64 // events are lost: the state counts after this event; 0: none are
+	settled  string // by that it was told of this, of which an event may come yet
 	waiting  []hook
 	running  bool
 }
@@ -86,38 +87,41 @@ func (h *hooks) queue(name string) *hookQueue {
 }
 
 // take has what an event says told. A reader of the journal calls it with one event after the other;
-// gap: events before this one are lost.
-func (h *hooks) take(p *peer, e api.Event, gap bool) {
+// gap: events before this one are lost; at is how far the journal was read with it.
+func (h *hooks) take(p *peer, e api.Event, gap bool, at uint64) {
 	h.mu.Lock()
 	q := h.queue(p.name)
 	if e.Kind == api.EventJournal {
 		q.instance = e.Message
 	}
 	if gap {
-		// What was lost may have been about standby; after the events that the journal has, the state tells.
-		q.settle = max(q.settle, e.Seq, 1)
+		// What was lost may have been about standby; after the events that the journal has yet, the state tells.
+		q.settle = max(at, 1)
 		if e.Kind == api.EventJournal {
 			q.settle = max(e.Seq, 2) - 1
 		}
 	}
 	told := h.told[p.name]
-	known := e.Seq != 0 && e.Kind != api.EventJournal && told.Instance == q.instance && e.Seq <= told.Seq
 	state := stateAfter(e.Kind)
-	if state != "" && !known {
+	fresh := state != "" && !(told.Instance == q.instance && e.Seq <= told.Seq) && state != q.settled
+	if state != "" {
+		q.settled = ""
+	}
+	if fresh {
 		q.last = state
 	}
-	settled := q.settle > 0 && (e.Kind == api.EventJournal && e.Seq <= 1 || e.Kind != api.EventJournal && e.Seq >= q.settle)
-	if settled {
+	settles := q.settle > 0 && max(at, 1) >= q.settle
+	if settles {
 		q.settle = 0
 	}
-	last, instance := q.last, q.instance
+	last, now := q.last, toldHook{position{Instance: q.instance, Seq: e.Seq}, state}
 	h.mu.Unlock()
-	at := toldHook{position{instance, e.Seq}, state}
-	if state != "" && !known {
-		h.add(p, e, at)
+	if fresh {
+		h.add(p, e, now)
 	}
-	if settled {
-		h.settle(p, last, at)
+	if settles {
+		now.Seq = at
+		h.settle(p, last, now)
 	}
 }
 
@@ -149,7 +153,8 @@ func (h *hooks) settle(p *peer, last string, at toldHook) {
 		return
 	}
 	h.mu.Lock()
-	h.queue(p.name).last = state
+	q := h.queue(p.name)
+	q.last, q.settled = state, state
 	h.mu.Unlock()
 	at.State = state
 	h.add(p, api.Event{Device: p.name, Kind: kind, Message: dev.Standby.Cause, Seq: at.Seq}, at)

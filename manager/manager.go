@@ -42,6 +42,7 @@ type Config struct {
 	driver driver
 	find   func(disks map[int]string) (map[int][]api.User, error) // users
 	dying  func(pid int) bool
+	exe    func(pid int) string // the program of a process
 	now    func() time.Time
 	pace   pace
 }
@@ -73,6 +74,9 @@ func (c *Config) complete() {
 	}
 	if c.dying == nil {
 		c.dying = api.Dying
+	}
+	if c.exe == nil {
+		c.exe = func(pid int) string { return fmt.Sprintf("/proc/%d/exe", pid) }
 	}
 	if c.now == nil {
 		c.now = time.Now

@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -53,13 +54,36 @@ func (f *fixture) stateDir() string { return filepath.Join(f.dir, "lib") }
 
 func (f *fixture) config() Config {
 	cfg := Config{RunDir: f.run(), StateDir: f.stateDir(), Version: "test", Build: "test", Targets: f.targets, NoTree: true, Log: zerolog.Nop(),
-		TargetRoots: target.Roots{Configfs: filepath.Join(f.dir, "config"), Sys: f.dir, Number: func(string) (uint32, uint32, bool) { return 0, 0, false }},
+		TargetRoots: target.Roots{Configfs: filepath.Join(f.dir, "config"), Sys: filepath.Join(f.dir, "none"), Number: f.number},
 		sys:         f.dir, driver: f.h, find: f.h.find, dying: f.h.dying, now: f.now, pace: f.pace}
 	cfg.Launcher = adopting{f.h}
+	cfg.exe = func(pid int) string {
+		if pid > 5_000_000 { // a made-up one
+			pid = os.Getpid()
+		}
+		return fmt.Sprintf("/proc/%d/exe", pid)
+	}
 	if !f.h.forks {
 		cfg.Launcher = f.h
 	}
 	return cfg
+}
+
+// number gives disks numbers, and directories in a tree like sysfs.
+func (f *fixture) number(path string) (uint32, uint32, bool) {
+	var id uint32
+	if _, err := fmt.Sscanf(path, "/dev/ublkb%d", &id); err != nil {
+		return 0, 0, false
+	}
+	at := filepath.Join(f.dir, "none/devices", filepath.Base(path))
+	links := filepath.Join(f.dir, "none/dev/block")
+	for _, dir := range []string{at, links} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			f.t.Error(err)
+		}
+	}
+	os.Symlink(at, filepath.Join(links, fmt.Sprintf("259:%d", id))) // may be there
+	return 259, id, true
 }
 
 func (f *fixture) start() {

@@ -114,16 +114,32 @@ func (p *peer) observation() observation {
 	return p.seen
 }
 
-// set changes what was seen, and tells those who wait.
+// outline is what others wait for a change of. Not for each answer: who waits asks when he is woken.
+func (o *observation) outline() [2]string {
+	switch {
+	case o.report != nil:
+		return [2]string{o.state, o.report.State}
+	case o.rec != nil:
+		return [2]string{o.state, unserved(o.rec, o.inDriver)}
+	}
+	return [2]string{o.state, ""}
+}
+
+// set changes what was seen, and wakes those who wait.
 func (p *peer) set(change func(o *observation)) {
 	p.mu.Lock()
-	was := p.seen.state
+	before, pid := p.seen.outline(), p.seen.pid
 	change(&p.seen)
-	is := p.seen.state
+	after := p.seen.outline()
+	was, is := before[0], after[0]
 	if is != was {
 		p.seen.since = p.all.cfg.now()
 	}
+	same := before == after && pid == p.seen.pid
 	p.mu.Unlock()
+	if same {
+		return
+	}
 	if is != was {
 		p.all.log.Info().Str("device", p.name).Str("server", is).Msgf("its server was %s", was)
 	}

@@ -242,12 +242,13 @@ func (ps *peers) allProblems() []api.Problem {
 
 // journal takes an event that a server has told.
 func (ps *peers) journal(p *peer, e api.Event) {
-	fresh, gap := ps.events.take(p.name, e)
+	fresh, gap, at := ps.events.take(p.name, e)
 	if fresh {
 		p.changed.broadcast()
 		ps.changed.broadcast()
 	}
-	ps.hooks.take(p, e, gap)
+	ps.hooks.take(p, e, gap, at)
+	ps.events.handled(p.name)
 	ps.targets.nudge()
 }
 

@@ -270,7 +270,7 @@ func stateOf(dev *api.Device) string {
 // keepBinary is a path of the program of a process that stays what it is: where it was started from, if it is still
 // there, or else a copy.
 func (m *Manager) keepBinary(pid int, name string) (path string, err error) {
-	exe := fmt.Sprintf("/proc/%d/exe", pid)
+	exe := m.cfg.exe(pid)
 	is, err := os.Stat(exe)
 	if err != nil {
 		return "", err
