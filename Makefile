@@ -115,7 +115,7 @@ race:
 	CGO_ENABLED=1 $(GO) test $(PATIENT) -race -short ./...
 
 single:
-	GOMAXPROCS=1 $(GO) test $(PATIENT) -short ./ploop/... ./ublk/... ./standby ./device ./server/... ./state ./sysfs ./target ./control ./manager/...
+	GOMAXPROCS=1 $(GO) test $(PATIENT) -short ./ploop/... ./ublk/... ./standby ./server/... ./state ./sysfs ./control ./manager/...
 
 # A number of runs, not a time: the fuzzer may fail by its own deadline. make soak has more.
 FUZZTIME ?= 5000x
@@ -134,13 +134,13 @@ failpoints:
 # test as well on none; make soak has all on all. The kernels run side by side, and what needs no two queues with
 # one processor: two that are emulated hold each other up when they have to share one. Time is up when no
 # test begins or ends any more, and not when the machine is slow.
-DRIVER    = ./ublk/... ./device
+DRIVER    = ./ublk/... ./server/device
 OTHERS    = ./cmd/holdfast ./internal/spawner ./sysfs/fusefs ./hack/faultfs
 CASES_oldest = odd
 CASES_newest = even
 TESTS     = $(patsubst %,-test %,$(1))
-VM_oldest = '-cpus 2 $(call TESTS,./ublk ./ublk/uring ./device ./hack/kill)' '-cpus 1 $(call TESTS,./cmd/holdfast)'
-VM_newest = '-cpus 1 $(call TESTS,./device)' '-cpus 2 $(call TESTS,./ublk/... ./hack/kill ./hack/story)'
+VM_oldest = '-cpus 2 $(call TESTS,./ublk ./ublk/uring ./server/device ./hack/kill)' '-cpus 1 $(call TESTS,./cmd/holdfast)'
+VM_newest = '-cpus 1 $(call TESTS,./server/device)' '-cpus 2 $(call TESTS,./ublk/... ./hack/kill ./hack/story)'
 VM_OTHER  = '-cpus 2 $(call TESTS,$(DRIVER) ./hack/kill)'
 vm: build failpoints
 	@mkdir -p build; $(MAKE) --no-print-directory -k -j $(KERNELS:%=vm-%) || { \

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"holdfast/api"
-	"holdfast/device"
 	"holdfast/ploop"
+	"holdfast/server/device"
 	"holdfast/state"
 )
 

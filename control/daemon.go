@@ -16,11 +16,11 @@ import (
 	"holdfast/api"
 	"holdfast/internal/spawner"
 	"holdfast/internal/users"
+	"holdfast/manager/target"
 	"holdfast/standby"
 	"holdfast/state"
 	"holdfast/sysfs"
 	"holdfast/sysfs/fusefs"
-	"holdfast/target"
 )
 
 // Config is what a daemon needs to know.

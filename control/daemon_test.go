@@ -15,8 +15,8 @@ import (
 	"time"
 
 	"holdfast/api"
-	"holdfast/device"
 	"holdfast/ploop"
+	"holdfast/server/device"
 	"holdfast/state"
 	"holdfast/ublk"
 )

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/api"
-	"holdfast/device"
 	"holdfast/ploop"
+	"holdfast/server/device"
 	"holdfast/state"
 )
 

@@ -15,11 +15,11 @@ import (
 	"github.com/rs/zerolog"
 
 	"holdfast/api"
-	"holdfast/device"
+	"holdfast/manager/target"
 	"holdfast/ploop"
+	"holdfast/server/device"
 	"holdfast/standby"
 	"holdfast/state"
-	"holdfast/target"
 	"holdfast/ublk"
 )
 

@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/api"
-	"holdfast/device"
 	"holdfast/internal/spawner"
 	"holdfast/internal/users"
 	"holdfast/ploop"
 	"holdfast/ploop/stack"
+	"holdfast/server/device"
 	"holdfast/standby"
 	"holdfast/state"
 	"holdfast/ublk"

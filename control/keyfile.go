@@ -13,9 +13,9 @@ import (
 	"github.com/google/renameio/v2"
 
 	"holdfast/api"
+	"holdfast/manager/target"
 	"holdfast/standby"
 	"holdfast/state"
-	"holdfast/target"
 )
 
 // keyFile is who holds the standby check. It belongs to the boot, as the run directory

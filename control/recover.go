@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"holdfast/api"
-	"holdfast/device"
 	"holdfast/internal/failpoint"
 	"holdfast/ploop"
+	"holdfast/server/device"
 	"holdfast/state"
 	"holdfast/ublk"
 )

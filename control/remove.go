@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"holdfast/api"
-	"holdfast/device"
+	"holdfast/server/device"
 	"holdfast/state"
 )
 

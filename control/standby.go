@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"holdfast/api"
-	"holdfast/device"
 	"holdfast/ploop"
 	"holdfast/ploop/stack"
+	"holdfast/server/device"
 	"holdfast/standby"
 	"holdfast/state"
 )

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"holdfast/api"
+	"holdfast/manager/target"
 	"holdfast/standby"
-	"holdfast/target"
 )
 
 // targetInterval is how often targets are looked at: a device is exported for at most so

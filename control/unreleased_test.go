@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"holdfast/api"
-	"holdfast/device"
 	"holdfast/ploop"
+	"holdfast/server/device"
 )
 
 // TestUnreleased: the driver takes a device for served, and its server is gone. It has a state of

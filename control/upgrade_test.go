@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"holdfast/api"
-	"holdfast/device"
+	"holdfast/server/device"
 	"holdfast/state"
 )
 

@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"holdfast/api"
-	"holdfast/device"
+	"holdfast/server/device"
 	"holdfast/ublk"
 )
 

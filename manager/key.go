@@ -16,9 +16,9 @@ import (
 	"github.com/rs/zerolog"
 
 	"holdfast/api"
+	"holdfast/manager/target"
 	"holdfast/standby"
 	"holdfast/state"
-	"holdfast/target"
 )
 
 // handHolder is who holds the standby check when it was turned on by hand.

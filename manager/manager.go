@@ -16,9 +16,9 @@ import (
 	"holdfast/api"
 	"holdfast/internal/users"
 	"holdfast/manager/launch"
+	"holdfast/manager/target"
 	"holdfast/state"
 	"holdfast/sysfs/fusefs"
-	"holdfast/target"
 )
 
 // Config is what a manager needs to know.

@@ -12,8 +12,8 @@ import (
 	"github.com/rs/zerolog"
 
 	"holdfast/api"
+	"holdfast/manager/target"
 	"holdfast/ploop/image"
-	"holdfast/target"
 )
 
 var ctx = context.Background()

@@ -10,7 +10,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"holdfast/api"
-	"holdfast/target"
+	"holdfast/manager/target"
 )
 
 // targetInterval is how often targets are looked at: a device is exported for at most so

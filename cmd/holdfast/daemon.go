@@ -19,7 +19,7 @@ import (
 	"holdfast/control"
 	"holdfast/internal/failpoint"
 	"holdfast/internal/spawner"
-	"holdfast/target"
+	"holdfast/manager/target"
 	"holdfast/ublk"
 )
 

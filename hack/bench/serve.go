@@ -15,8 +15,8 @@ import (
 	"github.com/rs/zerolog"
 
 	"holdfast/api"
-	"holdfast/device"
 	"holdfast/ploop"
+	"holdfast/server/device"
 	"holdfast/ublk"
 )
 

@@ -15,7 +15,7 @@ func TestProgress(t *testing.T) {
 	if p.idle() != 0 || p.underWay() != "" {
 		t.Errorf("before the first test: idle for %v, under way %q", p.idle(), p.underWay())
 	}
-	p.begin("holdfast/device")
+	p.begin("holdfast/server/device")
 	const text = "=== RUN   TestA\n    a_test.go:1: one\n--- PASS: TestA (0.10s)\n" +
 		"=== RUN   TestB\n=== RUN   TestB/x\n    b_test.go:7: first\n    b_test.go:8: last\nnoise\n--- FAIL: TestB (1.00s)\n    --- FAIL: TestB/x (0.50s)\n" +
 		"=== RUN   TestC\n=== RUN   TestC/copy\n=== RUN   TestC/copy/drop\n=== RUN   TestC/copy/land\n"
