@@ -24,7 +24,7 @@ const SocketName = "control.sock"
 // APIVersion is the version in the paths of the API.
 const APIVersion = 1
 
-// Where the daemon lives unless told otherwise.
+// Where the manager and the servers live unless told otherwise.
 const (
 	DefaultRunDir   = "/run/holdfast"
 	DefaultStateDir = "/var/lib/holdfast"
@@ -33,11 +33,11 @@ const (
 // maxReply bounds what a client reads.
 const maxReply = 64 << 20
 
-// A Client talks to the daemon of one run directory. Its methods return errors
+// A Client talks to the manager of one run directory, or to a server of it. Its methods return errors
 // of type *Error; they end early when their context does.
 type Client struct {
 	socket string
-	server string // of this device's server, and not of the daemon; "": of the daemon
+	server string // of this device's server, and not of the manager; "": of the manager
 	http   *http.Client
 }
 
@@ -87,7 +87,7 @@ func (c *Client) Snapshot(ctx context.Context) (*Snapshot, error) {
 	return call[Snapshot](ctx, c, http.MethodGet, "/v1/devices", nil)
 }
 
-// Brief asks for everything but the users of devices: for those the daemon looks at every
+// Brief asks for everything but the users of devices: for those the manager looks at every
 // process.
 func (c *Client) Brief(ctx context.Context) (*Snapshot, error) {
 	return call[Snapshot](ctx, c, http.MethodGet, "/v1/devices"+withoutUsers, nil)
@@ -112,7 +112,7 @@ func (c *Client) device(ctx context.Context, name, query string) (*Device, error
 	return call[Device](ctx, c, http.MethodGet, devicePath(name)+query, nil)
 }
 
-// Create makes a device. Image paths must be absolute: the daemon has another
+// Create makes a device. Image paths must be absolute: the server has another
 // working directory.
 func (c *Client) Create(ctx context.Context, spec Spec) (*Device, error) {
 	if err := CheckSpec(&spec); err != nil {
@@ -220,7 +220,7 @@ func (c *Client) failure(resp *http.Response) error {
 	e := new(Error)
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
 	if err != nil || json.Unmarshal(data, e) != nil || e.Message == "" {
-		return Errorf(CodeInternal, "%q answers %s, which is not a holdfast daemon's way", c.socket, resp.Status)
+		return Errorf(CodeInternal, "%q answers %s, which is not holdfast's way", c.socket, resp.Status)
 	}
 	return e
 }
@@ -243,7 +243,7 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 		return out, nil
 	}
 	if err := json.Unmarshal(data, out); err != nil {
-		return nil, Errorf(CodeInternal, "%q answers something else than a holdfast daemon: %w", c.socket, err)
+		return nil, Errorf(CodeInternal, "%q answers what is not holdfast's: %w", c.socket, err)
 	}
 	return out, nil
 }

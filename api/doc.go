@@ -4,7 +4,7 @@
 // # The API
 //
 // HTTP with JSON on <run-dir>/control.sock, mode 0600: whoever may open it has
-// the daemon's rights. Version 1:
+// the manager's rights. Version 1:
 //
 //	GET    /v1                     who answers: Daemon
 //	GET    /v1/devices             everything: Snapshot; ?users=false: but for who uses devices

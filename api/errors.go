@@ -20,9 +20,9 @@ const (
 	CodeDriver   Code = "driver"    // 503: the kernel can't serve devices now
 	// CodeNotSupported is 409: standby can't be had, as a fuse is off.
 	CodeNotSupported Code = "not_supported"
-	CodeStopping     Code = "stopping"    // 503: the daemon is going away
+	CodeStopping     Code = "stopping"    // 503: the manager or the server is going away
 	CodeInternal     Code = "internal"    // 500: anything else
-	CodeUnreachable  Code = "unreachable" // only from a Client: no daemon answers
+	CodeUnreachable  Code = "unreachable" // only from a Client, or of a server that the manager asked: it doesn't answer
 )
 
 // Status is the HTTP status that a code travels with.
@@ -44,7 +44,7 @@ func (c Code) Status() int {
 	return http.StatusInternalServerError
 }
 
-// Error is a failure of the daemon, as it also travels over the socket.
+// Error is a failure of the manager or a server, as it also travels over the socket.
 type Error struct {
 	Message string `json:"error"`
 	Code    Code   `json:"code"`
@@ -58,7 +58,7 @@ var _ error = (*Error)(nil)
 
 func (e *Error) Error() string { return e.Message }
 
-// Unwrap is the cause, on the daemon's side of the socket.
+// Unwrap is the cause, on the answering side of the socket.
 func (e *Error) Unwrap() error { return e.cause }
 
 // Errorf makes an Error; a %w in the format becomes its cause.

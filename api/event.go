@@ -38,7 +38,7 @@ const (
 	EventInconsistency = "inconsistency" // see standby.Inconsistency
 )
 
-// Kinds of events that the daemon adds to those of devices.
+// Kinds of events that servers and the manager add to those of devices.
 const (
 	EventKeyOn      = "standby-check-on"
 	EventKeyOff     = "standby-check-off"
@@ -47,7 +47,7 @@ const (
 	// Of a device whose server died or left.
 	EventRecovering    = "recovering"     // it is to be served again
 	EventRecoverFailed = "recover-failed" // an attempt failed, for another reason than the last
-	EventUpgradeFailed = "upgrade-failed" // this daemon goes on
+	EventUpgradeFailed = "upgrade-failed" // the server before goes on
 	EventJournal       = "journal"        // only to a reader of a server: what its journal has
 	EventMissed        = "missed"         // only to a reader that is too slow: how many it did not get
 )

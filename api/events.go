@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -34,7 +35,7 @@ func (c *Client) Events(ctx context.Context, q EventsQuery, do func(Event) error
 			switch {
 			case ctx.Err() != nil:
 				return nil
-			case !q.Follow && !dec.More():
+			case !q.Follow && err == io.EOF: // and not ErrUnexpectedEOF: an answer that was cut off
 				return nil
 			}
 			return c.unreachable(ctx, err)

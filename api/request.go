@@ -52,7 +52,7 @@ type UpgradeRequest struct {
 
 // UpgradeResult says how it went.
 type UpgradeResult struct {
-	PID     int     `json:"pid"`      // of the heir
+	PID     int     `json:"pid"`      // of the manager
 	Devices int     `json:"devices"`  // that were left to another server
 	Waiting int     `json:"waiting"`  // of those, not served yet
 	PauseMS float64 `json:"pause_ms"` // no device's I/O waited for longer

@@ -9,7 +9,7 @@ import (
 	"strconv"
 )
 
-// NewServerClient is a client of the server of one device, without the daemon between them: for
+// NewServerClient is a client of the server of one device, without the manager between them: for
 // what both understand, and what follows here. It does not connect yet.
 func NewServerClient(runDir, name string) *Client {
 	return newClient(&Client{socket: filepath.Join(runDir, "devices", name, "sock"), server: name})
@@ -74,7 +74,7 @@ func (c *Client) Journal(ctx context.Context, name string, q JournalQuery, do fu
 	}
 }
 
-// StopServers has the daemon end all servers in order.
+// StopServers has the manager end all servers in order.
 func (c *Client) StopServers(ctx context.Context, r StopRequest) (*StopResult, error) {
 	return call[StopResult](ctx, c, http.MethodPost, "/v1/stop", r)
 }

@@ -40,8 +40,8 @@ type Spec struct {
 	// RecoverTimeout is how long RecoverFail waits before it fails I/O; 0:
 	// DefaultRecoverTimeout.
 	RecoverTimeout Duration `json:"recover_timeout,omitempty"`
-	// Persist has the daemon create the device again after a reboot, and after its own
-	// end, until it is removed.
+	// Persist has the device created again after a reboot, and after a stop of all servers,
+	// until it is removed.
 	Persist bool `json:"persist,omitempty"`
 	// OnStandby and OnRecovered are programs for whoever owns the device to run
 	// when it goes to standby and when it has recovered; absolute paths.
@@ -96,13 +96,21 @@ const (
 	MaxDepth  = 4096
 )
 
+// CheckName says what is wrong with the name of a device.
+func CheckName(name string) error {
+	if !nameForm.MatchString(name) {
+		return fmt.Errorf("device name %q: want 1 to 64 of a-z A-Z 0-9 . _ -, the first a letter or digit", name)
+	}
+	if kernelName.MatchString(name) {
+		return fmt.Errorf("device name %q: names like the kernel's own (ublkb0) are not for devices", name)
+	}
+	return nil
+}
+
 // Validate says what is wrong with a spec by itself, without looking at files.
 func (s *Spec) Validate() error {
-	if !nameForm.MatchString(s.Name) {
-		return fmt.Errorf("device name %q: want 1 to 64 of a-z A-Z 0-9 . _ -, the first a letter or digit", s.Name)
-	}
-	if kernelName.MatchString(s.Name) {
-		return fmt.Errorf("device name %q: names like the kernel's own (ublkb0) are not for devices", s.Name)
+	if err := CheckName(s.Name); err != nil {
+		return err
 	}
 	if len(s.Images) == 0 {
 		return fmt.Errorf("device %s: no image given", s.Name)

@@ -2,8 +2,8 @@ package api
 
 import "time"
 
-// A Snapshot is the daemon at one moment. Every view (list, show, later the
-// attribute tree, metrics and events) is drawn from it and from nothing else.
+// A Snapshot is the host at one moment. Every view (list, show, the
+// attribute tree, metrics) is drawn from it and from nothing else.
 // It is taken without stopping I/O, so counters of one device may be some
 // requests apart from each other.
 type Snapshot struct {
@@ -34,12 +34,12 @@ type DriverInfo struct {
 	Missing string `json:"missing,omitempty"`
 }
 
-// A Device is one device as the daemon sees it.
+// A Device is one device as its server, or the manager, sees it.
 type Device struct {
 	Status
 	// Created is when it was created, by the clock.
 	Created time.Time `json:"created"`
-	// Persist: it is created again after a reboot, and after the daemon's own end.
+	// Persist: it is created again after a reboot, and after a stop of all servers.
 	Persist bool `json:"persist"`
 	// Users is who holds the device now.
 	Users []User `json:"users"`
@@ -52,12 +52,12 @@ type Device struct {
 	Events []Event `json:"events"`
 }
 
-// States of a device that the daemon adds to those of a live one.
+// States of a device that its server adds to those of a live one.
 const (
 	StateCreating = "creating" // being created
 	StateRemoving = "removing" // being removed
-	StateLost     = "lost"     // an earlier daemon died with it; not served
-	// Its server died or left, and the daemon is about to take it over: its
+	StateLost     = "lost"     // its server died with it, or the machine did; not served
+	// Its server died or left, and the next one is about to take it over: its
 	// requests wait.
 	StateRecovering = "recovering"
 	// It can't be taken over now: its requests fail (the recover policy fail).

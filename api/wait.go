@@ -33,15 +33,15 @@ func CheckStates(states []string) error {
 	return nil
 }
 
-// The pause before a client connects anew to a daemon that is gone doubles from the first to
+// The pause before a client connects anew to a manager that is gone doubles from the first to
 // the longest.
 const (
 	firstReconnect   = 100 * time.Millisecond
 	longestReconnect = 2 * time.Second
 )
 
-// Wait returns when the device is in one of the states; see Daemon.Wait. It waits in the
-// daemon and asks nothing meanwhile. While there is no daemon, as during a restart or an
+// Wait returns when the device is in one of the states; the manager or the server does the
+// waiting, and is asked nothing meanwhile. While there is none, as during a restart or an
 // upgrade, it waits for the next one.
 func (c *Client) Wait(ctx context.Context, name string, states []string) (*Device, error) {
 	if err := CheckStates(states); err != nil {

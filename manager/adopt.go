@@ -55,6 +55,7 @@ func (p *peer) launch(ctx context.Context) error {
 	defer cancel()
 	err := p.all.cfg.Launcher.Start(ctx, p.name)
 	p.set(func(o *observation) {
+		o.tried = p.all.cfg.now()
 		if err != nil {
 			o.wrong = fmt.Sprintf("it can't be started: %v", err)
 			return
@@ -92,7 +93,19 @@ func (p *peer) ensure(ctx context.Context) error {
 		switch p.state() {
 		case api.ServerUp:
 			return nil
-		case api.ServerSilent, api.ServerDying:
+		case api.ServerSilent:
+			left := p.patience()
+			if left <= 0 {
+				return p.unreachable()
+			}
+			select {
+			case <-changed:
+			case <-time.After(left):
+			case <-ctx.Done():
+				return p.unreachable()
+			}
+			continue
+		case api.ServerDying:
 			return p.unreachable()
 		}
 		if pid, held := state.Probe(p.all.cfg.RunDir, p.name); held && p.isEnding(pid) {
@@ -123,6 +136,23 @@ func (p *peer) ensure(ctx context.Context) error {
 		}
 	}
 }
+
+// patience is how long a command still waits for a silent server to answer, which one on a busy host may do
+// late: one that is starting as long as for its start, and another one for some questions, since it fell silent.
+func (p *peer) patience() time.Duration {
+	o := p.observation()
+	now := p.all.cfg.now()
+	if starting := now.Sub(o.launched); !o.launched.IsZero() && starting >= 0 {
+		return p.all.cfg.pace.start - starting
+	}
+	if silent := now.Sub(o.since); silent >= 0 {
+		return silentPatience*p.all.cfg.pace.ask - silent
+	}
+	return 0
+}
+
+// silentPatience is how many times [pace.ask] it is.
+const silentPatience = 5
 
 // unreachable says why the device's server can't be asked now.
 func (p *peer) unreachable() *api.Error {

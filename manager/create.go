@@ -41,13 +41,14 @@ func (m *Manager) Create(ctx context.Context, spec api.Spec) (*api.Device, error
 	if err := p.ensure(ctx); err != nil {
 		return nil, err
 	}
-	began := m.cfg.now()
 	dev, err := p.client.CreateHere(ctx, spec)
 	if err != nil {
 		p.nudge()
 		return nil, err
 	}
-	p.answered(began, nil, dev)
+	// It is as of now: who asked meanwhile was told of a device that is being created.
+	p.answered(m.cfg.now(), nil, dev)
+	m.peers.shortenTimeout(ctx, p.name, dev.ID) // before anybody is told of the device
 	if err := errors.Join(m.cfg.Launcher.Mounts(ctx, spec.Name, paths), m.cfg.Launcher.Enable(ctx, spec.Name, spec.Persist)); err != nil {
 		m.log.Error().Err(err).Str("device", spec.Name).Msg("it is served, and may not be after the next boot")
 	}

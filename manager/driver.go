@@ -23,6 +23,9 @@ type driver interface {
 	ours(ctx context.Context) ([]state.Disk, error)
 	// delete takes one of these away, whose server is gone.
 	delete(ctx context.Context, d state.Disk) error
+	// timeoutAttr is what is to be written where, so that a server's death is noticed soon;
+	// path "": nothing is.
+	timeoutAttr(ctx context.Context, id int) (path, value string, err error)
 	close()
 }
 
@@ -130,6 +133,14 @@ func (k *kernelDriver) delete(ctx context.Context, d state.Disk) error {
 			return fmt.Errorf("%w: %w", ublk.ErrUnreleased, ctx.Err())
 		}
 	}
+}
+
+func (k *kernelDriver) timeoutAttr(ctx context.Context, id int) (path, value string, err error) {
+	ctl, err := k.control()
+	if err != nil {
+		return "", "", err
+	}
+	return ctl.TimeoutAttr(ctx, id)
 }
 
 func (k *kernelDriver) close() {

@@ -27,11 +27,15 @@ type fakeHost struct {
 	wanted   map[string]bool
 	binaries map[string]string
 	broken   map[string]bool // programs that end at once
+	failed   map[string]int
 	enabled  map[string]bool
 	mounts   map[string][]string
 	calls    map[string]int // of the launcher, by method and name
 	startErr error
-	forks    bool // it can adopt
+	mute     bool          // servers begin silent
+	making   chan struct{} // creations wait for it
+	forks    bool          // it can adopt
+	missed   bool          // what was to be started at boot
 
 	disks    map[int]state.Disk // in the driver, served or not
 	pids     int
@@ -46,7 +50,7 @@ type fakeHost struct {
 
 func newFakeHost(t *testing.T, run, stateDir string) *fakeHost {
 	h := &fakeHost{t: t, run: run, stateDir: stateDir, boot: state.BootID(), servers: map[string]*fakeServer{}, wanted: map[string]bool{}, binaries: map[string]string{},
-		broken: map[string]bool{}, enabled: map[string]bool{}, mounts: map[string][]string{}, calls: map[string]int{}, forks: true,
+		broken: map[string]bool{}, failed: map[string]int{}, enabled: map[string]bool{}, mounts: map[string][]string{}, calls: map[string]int{}, forks: true,
 		disks: map[int]state.Disk{}, pids: 5_000_000, dead: map[int]bool{}, asked: map[string]int{}, inUse: map[string][]api.User{}}
 	t.Cleanup(func() {
 		for _, s := range h.all() {
@@ -116,11 +120,18 @@ func (h *fakeHost) Start(ctx context.Context, name string) error {
 func (h *fakeHost) spawn(name string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.servers[name] != nil || h.broken[h.binaries[name]] {
+	if h.broken[h.binaries[name]] {
+		h.failed[name]++
+		return
+	}
+	if h.servers[name] != nil {
 		return
 	}
 	h.pids++
 	s := newFakeServer(h, name, h.pids, h.binaries[name])
+	if h.mute {
+		s.silence()
+	}
 	h.servers[name] = s
 	go s.live()
 }
@@ -150,6 +161,14 @@ func (h *fakeHost) Stop(ctx context.Context, name string) error {
 	return nil
 }
 
+// Missed is asked only if the launcher doesn't fork.
+func (h *fakeHost) Missed(ctx context.Context, name string) (bool, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.calls["missed "+name]++
+	return h.missed && h.servers[name] == nil, nil
+}
+
 func (h *fakeHost) Enable(ctx context.Context, name string, on bool) error {
 	h.set(func() { h.enabled[name] = on })
 	return nil
@@ -168,6 +187,12 @@ func (h *fakeHost) SetBinary(ctx context.Context, name, path string) error {
 func (h *fakeHost) Forget(ctx context.Context, name string) error {
 	h.set(func() { h.calls["forget "+name]++; delete(h.wanted, name) })
 	return nil
+}
+
+func (h *fakeHost) Failed(name string) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.failed[name]
 }
 
 // Close implements Launcher.
@@ -217,6 +242,10 @@ func (h *fakeHost) ours(context.Context) (all []state.Disk, err error) {
 		all = append(all, d)
 	}
 	return all, nil
+}
+
+func (h *fakeHost) timeoutAttr(context.Context, int) (path, value string, err error) {
+	return "", "", nil
 }
 
 func (h *fakeHost) delete(ctx context.Context, d state.Disk) error {

@@ -16,6 +16,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"holdfast/api"
+	"holdfast/ploop"
 	"holdfast/standby"
 	"holdfast/state"
 )
@@ -45,6 +46,7 @@ type fakeServer struct {
 	leave   error // to leave
 	refuse  error // any command
 	came    int   // requests
+	making  bool  // the device is being created
 }
 
 func newFakeServer(h *fakeHost, name string, pid int, binary string) *fakeServer {
@@ -292,6 +294,9 @@ func (s *fakeServer) device() *api.Device {
 }
 
 func (s *fakeServer) deviceLocked() *api.Device {
+	if s.making {
+		return &api.Device{Status: api.Status{Name: s.name, ID: -1, State: api.StateCreating, Images: []ploop.ImageStatus{}}, Users: []api.User{}, Events: []api.Event{}}
+	}
 	if s.rec == nil {
 		return nil
 	}
@@ -340,6 +345,7 @@ func (s *fakeServer) handler() http.Handler {
 		s.mu.Lock()
 		s.rec.Spec.Images[len(s.rec.Spec.Images)-1] = in.Image
 		s.h.records().Save(s.rec)
+		s.eventLocked(api.EventReplaced, "by another")
 		s.mu.Unlock()
 		s.answerDevice(w)
 	})
@@ -417,6 +423,13 @@ func (s *fakeServer) serveCreate(w http.ResponseWriter, r *http.Request) {
 	if err := json.NewDecoder(r.Body).Decode(&spec); err != nil {
 		replyError(w, api.Errorf(api.CodeInvalid, "%w", err))
 		return
+	}
+	var making chan struct{}
+	s.h.set(func() { making = s.h.making })
+	if making != nil {
+		s.set(func() { s.making = true })
+		<-making
+		s.set(func() { s.making = false })
 	}
 	err := s.create(spec)
 	if err != nil {

@@ -49,20 +49,22 @@ type Config struct {
 
 // pace is how fast things are done.
 type pace struct {
-	ask   time.Duration // see askTime
-	check time.Duration // between two looks at a server that is up
-	retry time.Duration // and at one that isn't
-	start time.Duration // until a server that was started must answer
-	save  time.Duration // between two saves of positions in journals
-	scan  time.Duration // between two looks at the directories
-	serve time.Duration // until the successor of an upgraded server must serve
+	ask    time.Duration // see askTime
+	answer time.Duration // until a question is given up, whose answer nobody waits for any more
+	check  time.Duration // between two looks at a server that is up
+	retry  time.Duration // and at one that isn't
+	start  time.Duration // until a server that was started must answer
+	save   time.Duration // between two saves of positions in journals
+	scan   time.Duration // between two looks at the directories
+	again  time.Duration // between two starts of a server that can't be started
+	serve  time.Duration // until the successor of an upgraded server must serve
 }
 
 // askTime is how long a server may take to tell about its device.
 const askTime = time.Second
 
-var defaultPace = pace{ask: askTime, check: 5 * time.Second, retry: time.Second, start: 30 * time.Second,
-	save: time.Second, scan: 5 * time.Second, serve: 60 * time.Second}
+var defaultPace = pace{ask: askTime, answer: 10 * time.Second, check: 5 * time.Second, retry: time.Second, start: 30 * time.Second,
+	save: time.Second, scan: 5 * time.Second, again: 10 * time.Second, serve: 60 * time.Second}
 
 func (c *Config) complete() {
 	if c.sys == "" {

@@ -32,8 +32,8 @@ type fixture struct {
 }
 
 // testPace is quick, but that what a test waits for in vain takes its time.
-var testPace = pace{ask: 300 * time.Millisecond, check: 20 * time.Millisecond, retry: 20 * time.Millisecond, start: 20 * time.Second,
-	save: 10 * time.Millisecond, scan: 10 * time.Millisecond, serve: 10 * time.Second}
+var testPace = pace{ask: 300 * time.Millisecond, answer: 3 * time.Second, check: 20 * time.Millisecond, retry: 20 * time.Millisecond, start: 20 * time.Second,
+	save: 10 * time.Millisecond, scan: 10 * time.Millisecond, again: 20 * time.Millisecond, serve: 10 * time.Second}
 
 func newFixture(t *testing.T) *fixture {
 	dir, err := os.MkdirTemp("", "m") // short: there are sockets in it

@@ -25,6 +25,8 @@ type peer struct {
 
 	mu   sync.Mutex
 	seen observation
+	// unanswered is the number of questions that process askedPID has not answered yet.
+	askedPID, unanswered int
 	// following: its events are being read. followed is when that began.
 	following bool
 	followed  time.Time
@@ -50,6 +52,9 @@ type observation struct {
 	ending   int       // the process that has removed the device, and is about to end; 0: none
 	launched time.Time // when it was last told to start; zero: it was not
 	wanted   bool      // and could not be told
+	tried    time.Time // when that was tried, or asked about, last
+
+	mounts []string // where its images are, as the launcher was told
 }
 
 func newPeer(all *peers, name string) *peer {
@@ -68,9 +73,10 @@ func (p *peer) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		was := p.state()
 		p.observe(ctx)
-		if o := p.observation(); o.wanted && o.state == api.ServerNone && !p.all.stopped.Load() {
+		if p.due(ctx) {
 			_ = p.launch(ctx) // which is shown
 		}
+		p.keepMounts(ctx)
 		if p.all.dropped(p) {
 			return
 		}
@@ -164,6 +170,8 @@ func (p *peer) observe(ctx context.Context) {
 		p.mu.Unlock()
 		if !same {
 			p.newServer(ctx, pid)
+		}
+		if !same && p.inquiries(pid, 0) == 0 {
 			p.ask(ctx)
 		}
 		p.follow(ctx)
@@ -234,12 +242,45 @@ func (p *peer) recall(ctx context.Context) {
 }
 
 // ask has the server say what there is of its device, and waits for a bounded time. What it doesn't
-// say says something, too.
+// say says something, too: it is silent. Its answer is still taken in when it comes, since on a machine
+// that is busy enough none comes in time.
 func (p *peer) ask(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, p.all.cfg.pace.ask)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		p.inquire()
+	}()
+	late := time.NewTimer(p.all.cfg.pace.ask)
+	defer late.Stop()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	case <-late.C:
+		p.quiet(p.observation().pid)
+	}
+}
+
+// quiet notes that a process doesn't answer.
+func (p *peer) quiet(pid int) {
+	state := api.ServerSilent
+	if p.all.cfg.dying(pid) {
+		state = api.ServerDying
+	}
+	p.set(func(o *observation) {
+		if o.pid == pid {
+			o.state = state
+		}
+	})
+}
+
+// inquire asks the server for as long as anybody may wait for its answer.
+func (p *peer) inquire() {
+	ctx, cancel := context.WithTimeout(p.all.life, p.all.cfg.pace.answer)
 	defer cancel()
 	began := p.all.cfg.now()
 	o := p.observation()
+	p.inquiries(o.pid, 1)
+	defer p.inquiries(o.pid, -1)
 	info, err := &o.info, error(nil)
 	if info.PID == 0 {
 		info, err = p.client.Server(ctx)
@@ -249,25 +290,36 @@ func (p *peer) ask(ctx context.Context) {
 		dev, err = p.client.BriefDevice(ctx, p.name)
 	}
 	switch {
+	case p.observation().pid != o.pid: // there is another process by now
 	case err == nil || api.CodeOf(err) == api.CodeNotFound:
 		p.answered(began, info, dev)
-	case errors.Is(err, context.Canceled):
+	case p.all.life.Err() != nil:
 	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED):
 		p.set(func(o *observation) {
 			if o.state != api.ServerDying {
 				o.state = api.ServerStarting
 			}
 		})
-		p.nudge()
 	case api.CodeOf(err) == api.CodeUnreachable && ctx.Err() == nil && !errors.Is(err, unix.EAGAIN):
 		p.nudge() // it has hung up: most likely it has ended
 	default:
-		state := api.ServerSilent
-		if p.all.cfg.dying(o.pid) {
-			state = api.ServerDying
-		}
-		p.set(func(o *observation) { o.state = state })
+		p.quiet(o.pid)
 	}
+}
+
+// inquiries counts the questions that a process has not answered, and says how many these are. Those to
+// another process before it count no more.
+func (p *peer) inquiries(pid, more int) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.askedPID != pid {
+		if more <= 0 {
+			return 0
+		}
+		p.askedPID, p.unanswered = pid, 0
+	}
+	p.unanswered += more
+	return p.unanswered
 }
 
 // answered takes in what a server has said; dev nil: there is no device. Of two answers the one

@@ -31,7 +31,8 @@ type peers struct {
 	targets *targets
 	events  *events
 	hooks   *hooks
-	stopped *atomic.Bool // nothing is to be started any more
+	life    context.Context // the manager's
+	stopped *atomic.Bool    // nothing is to be started any more
 
 	changed signal         // any device's state may be another, or there is one more or less
 	tasks   sync.WaitGroup // one for each, and what these begin
@@ -44,7 +45,7 @@ type peers struct {
 }
 
 func newPeers(m *Manager) *peers {
-	return &peers{cfg: &m.cfg, log: m.log, boot: m.boot, run: state.Run(m.cfg.RunDir), check: m.check, targets: m.targets, events: m.events, hooks: m.hooks, stopped: &m.stopping,
+	return &peers{cfg: &m.cfg, log: m.log, boot: m.boot, life: m.alive, run: state.Run(m.cfg.RunDir), check: m.check, targets: m.targets, events: m.events, hooks: m.hooks, stopped: &m.stopping,
 		records: state.Records{Dir: filepath.Join(m.cfg.StateDir, "devices"), Run: m.cfg.RunDir, Boot: m.boot},
 		byName:  map[string]*peer{}}
 }
@@ -247,9 +248,25 @@ func (ps *peers) journal(p *peer, e api.Event) {
 		p.changed.broadcast()
 		ps.changed.broadcast()
 	}
+	if fresh && e.Kind == api.EventCreated {
+		ps.tasks.Go(func() { // one that its server has created by itself
+			if d := p.device(); d != nil && d.Path != "" {
+				ps.shortenTimeout(ps.alive, p.name, d.ID)
+			}
+		})
+	}
+	if fresh && e.Kind == api.EventReplaced {
+		ps.tasks.Go(func() { p.ask(ps.alive); p.nudge() }) // see keepMounts
+	}
 	ps.hooks.take(p, e, gap, at)
 	ps.events.handled(p.name)
 	ps.targets.nudge()
+}
+
+func (ps *peers) shortenTimeout(ctx context.Context, name string, id int) {
+	if err := shortenTimeout(ctx, ps.cfg.driver, id); err != nil {
+		ps.log.Debug().Err(err).Str("device", name).Msg("after a server's death its recovery may begin half a minute later")
+	}
 }
 
 // dropped says that a device is gone: it has no server, no record, and nobody is about to change

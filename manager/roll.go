@@ -174,6 +174,9 @@ func (o *roll) one(ctx context.Context, name string) (res api.UpgradedServer) {
 	}
 	defer o.m.peers.release(p)
 	p.look(ctx)
+	if p.state() == api.ServerSilent {
+		_ = p.ensure(ctx) // it may only be slow
+	}
 	before := p.observation()
 	res.Was, res.Build, res.Result = before.info.Build, before.info.Build, api.UpgradeKept
 	if before.state != api.ServerUp {
@@ -190,13 +193,14 @@ func (o *roll) one(ctx context.Context, name string) (res api.UpgradedServer) {
 		res.Error = err.Error()
 		return res
 	}
+	failed := failures(o.m.cfg.Launcher, name)
 	began := time.Now()
 	if err := p.client.Leave(ctx, name); err != nil {
 		_ = o.m.cfg.Launcher.SetBinary(ctx, name, old)
 		res.Error = err.Error()
 		return res
 	}
-	err = o.follow(ctx, p, before.pid)
+	err = o.follow(ctx, p, before.pid, failed)
 	if err == nil {
 		_ = os.Remove(o.m.oldBinary(name)) // of a thousand devices they would fill the memory
 		res.Result, res.PauseMS, res.Build = api.UpgradeDone, float64(time.Since(began).Microseconds())/1000, p.observation().info.Build
@@ -223,14 +227,16 @@ func (o *roll) back(ctx context.Context, p *peer, old string) error {
 	if now != 0 && p.state() != api.ServerUp {
 		_ = o.m.cfg.Launcher.Stop(ctx, p.name)
 	}
+	failed := failures(o.m.cfg.Launcher, p.name) + 1 // what there is of the new program ends as it likes
 	if err := o.m.cfg.Launcher.Start(ctx, p.name); err != nil {
 		return err
 	}
-	return o.follow(ctx, p, now)
+	return o.follow(ctx, p, now, failed)
 }
 
-// follow waits until another process than before serves the device.
-func (o *roll) follow(ctx context.Context, p *peer, before int) error {
+// follow waits until another process than before serves the device, or one more than failed has
+// failed: that of a program that can't serve, for which nobody is to wait.
+func (o *roll) follow(ctx context.Context, p *peer, before, failed int) error {
 	ctx, cancel := context.WithTimeout(ctx, o.m.cfg.pace.serve)
 	defer cancel()
 	again := time.NewTicker(o.m.cfg.pace.retry)
@@ -246,6 +252,9 @@ func (o *roll) follow(ctx context.Context, p *peer, before int) error {
 		select {
 		case <-changed:
 		case <-again.C:
+			if failures(o.m.cfg.Launcher, p.name) > failed && p.state() != api.ServerUp {
+				return fmt.Errorf("its process ends without serving it, and %q says why", filepath.Join(string(state.Run(o.m.cfg.RunDir).Device(p.name)), "log"))
+			}
 			switch p.state() {
 			case api.ServerUp:
 				p.ask(ctx)

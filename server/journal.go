@@ -1,4 +1,3 @@
-// Package server is one device's life in a process of its own.
 package server
 
 import (

@@ -77,7 +77,9 @@ func LockDevice(ctx context.Context, runDir, name string, waiting func(pid int, 
 
 // tryDeviceLock gives nil without an error if another process has it.
 func tryDeviceLock(dir DeviceDir) (*DeviceLock, error) {
-	if err := os.MkdirAll(string(dir), 0o700); err != nil {
+	if err := os.MkdirAll(string(dir), 0o700); errors.Is(err, fs.ErrExist) && !inTheWay(string(dir)) {
+		return nil, nil // it was there, and then somebody removed it
+	} else if err != nil {
 		return nil, fmt.Errorf("the device's directory: %w", err)
 	}
 	file, err := os.OpenFile(dir.Lock(), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
@@ -101,6 +103,12 @@ func tryDeviceLock(dir DeviceDir) (*DeviceLock, error) {
 		_ = setLock(file, unix.F_WRLCK, lockPID)
 	}
 	return &DeviceLock{dir, file}, nil
+}
+
+// inTheWay: something is there that is no directory.
+func inTheWay(path string) bool {
+	fi, err := os.Lstat(path)
+	return err == nil && !fi.IsDir()
 }
 
 // Probe says whether a device has a server, and which process that is, 0: it can't be told

@@ -93,6 +93,29 @@ func TestDeviceLockFile(t *testing.T) {
 	}
 }
 
+// TestDeviceLockInTheWay: what is no directory is an error, and not waited for.
+func TestDeviceLockInTheWay(t *testing.T) {
+	dir := t.TempDir()
+	path := string(Run(dir).Device("v"))
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for what, put := range map[string]func() error{
+		"a file":                 func() error { return os.WriteFile(path, nil, 0o600) },
+		"a link that leads away": func() error { return os.Symlink("nowhere", path) },
+	} {
+		if err := put(); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := tryDeviceLock(Run(dir).Device("v")); err == nil {
+			t.Errorf("%s: no error, lock %v", what, l)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestDeviceLockRace: at any time one has the lock, also while the directory is removed, and who
 // only asks keeps nobody from getting it.
 func TestDeviceLockRace(t *testing.T) {

@@ -9,7 +9,7 @@ import (
 // An Identity is what a block device of the driver is to us.
 type Identity struct {
 	Name     string // the device's
-	Instance string // of the daemons; "": that of the default directories
+	Instance string // of the manager and the servers; "": that of the default directories
 	// Served: a server has the device, and did not hold its requests when it last wrote its
 	// record. I/O of one that isn't served waits.
 	Served bool

@@ -27,7 +27,7 @@ type Record struct {
 	ID      int       `json:"id"`            // device number, -1 until the driver gave one
 	Tag     Tag       `json:"tag,omitempty"` // 0: the device was made before there were such; see Disk
 	BootID  string    `json:"boot_id"`
-	PID     int       `json:"pid"` // of the daemon that serves it
+	PID     int       `json:"pid"` // of the server
 	Created time.Time `json:"created"`
 	Images  []ImageID `json:"images"` // in the order of Spec.Images
 	// Evidence is of the same files, as they were opened last; one that is zero, or missing

@@ -161,6 +161,18 @@ func (f *Fork) Forget(ctx context.Context, name string) error {
 	return nil
 }
 
+// Failed counts the processes of NAME that have failed, or could not be started again, since NAME is
+// known here. An end of which nothing is known is none.
+func (f *Fork) Failed(name string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	k := f.keepers[name]
+	if k == nil {
+		return 0
+	}
+	return int(k.failed.Load())
+}
+
 // List implements [Launcher].
 func (f *Fork) List(ctx context.Context) ([]string, error) {
 	if f.closed.Load() {

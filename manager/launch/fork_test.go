@@ -64,6 +64,9 @@ func TestExitCodes(t *testing.T) {
 	if got := fmt.Sprint(waited()); got != "[20ms 40ms 80ms]" {
 		t.Errorf("the waits after failures: %s", got)
 	}
+	if n := f.Failed("vm-1"); n != 3 {
+		t.Errorf("%d failures, and not 3", n)
+	}
 	b.tell("vm-1", pid, "exit 0")
 	b.over(f)
 	if n := len(b.pids("vm-1")); n != 5 {

@@ -18,7 +18,8 @@ type keeper struct {
 	fork   *Fork
 	name   string
 	log    zerolog.Logger
-	listed atomic.Bool // there is or will be a process
+	listed atomic.Bool  // there is or will be a process
+	failed atomic.Int64 // processes that failed, or could not be started again
 
 	mu      sync.Mutex
 	gone    bool // no longer in fork.keepers
@@ -138,6 +139,9 @@ func (k *keeper) next(p *process, e ending) {
 	case e.is(Again):
 		k.startIn(k.backoff.left(ran))
 	default:
+		if e.known {
+			k.failed.Add(1)
+		}
 		k.startIn(k.backoff.failed(ran))
 	}
 }
@@ -149,6 +153,7 @@ func (k *keeper) startIn(wait time.Duration) {
 		if err == nil {
 			return
 		}
+		k.failed.Add(1)
 		wait = k.backoff.failed(0)
 		k.log.Error().Err(err).Dur("again_in", wait).Msg("process can't be started")
 	}

@@ -38,6 +38,7 @@ type manager interface {
 	DisableUnitFilesContext(ctx context.Context, files []string, runtime bool) ([]dbus.DisableUnitFileChange, error)
 	ListUnitsByPatternsContext(ctx context.Context, states, patterns []string) ([]dbus.UnitStatus, error)
 	ListUnitFilesByPatternsContext(ctx context.Context, states, patterns []string) ([]dbus.UnitFile, error)
+	GetUnitPropertiesContext(ctx context.Context, unit string) (map[string]any, error)
 	ReloadContext(ctx context.Context) error
 	Connected() bool
 	Close()
@@ -149,6 +150,26 @@ func startError(u, result string) error {
 		return fmt.Errorf("starting %s: what it needs can't be had, such as the file system of an image: systemctl list-dependencies '%[1]s'", u)
 	}
 	return fmt.Errorf("starting %s: %s: systemctl status '%[1]s'", u, result)
+}
+
+// Missed says whether NAME, which is enabled, was not started since boot, and is not about to be: something
+// that it needs couldn't be had, and systemd doesn't try again. A unit that somebody has stopped was started before.
+func (s *Systemd) Missed(ctx context.Context, name string) (bool, error) {
+	if err := checkName(name); err != nil {
+		return false, err
+	}
+	u := unitName(name)
+	var p map[string]any
+	err := s.call(ctx, func(m manager) (err error) {
+		p, err = m.GetUnitPropertiesContext(ctx, u)
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("asking for %s: %w", u, err)
+	}
+	job, _ := p["Job"].([]any) // number and path
+	started, ok := p["InactiveExitTimestampMonotonic"].(uint64)
+	return ok && started == 0 && len(job) == 2 && job[0] == uint32(0) && p["ActiveState"] == "inactive" && p["UnitFileState"] == "enabled", nil
 }
 
 // Stop implements [Launcher].

@@ -25,6 +25,7 @@ type fakeSystemd struct {
 	missing bool   // no unit is loaded
 	units   []dbus.UnitStatus
 	files   []dbus.UnitFile
+	props   map[string]any
 }
 
 func (f *fakeSystemd) took(format string, args ...any) error {
@@ -78,6 +79,10 @@ func (f *fakeSystemd) ListUnitsByPatternsContext(ctx context.Context, states, pa
 
 func (f *fakeSystemd) ListUnitFilesByPatternsContext(ctx context.Context, states, patterns []string) ([]dbus.UnitFile, error) {
 	return f.files, f.took("files %s", patterns)
+}
+
+func (f *fakeSystemd) GetUnitPropertiesContext(ctx context.Context, unit string) (map[string]any, error) {
+	return f.props, f.took("properties %s", unit)
 }
 
 func (f *fakeSystemd) ReloadContext(ctx context.Context) error { return f.took("reload") }
@@ -183,6 +188,29 @@ func TestSystemd(t *testing.T) {
 	s.Close()
 	if err := s.Stop(context.Background(), "vm-1"); !errors.Is(err, ErrClosed) {
 		t.Errorf("after Close: %v", err)
+	}
+}
+
+func TestMissed(t *testing.T) {
+	s, f, _ := newFake(t)
+	with := func(name string, value any) map[string]any {
+		p := map[string]any{"Job": []any{uint32(0), godbus.ObjectPath("/")}, "InactiveExitTimestampMonotonic": uint64(0), "ActiveState": "inactive", "UnitFileState": "enabled"}
+		p[name] = value
+		return p
+	}
+	for i, p := range []map[string]any{
+		with("", nil),
+		with("Job", []any{uint32(7), godbus.ObjectPath("/7")}), // it is about to start
+		with("InactiveExitTimestampMonotonic", uint64(5)),      // it was started, and stopped
+		with("ActiveState", "activating"),
+		with("UnitFileState", "disabled"),
+		{},
+	} {
+		f.props = p
+		missed, err := s.Missed(ctx, "vm-1")
+		if got := f.asked(); err != nil || missed != (i == 0) || got != `properties holdfast-device@vm\x2d1.service` {
+			t.Errorf("%v: %v, %v, %s", p, missed, err, got)
+		}
 	}
 }
 

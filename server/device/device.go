@@ -26,7 +26,7 @@ var ErrBusy = errors.New("device is in use")
 // ErrStuck is Open's answer when the device could be neither started nor
 // stopped: requests are under way in storage that doesn't answer. Its images
 // stay open and locked until the process ends.
-var ErrStuck = errors.New("device could not be started, and its storage holds it: the images stay locked until the daemon is restarted")
+var ErrStuck = errors.New("device could not be started, and its storage holds it: the images stay locked until its server has ended")
 
 // Options are what Open needs besides the spec.
 type Options struct {

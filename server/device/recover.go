@@ -122,7 +122,7 @@ func (d *Device) Leave(ctx context.Context, drain time.Duration) error {
 	d.stopping, d.closed = true, true
 	// There is no way back from here, whatever is left of ctx.
 	if err := d.dev.Leave(context.WithoutCancel(ctx)); err != nil && !d.ended() {
-		return fmt.Errorf("device %s (%s): leave: %w; its I/O waits until this daemon is restarted", d.spec.Name, d.Path(), err)
+		return fmt.Errorf("device %s (%s): leave: %w; its I/O waits until this server has ended", d.spec.Name, d.Path(), err)
 	} else if err != nil {
 		d.log.Warn().Err(err).Msg("the device was left, but not all was given back")
 	}

@@ -159,7 +159,7 @@ func (d *Device) succeed(ctx context.Context, c succession) (err error) {
 	}
 	swapping = true
 	if err := d.swap(next, c.reopen); err != nil {
-		return fmt.Errorf("%w: the device holds its requests from now; what is left is to restart the daemon, or to remove the device", err)
+		return fmt.Errorf("%w: the device holds its requests from now; what is left is to restart its server, or to remove the device", err)
 	}
 	swapping = false
 	if len(next.Earlier()) > 0 {

@@ -1,0 +1,111 @@
+package server
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/state"
+)
+
+// A persistent device outlives its server's end in order, and boots of the machine: its record
+// stays, marked as closed when its images were closed cleanly. A server that finds such a record,
+// and nothing in the driver that could be recovered, creates the device again. That goes on in the
+// background for as long as it takes, as images may lie on file systems that are mounted later.
+// Only a removal ends it.
+
+// Time between two tries to create a device again. Something that is mounted has it tried at once.
+const (
+	againFirst = 250 * time.Millisecond
+	againMost  = 30 * time.Second
+)
+
+// again has the device created again.
+func (s *Server) again() {
+	s.become(Waiting, "it is about to be created again")
+	s.background.Go(s.watchMounts)
+	s.background.Go(s.createAgain)
+}
+
+// createAgain goes on until the device is served, somebody else creates or removes it, or the
+// server is told to stop.
+func (s *Server) createAgain() {
+	pause := againFirst
+	for try := 1; ; try++ {
+		mounted := s.mounts.next()
+		err := s.tryAgain(pause)
+		if try == 1 && err != nil {
+			s.log.Warn().Msgf("not created again yet: %v", err)
+		}
+		if err == nil || s.creating.Err() != nil {
+			return
+		}
+		select {
+		case <-time.After(pause):
+			pause = min(2*pause, againMost)
+		case <-mounted:
+		case <-s.creating.Done():
+			return
+		}
+	}
+}
+
+// tryAgain is one try; nil: nothing is left to be done.
+func (s *Server) tryAgain(pause time.Duration) error {
+	end, err := s.turn.take(s.creating)
+	if err != nil {
+		return err
+	}
+	defer end()
+	s.mu.Lock()
+	waits := s.phase == Waiting
+	rec := s.rec
+	s.mu.Unlock()
+	if !waits {
+		return nil
+	}
+	if err := s.create(s.creating, rec.Spec); err != nil {
+		s.become(Waiting, fmt.Sprintf("not created again yet: %v; next try within %v", err, pause))
+		return err
+	}
+	s.log.Info().Msg("created again, as it is persistent")
+	return nil
+}
+
+// forget ends the record of a device whose images were closed cleanly: for good, or, when the
+// server's end is the reason and the device is persistent, until the next server.
+func (s *Server) forget(ending bool) (kept *state.Record, err error) {
+	rec := s.record()
+	if !ending || !rec.Spec.Persist {
+		return nil, s.records.Remove(s.name)
+	}
+	closed := *rec
+	closed.ID, closed.PID, closed.Closed, closed.Standby, closed.TargetLeases = -1, 0, true, nil, nil
+	return &closed, s.records.Save(&closed)
+}
+
+// watchMounts says when something is mounted or unmounted, while the device waits to be created
+// again. The kernel tells by poll(2) that the table of mounts has changed since it was last polled.
+func (s *Server) watchMounts() {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return // it is tried from time to time anyway
+	}
+	defer f.Close()
+	for s.creating.Err() == nil && s.waitsToBeCreated() {
+		fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}
+		if n, err := unix.Poll(fds, int(s.times.mounts.Milliseconds())); n > 0 {
+			s.mounts.broadcast()
+		} else if err != nil && err != unix.EINTR {
+			return
+		}
+	}
+}
+
+func (s *Server) waitsToBeCreated() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.phase == Waiting || s.phase == Creating
+}
