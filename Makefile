@@ -13,7 +13,7 @@ export GOFLAGS
 all: build
 
 help:
-	@echo 'build  bin/holdfast'
+	@echo 'build  bin/holdfast and bin/holdfast-serve'
 	@echo 'install, uninstall  the program, its units and rules, below DESTDIR and PREFIX ($(PREFIX))'
 	@echo 'setup  install the Debian packages that demo, test and bench use (root)'
 	@echo 'demo   serve an image, keep a file system on it, check everything'
@@ -32,6 +32,7 @@ help:
 # CGO stays off: one static binary, and process-wide prctl needs it so.
 build:
 	CGO_ENABLED=0 $(GO) build -o bin/holdfast ./cmd/holdfast
+	CGO_ENABLED=0 $(GO) build -o bin/holdfast-serve ./cmd/holdfast-serve
 
 # Units name the program by its path. Nothing is started: see docs/systemd.md.
 DESTDIR ?=
@@ -40,13 +41,14 @@ SBINDIR ?= $(PREFIX)/sbin
 LIBDIR  ?= $(PREFIX)/lib
 DOCDIR  ?= $(PREFIX)/share/doc/holdfast
 UNITS    = holdfast.service holdfast.socket holdfast@.service holdfast@.socket holdfast-device@.service holdfast.target holdfast.slice
-INSTALLED = $(SBINDIR)/holdfast $(UNITS:%=$(LIBDIR)/systemd/system/%) $(LIBDIR)/udev/rules.d/59-holdfast.rules \
+INSTALLED = $(SBINDIR)/holdfast $(SBINDIR)/holdfast-serve $(UNITS:%=$(LIBDIR)/systemd/system/%) $(LIBDIR)/udev/rules.d/59-holdfast.rules \
 	$(LIBDIR)/modules-load.d/holdfast.conf $(LIBDIR)/modprobe.d/holdfast.conf \
 	$(PREFIX)/share/bash-completion/completions/holdfast $(PREFIX)/share/zsh/site-functions/_holdfast
 NAMED = sed 's|/usr/local/sbin/|$(SBINDIR)/|g; s|/usr/local/share/doc/holdfast|$(DOCDIR)|g'
 PUT = install -D -m 644 /dev/stdin
 install: build
 	install -D -m 755 bin/holdfast $(DESTDIR)$(SBINDIR)/holdfast
+	install -D -m 755 bin/holdfast-serve $(DESTDIR)$(SBINDIR)/holdfast-serve
 	for u in $(UNITS); do $(NAMED) systemd/$$u | $(PUT) $(DESTDIR)$(LIBDIR)/systemd/system/$$u || exit 1; done
 	$(NAMED) systemd/59-holdfast.rules | $(PUT) $(DESTDIR)$(LIBDIR)/udev/rules.d/59-holdfast.rules
 	$(PUT) <systemd/modules-load.conf $(DESTDIR)$(LIBDIR)/modules-load.d/holdfast.conf

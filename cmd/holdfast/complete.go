@@ -259,12 +259,13 @@ var flagValues = map[string][]string{
 	"allow":              {ploop.AllowOlderData, ploop.AllowBeyondDisk, ploop.AllowDataOffset},
 	"format":             {"1", "2"},
 	"log-format":         {"json", "console"},
+	"launcher":           {launcherNone, launcherAuto, launcherSystemd, launcherFork},
 	"log-level":          {"debug", "info", "warn", "error"},
 }
 
 // takesFile are the flags that take the name of a file or directory.
 var takesFile = map[string]bool{
-	"image": true, "backing": true, "on-standby": true, "on-recovered": true, "binary": true,
+	"image": true, "backing": true, "on-standby": true, "on-recovered": true, "binary": true, "serve-binary": true,
 	"run-dir": true, "state-dir": true, "configfs": true, "scst-root": true,
 }
 

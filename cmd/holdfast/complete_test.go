@@ -67,7 +67,7 @@ func TestComplete(t *testing.T) {
 		line string // the last word is being typed; ~ is the empty word
 		want string
 	}{
-		{"~", ":words daemon create list show remove replace recover upgrade standby standby-check attach detach wait why events attr image completion version help"},
+		{"~", ":words daemon create list show remove replace recover upgrade stop standby standby-check attach detach wait why events attr image completion version help"},
 		{"rem", ":words remove"},
 		{"re", ":words remove replace recover"},
 		{"standby vol1 ~", ":words on off status"},
@@ -161,7 +161,7 @@ printf '%s\n' "${COMPREPLY[@]}"
 // TestEveryFlagCompletes: of each flag with a value it is decided what its value may be: some
 // words, a file, or nothing that could be guessed.
 func TestEveryFlagCompletes(t *testing.T) {
-	free := []string{"queues", "depth", "level", "drain", "consumer", "timeout", "standby-timeout", "recover-timeout", "stop-timeout",
+	free := []string{"queues", "depth", "level", "parallel", "drain", "consumer", "timeout", "standby-timeout", "recover-timeout", "stop-timeout",
 		"standby-errors", "metrics-listen", "size", "cluster-size"}
 	words := []string{"device", "output"} // by complete itself
 	var each func(c *cli.Command)

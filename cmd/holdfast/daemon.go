@@ -33,6 +33,8 @@ func daemonCommand() *cli.Command {
 		Flags: []cli.Flag{
 			runDirFlag(),
 			&cli.StringFlag{Name: "state-dir", Usage: "`DIR` that remembers devices", Value: api.DefaultStateDir, EnvVars: []string{"HOLDFAST_STATE_DIR"}},
+			&cli.StringFlag{Name: "launcher", Usage: "who starts a server for each device (a preview): systemd, fork (the daemon itself), auto, or none: the daemon serves them all", Value: launcherNone},
+			&cli.StringFlag{Name: "serve-binary", Usage: "`FILE` of the program holdfast-serve, for --launcher fork", DefaultText: "beside this program", EnvVars: []string{"HOLDFAST_SERVE_BINARY"}},
 			&cli.StringFlag{Name: "metrics-listen", Usage: "serve figures for Prometheus on `HOST:PORT`"},
 			&cli.StringFlag{Name: "targets", Usage: "`KINDS` of targets to watch, of lio, scst and tgt; or none", DefaultText: "lio,scst,tgt"},
 			&cli.StringFlag{Name: "configfs", Usage: "`DIR` of the kernel's configfs, for LIO", Value: "/sys/kernel/config"},
@@ -45,6 +47,9 @@ func daemonCommand() *cli.Command {
 		Action: func(c *cli.Context) error {
 			if _, err := arguments(c); err != nil {
 				return err
+			}
+			if c.String("launcher") != launcherNone {
+				return manageDevices(c)
 			}
 			log, err := newLog(c.App.ErrWriter, c.String("log-format"), c.String("log-level"))
 			if err != nil {

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strings"
 	"time"
@@ -18,6 +20,24 @@ const queryLimit = 30 * time.Second
 
 func client(c *cli.Context) *api.Client { return api.NewClient(runDir(c)) }
 
+// deviceClient is for questions and orders about one device: they go to its own server while there is
+// no daemon.
+func deviceClient(c *cli.Context, name string) *api.Client {
+	d := client(c)
+	ctx, cancel := context.WithTimeout(c.Context, queryLimit)
+	defer cancel()
+	_, err := d.Daemon(ctx)
+	if api.CodeOf(err) != api.CodeUnreachable || errors.Is(err, fs.ErrPermission) || api.CheckName(name) != nil {
+		return d
+	}
+	server := api.NewServerClient(runDir(c), name)
+	if _, err := server.Server(ctx); err != nil {
+		return d // whose error says what is missing
+	}
+	fmt.Fprintf(c.App.ErrWriter, "holdfast: the daemon is away (%s): the server of device %q answers\n", oneLine(err.Error()), name)
+	return server
+}
+
 func createCommand() *cli.Command {
 	return &cli.Command{
 		Name: "create", Usage: "serve images as a block device and print its path", ArgsUsage: "NAME",
@@ -32,7 +52,7 @@ func createCommand() *cli.Command {
 			&cli.StringFlag{Name: "recovery", Usage: "`HOW` a standby ends: manual (by replace) or reopen (also by itself, when the same files return)", Value: api.RecoveryManual},
 			&cli.DurationFlag{Name: "standby-timeout", Usage: "fail what is held after `TIME` in standby", DefaultText: "never"},
 			&cli.StringFlag{Name: "standby-errors", Usage: "`ERRORS` of the storage that lead to standby", DefaultText: "those of storage that is lost"},
-			&cli.StringFlag{Name: "recover-policy", Usage: "`WHAT` becomes of I/O while the device can't be served again after the daemon's death: wait, or fail", Value: api.RecoverWait},
+			&cli.StringFlag{Name: "recover-policy", Usage: "`WHAT` becomes of I/O while the device can't be served again after its server's death: wait, or fail", Value: api.RecoverWait},
 			&cli.DurationFlag{Name: "recover-timeout", Usage: "with the recover policy fail, fail I/O after `TIME`", DefaultText: api.DefaultRecoverTimeout.String()},
 			&cli.StringFlag{Name: "on-standby", Usage: "run the program `FILE` when the device goes to standby"},
 			&cli.StringFlag{Name: "on-recovered", Usage: "run the program `FILE` when it has recovered"},
@@ -160,7 +180,7 @@ func showCommand() *cli.Command {
 			}
 			ctx, cancel := context.WithTimeout(c.Context, queryLimit)
 			defer cancel()
-			dev, err := client(c).Device(ctx, args[0])
+			dev, err := deviceClient(c, args[0]).Device(ctx, args[0])
 			if err != nil {
 				return err
 			}
@@ -185,7 +205,7 @@ func removeCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			return client(c).Remove(c.Context, args[0], c.Bool("force"))
+			return deviceClient(c, args[0]).Remove(c.Context, args[0], c.Bool("force"))
 		},
 	}
 }

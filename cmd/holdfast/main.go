@@ -138,7 +138,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		ErrWriter:                 stderr,
 		ExitErrHandler:            func(*cli.Context, error) {},
 		Commands: []*cli.Command{
-			daemonCommand(), createCommand(), listCommand(), showCommand(), removeCommand(), replaceCommand(), recoverCommand(), upgradeCommand(),
+			daemonCommand(), createCommand(), listCommand(), showCommand(), removeCommand(), replaceCommand(), recoverCommand(), upgradeCommand(), stopCommand(),
 			standbyCommand(), standbyCheckCommand(), attachCommand(), detachCommand(), waitCommand(), whyCommand(), eventsCommand(), attrCommand(),
 			imageCommand(), completionCommand(), completeCommand(), udevCommand(), versionCommand(), helpCommand(),
 		},

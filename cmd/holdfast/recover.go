@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -52,45 +51,3 @@ func recoverSpec(c *cli.Context, spec *api.Spec) error {
 	}
 	return nil
 }
-
-func upgradeCommand() *cli.Command {
-	return &cli.Command{
-		Name: "upgrade", Usage: "have a new program take over the daemon's devices while they are in use",
-		Description: "The new program is started with the daemon's arguments. I/O pauses while it takes over, and\n" +
-			"the time is printed. If it can't, the old daemon goes on. SIGUSR2 does the same.",
-		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "binary", Usage: "`FILE` to run", DefaultText: "the one that the daemon was started from"},
-			jsonFlag(), runDirFlag(),
-		},
-		Action: func(c *cli.Context) error {
-			if _, err := arguments(c); err != nil {
-				return err
-			}
-			var r api.UpgradeRequest
-			if c.IsSet("binary") {
-				var err error
-				if r.Binary, err = filepath.Abs(c.String("binary")); err != nil {
-					return err
-				}
-			}
-			ctx, cancel := context.WithTimeout(c.Context, upgradeLimit)
-			defer cancel()
-			res, err := client(c).Upgrade(ctx, r)
-			if err != nil {
-				return err
-			}
-			if c.Bool("json") {
-				err = printJSON(c.App.Writer, res)
-			} else {
-				_, err = fmt.Fprintf(c.App.Writer, "process %d serves %s; their I/O paused for %.1f ms at most\n", res.PID, count(res.Devices-res.Waiting, "device"), res.PauseMS)
-			}
-			if res.Waiting > 0 {
-				return fmt.Errorf("%s to be recovered: 'holdfast list' says why", plural(res.Waiting, "device waits", "devices wait"))
-			}
-			return err
-		},
-	}
-}
-
-// upgradeLimit is beyond all bounds that an upgrade has by itself.
-const upgradeLimit = 3 * time.Minute

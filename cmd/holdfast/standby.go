@@ -45,7 +45,7 @@ func leaseAction(do func(*api.Client, context.Context, string, string) (*api.Dev
 		if !c.IsSet("consumer") {
 			return usagef("%s: --consumer is missing", commandName(c))
 		}
-		_, err = do(client(c), c.Context, args[0], c.String("consumer"))
+		_, err = do(deviceClient(c, args[0]), c.Context, args[0], c.String("consumer"))
 		return err
 	}
 }
@@ -67,13 +67,14 @@ func standbyCommand() *cli.Command {
 			}
 			ctx, cancel := context.WithTimeout(c.Context, queryLimit)
 			defer cancel()
-			dev, err := client(c).BriefDevice(ctx, args[0])
+			d := deviceClient(c, args[0])
+			dev, err := d.BriefDevice(ctx, args[0])
 			if err != nil {
 				return err
 			}
 			was := dev
 			if set {
-				if dev, err = client(c).SetStandby(c.Context, args[0], on); err != nil {
+				if dev, err = d.SetStandby(c.Context, args[0], on); err != nil {
 					return err
 				}
 			}
@@ -199,7 +200,7 @@ func replaceCommand() *cli.Command {
 			if r.Image.Path, err = filepath.Abs(r.Image.Path); err != nil {
 				return err
 			}
-			dev, err := client(c).Replace(c.Context, args[0], r)
+			dev, err := deviceClient(c, args[0]).Replace(c.Context, args[0], r)
 			if err != nil {
 				return err
 			}

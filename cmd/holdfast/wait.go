@@ -88,7 +88,7 @@ func waitFor(c *cli.Context, name string, states []string) (*api.Device, error) 
 func currentState(c *cli.Context, name string, limit time.Duration) (*api.Device, error) {
 	ctx, cancel := context.WithTimeout(c.Context, limit)
 	defer cancel()
-	dev, err := client(c).BriefDevice(ctx, name)
+	dev, err := deviceClient(c, name).BriefDevice(ctx, name)
 	if api.CodeOf(err) == api.CodeNotFound {
 		dev, err = new(api.Device), nil
 		dev.Name, dev.ID, dev.State = name, -1, api.StateRemoved

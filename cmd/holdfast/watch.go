@@ -7,9 +7,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
 
 	"holdfast/api"
+	"holdfast/state"
 )
 
 func attrCommand() *cli.Command {
@@ -166,15 +168,15 @@ func whyCommand() *cli.Command {
 			}
 			ctx, cancel := context.WithTimeout(c.Context, queryLimit)
 			defer cancel()
-			dev, err := client(c).Device(ctx, args[0])
+			dev, err := deviceClient(c, args[0]).Device(ctx, args[0])
 			if err != nil {
 				return err
 			}
-			snap, err := client(c).Brief(ctx)
+			key, err := checkOf(c, ctx)
 			if err != nil {
 				return err
 			}
-			text := api.Why(dev, &snap.Key)
+			text := api.Why(dev, key)
 			if c.Bool("json") {
 				return printJSON(c.App.Writer, map[string]any{"name": dev.Name, "state": dev.State, "sentences": text})
 			}
@@ -186,4 +188,20 @@ func whyCommand() *cli.Command {
 			return nil
 		},
 	}
+}
+
+// checkOf is the standby check, of which the run directory tells a part while there is no daemon.
+func checkOf(c *cli.Context, ctx context.Context) (*api.KeyInfo, error) {
+	snap, err := client(c).Brief(ctx)
+	if err == nil {
+		return &snap.Key, nil
+	}
+	if api.CodeOf(err) != api.CodeUnreachable {
+		return nil, err
+	}
+	key, kerr := state.OpenKey(runDir(c), zerolog.Nop())
+	if kerr != nil {
+		return nil, err
+	}
+	return &api.KeyInfo{On: key.Load() != 0}, nil
 }
