@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"holdfast/api"
 	"holdfast/state"
@@ -183,4 +184,32 @@ func TestForeignFiles(t *testing.T) {
 		t.Error(err)
 	}
 	f.create("stale", "j")
+}
+
+// TestFirstLook: a manager has seen the servers that there are before anybody can ask it.
+func TestFirstLook(t *testing.T) {
+	f := newFixture(t)
+	f.create("v", "i")
+	f.create("w", "j")
+	f.stop()
+	v := f.h.server("v")
+	v.silence()
+	came, asked := v.requests(), make(chan bool)
+	go func() { // it needs a moment
+		defer v.answer()
+		for v.requests() == came {
+			select {
+			case <-asked:
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}()
+	f.start()
+	for _, name := range []string{"v", "w"} {
+		if is := f.m.peers.get(name).state(); is != api.ServerUp {
+			t.Errorf("the server of %s is %s when the manager has started", name, is)
+		}
+	}
+	close(asked)
 }

@@ -119,7 +119,8 @@ type Manager struct {
 }
 
 // Start takes the directories, adopts the servers that there are, starts those that are missing, and
-// opens the socket. Serve then answers. It waits for no server.
+// opens the socket. Serve then answers. It waits for no server but for a first answer, and no longer than for
+// one: who asks at once is to be told what there is.
 func Start(cfg Config) (_ *Manager, err error) {
 	cfg.complete()
 	m := &Manager{cfg: cfg, log: cfg.Log, boot: state.BootID(), started: cfg.now()}
@@ -142,7 +143,6 @@ func Start(cfg Config) (_ *Manager, err error) {
 	if err := m.listenMetrics(); err != nil {
 		return nil, err
 	}
-	m.mountTree()
 	if err := cfg.driver.ready(); err != nil {
 		m.log.Warn().Msgf("devices cannot be served yet: %v", err)
 	}
@@ -152,6 +152,8 @@ func Start(cfg Config) (_ *Manager, err error) {
 	for _, do := range []func(context.Context){m.peers.watch, m.events.run, m.check.watch, m.targets.watch, m.orphans.run} {
 		m.tasks.Go(func() { do(m.alive) })
 	}
+	m.peers.settle(m.alive)
+	m.mountTree()
 	return m, nil
 }
 

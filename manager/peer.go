@@ -18,6 +18,7 @@ type peer struct {
 	all    *peers
 	client *api.Client // of its socket
 	wake   chan struct{}
+	first  chan struct{} // closed when it has been looked at
 	turn   chan struct{} // holds one token while somebody starts it, or clears up after it
 	using  int           // operations; under peers.mu
 
@@ -58,7 +59,7 @@ type observation struct {
 }
 
 func newPeer(all *peers, name string) *peer {
-	p := &peer{name: name, all: all, client: api.NewServerClient(all.cfg.RunDir, name), wake: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
+	p := &peer{name: name, all: all, client: api.NewServerClient(all.cfg.RunDir, name), wake: make(chan struct{}, 1), first: make(chan struct{}), turn: make(chan struct{}, 1)}
 	p.seen.state, p.seen.since = api.ServerNone, all.cfg.now()
 	return p
 }
@@ -70,9 +71,11 @@ const firstPause = 20 * time.Millisecond
 func (p *peer) run(ctx context.Context) {
 	p.adopt(ctx)
 	pause := firstPause
+	var looked sync.Once
 	for ctx.Err() == nil {
 		was := p.state()
 		p.observe(ctx)
+		looked.Do(func() { close(p.first) })
 		if p.due(ctx) {
 			_ = p.launch(ctx) // which is shown
 		}
@@ -318,7 +321,7 @@ func (p *peer) inquiries(pid, more int) int {
 		}
 		p.askedPID, p.unanswered = pid, 0
 	}
-	p.unanswered += more
+	p.unanswered = max(p.unanswered+more, 0)
 	return p.unanswered
 }
 

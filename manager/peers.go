@@ -76,6 +76,19 @@ func (ps *peers) watch(ctx context.Context) {
 // deviceName is what a device's directory may be called; other things there are somebody else's.
 var deviceName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$`)
 
+// settle waits until all that there are have been looked at, for as long as a server may take to answer.
+func (ps *peers) settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, ps.cfg.pace.ask)
+	defer cancel()
+	for _, p := range ps.list() {
+		select {
+		case <-p.first:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // scan enters the devices that have come without us: all of them at the start, and later those of
 // servers that somebody else has started, or whose record was put back.
 func (ps *peers) scan() error {

@@ -3,6 +3,7 @@ package manager
 import (
 	"fmt"
 	"net"
+	"os"
 
 	"holdfast/api"
 	"holdfast/state"
@@ -40,6 +41,14 @@ func controlSocket(path string) (l *net.UnixListener, owned bool, err error) {
 	// Close removes the socket itself, while the lock is still held.
 	l.SetUnlinkOnClose(false)
 	return l, true, nil
+}
+
+// PassedSocket is the control socket, if a service manager has passed it, for a process that follows; else nil.
+func (m *Manager) PassedSocket() (*os.File, error) {
+	if m.owned {
+		return nil, nil
+	}
+	return m.listener.File()
 }
 
 // passedSocket is the listening socket of path among the descriptors that a service manager

@@ -6,8 +6,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"holdfast/state"
 )
 
 // A persistent device outlives its server's end in order, and boots of the machine: its record
@@ -23,7 +21,7 @@ const (
 )
 
 // again has the device created again.
-func (s *Server) again() {
+func (s *creation) again() {
 	s.become(Waiting, "it is about to be created again")
 	s.background.Go(s.watchMounts)
 	s.background.Go(s.createAgain)
@@ -31,7 +29,7 @@ func (s *Server) again() {
 
 // createAgain goes on until the device is served, somebody else creates or removes it, or the
 // server is told to stop.
-func (s *Server) createAgain() {
+func (s *creation) createAgain() {
 	pause := againFirst
 	for try := 1; ; try++ {
 		mounted := s.mounts.next()
@@ -53,7 +51,7 @@ func (s *Server) createAgain() {
 }
 
 // tryAgain is one try; nil: nothing is left to be done.
-func (s *Server) tryAgain(pause time.Duration) error {
+func (s *creation) tryAgain(pause time.Duration) error {
 	end, err := s.turn.take(s.creating)
 	if err != nil {
 		return err
@@ -74,21 +72,9 @@ func (s *Server) tryAgain(pause time.Duration) error {
 	return nil
 }
 
-// forget ends the record of a device whose images were closed cleanly: for good, or, when the
-// server's end is the reason and the device is persistent, until the next server.
-func (s *Server) forget(ending bool) (kept *state.Record, err error) {
-	rec := s.record()
-	if !ending || !rec.Spec.Persist {
-		return nil, s.records.Remove(s.name)
-	}
-	closed := *rec
-	closed.ID, closed.PID, closed.Closed, closed.Standby, closed.TargetLeases = -1, 0, true, nil, nil
-	return &closed, s.records.Save(&closed)
-}
-
 // watchMounts says when something is mounted or unmounted, while the device waits to be created
 // again. The kernel tells by poll(2) that the table of mounts has changed since it was last polled.
-func (s *Server) watchMounts() {
+func (s *creation) watchMounts() {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return // it is tried from time to time anyway
@@ -102,10 +88,4 @@ func (s *Server) watchMounts() {
 			return
 		}
 	}
-}
-
-func (s *Server) waitsToBeCreated() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.phase == Waiting || s.phase == Creating
 }

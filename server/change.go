@@ -27,7 +27,7 @@ func (s *Server) Replace(ctx context.Context, r api.ReplaceRequest) (*api.Device
 	if r.Level != nil && *r.Level < 0 {
 		return nil, api.Errorf(api.CodeInvalid, "level %d: want 0 (the base) or more", *r.Level)
 	}
-	err := s.inBackground(ctx, "the replacement", func(ctx context.Context) error {
+	err := s.turn.inBackground(ctx, "the replacement", func(ctx context.Context) error {
 		s.mu.Lock()
 		dev, phase := s.dev, s.phase
 		s.mu.Unlock()
@@ -35,7 +35,7 @@ func (s *Server) Replace(ctx context.Context, r api.ReplaceRequest) (*api.Device
 		case dev != nil:
 			return s.replace(ctx, dev, r)
 		case phase == Recovering:
-			return s.replaceLeft(ctx, r)
+			return s.recovery.replaceFile(ctx, r)
 		}
 		return s.notServed()
 	})
@@ -68,7 +68,7 @@ func (s *Server) replace(ctx context.Context, dev live, r api.ReplaceRequest) er
 	if err != nil {
 		return err
 	}
-	file, ids, err := s.identifyNew(&rec.Spec, level, r.Image)
+	file, ids, err := identifyNew(&rec.Spec, level, r.Image)
 	if err != nil {
 		return err
 	}
@@ -78,7 +78,7 @@ func (s *Server) replace(ctx context.Context, dev live, r api.ReplaceRequest) er
 	}
 	var opened device.Opened
 	err = dev.Replace(ctx, device.Replace{Level: level, Image: r.Image, Force: r.Force, Drain: time.Duration(r.Drain), Opened: func(o device.Opened) { opened = o }, Commit: func(spec api.Spec) error {
-		return s.update(func(rec *state.Record) {
+		return s.ledger.update(func(rec *state.Record) {
 			rec.Spec, rec.Generation = spec, rec.Generation+1
 			rec.Images = slices.Clone(rec.Images)
 			rec.Images[level] = ids[0]

@@ -31,7 +31,7 @@ func (s *Server) Create(ctx context.Context, spec api.Spec) (*api.Device, error)
 	end, err := s.turn.take(ctx)
 	if err == nil {
 		defer end()
-		err = s.create(ctx, spec)
+		err = s.creation.create(ctx, spec)
 	}
 	if err != nil && s.creating.Err() != nil {
 		err = api.Errorf(api.CodeStopping, "the server is stopping, device %q was not created", s.name)
@@ -45,8 +45,14 @@ func (s *Server) Create(ctx context.Context, spec api.Spec) (*api.Device, error)
 	return s.Device(), nil
 }
 
+// A creation makes its server's device, when somebody says so or because it is persistent.
+type creation struct {
+	*Server
+	mounts signal // something was mounted
+}
+
 // create does the work, with the turn held.
-func (s *Server) create(ctx context.Context, spec api.Spec) error {
+func (s *creation) create(ctx context.Context, spec api.Spec) error {
 	s.mu.Lock()
 	old, was, problem, dev := s.rec, s.phase, s.problem, s.dev
 	s.mu.Unlock()
@@ -90,7 +96,7 @@ func (s *Server) create(ctx context.Context, spec api.Spec) error {
 		return err
 	case err != nil:
 		s.claims.end()
-		back := s.restore(old)
+		back := s.ledger.restore(old)
 		s.set(func() { s.rec, s.phase, s.problem = back, was, problem }) // who tries again and again, goes on
 		return err
 	}
@@ -104,7 +110,7 @@ func (s *Server) create(ctx context.Context, spec api.Spec) error {
 }
 
 // lookFirst sees what can be seen of a device's files before it is made.
-func (s *Server) lookFirst(ctx context.Context, spec *api.Spec, old *state.Record) (ids []state.ImageID, files []state.ClaimedFile, err error) {
+func (s *creation) lookFirst(ctx context.Context, spec *api.Spec, old *state.Record) (ids []state.ImageID, files []state.ClaimedFile, err error) {
 	ctx, cancel := context.WithTimeout(ctx, recoverTime)
 	defer cancel()
 	type seen struct {
@@ -137,25 +143,9 @@ func (s *Server) lookFirst(ctx context.Context, spec *api.Spec, old *state.Recor
 	return is.ids, is.files, nil
 }
 
-// restore makes the state directory tell again what it told before, nil: nothing.
-func (s *Server) restore(old *state.Record) (back *state.Record) {
-	var err error
-	if old == nil {
-		err = s.records.Remove(s.name)
-	} else {
-		now := *old
-		now.Serial = max(old.Serial, s.record().Serial)
-		err, back = s.records.Save(&now), &now
-	}
-	if err != nil {
-		s.log.Error().Err(err).Msg("the state directory tells of a device that was not created")
-	}
-	return back
-}
-
 // openRecorded writes the record, opens the device, and completes the record with its number.
-func (s *Server) openRecorded(ctx context.Context, rec, old *state.Record, takeOver bool) (live, error) {
-	if err := s.amend(func(*state.Record) {}); err != nil {
+func (s *creation) openRecorded(ctx context.Context, rec, old *state.Record, takeOver bool) (live, error) {
+	if err := s.ledger.amend(func(*state.Record) {}); err != nil {
 		return nil, api.Errorf(api.CodeInternal, "%w", err)
 	}
 	var known device.Known
@@ -169,7 +159,7 @@ func (s *Server) openRecorded(ctx context.Context, rec, old *state.Record, takeO
 	dev, err := s.kernel.open(ctx, rec.Spec, openOptions{takeOver: takeOver, tag: rec.Tag, sw: s.sw, event: s.event, known: known, opened: s.opened, added: func(id int) error {
 		// Before anybody can use the device: who finds it in the driver later finds
 		// its record as well.
-		return s.amend(func(rec *state.Record) { rec.ID = id })
+		return s.ledger.amend(func(rec *state.Record) { rec.ID = id })
 	}})
 	if errors.Is(err, device.ErrStuck) {
 		return nil, api.Errorf(api.CodeInternal, "%w", err)

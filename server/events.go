@@ -46,7 +46,7 @@ func (s *Server) event(e api.Event) {
 	s.journal.Add(e)
 	s.mu.Lock()
 	if dev := s.dev; dev != nil && movesStandby[e.Kind] && s.alive.Err() == nil {
-		s.background.Go(func() { s.noteStandby(dev) })
+		s.background.Go(func() { s.ledger.noteStandby(dev) })
 	}
 	s.mu.Unlock()
 	s.changed.broadcast()

@@ -124,9 +124,9 @@ func (s *Server) opened(o device.Opened) error {
 	s.mu.Unlock()
 	var err error
 	if served {
-		err = s.noteChange(func(rec *state.Record) { noteOpened(rec, o) })
+		err = s.ledger.noteChange(func(rec *state.Record) { noteOpened(rec, o) })
 	} else {
-		err = s.amend(func(rec *state.Record) {
+		err = s.ledger.amend(func(rec *state.Record) {
 			noteOpened(rec, o)
 			rec.PID, rec.BootID = os.Getpid(), s.boot
 		})

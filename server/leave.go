@@ -24,7 +24,7 @@ func (s *Server) Leave(ctx context.Context) error {
 }
 
 func (s *Server) leave(ctx context.Context, exit int) error {
-	return s.inBackground(ctx, "the leaving", func(ctx context.Context) error {
+	return s.turn.inBackground(ctx, "the leaving", func(ctx context.Context) error {
 		s.mu.Lock()
 		dev, failing, rec := s.dev, s.failing, s.rec
 		s.mu.Unlock()
@@ -62,19 +62,10 @@ func (s *Server) leaveServed(ctx context.Context, dev live) error {
 		return api.Errorf(api.CodeOf(err), "device %q could not be taken over by another server: %w", s.name, err)
 	}
 	// Now, not when the keeper of the device comes to it.
-	s.noteStandby(dev)
+	s.ledger.noteStandby(dev)
 	if err := dev.Leave(ctx, leaveDrain); err != nil {
 		return api.Errorf(api.CodeBusy, "device %q can't be left: %w", s.name, err)
 	}
-	// With what an error during the last requests has brought about, of which the keeper can't
-	// tell any more; and no other change of the record may come after the successor has read it.
-	s.recMu.Lock()
-	defer s.recMu.Unlock()
-	now := *s.record()
-	now.Left, now.Standby = true, recordStandby(dev.Restored())
-	if err := s.records.Save(&now); err != nil {
-		s.log.Warn().Err(err).Msg("that it was left in order could not be noted")
-	}
-	s.set(func() { s.rec, s.dev, s.phase, s.problem = &now, nil, Recovering, "it was left to another server" })
+	s.ledger.left(dev)
 	return nil
 }

@@ -11,21 +11,21 @@ import (
 	"holdfast/ublk"
 )
 
-// replaceLeft has a device that waits for its recovery take another file. The turn is held.
-func (s *Server) replaceLeft(ctx context.Context, r api.ReplaceRequest) error {
-	was := s.record()
+// replaceFile has a device that waits for its recovery take another file. The turn is held.
+func (r *recovery) replaceFile(ctx context.Context, want api.ReplaceRequest) error {
+	was := r.record()
 	rec := *was
-	level, err := levelOf(was, r)
+	level, err := levelOf(was, want)
 	if err != nil {
 		return err
 	}
-	file, ids, err := s.identifyNew(&rec.Spec, level, r.Image)
+	file, ids, err := identifyNew(&rec.Spec, level, want.Image)
 	if err != nil {
 		return err
 	}
 	rec.Spec.Images = slices.Clone(rec.Spec.Images)
-	rec.Spec.Images[level] = r.Image
-	replaced(&rec, level, ids[0], r.Image)
+	rec.Spec.Images[level] = want.Image
+	replaced(&rec, level, ids[0], want.Image)
 	rec.Generation++
 	if level == len(rec.Images)-1 {
 		rec.Standby = nil
@@ -35,33 +35,33 @@ func (s *Server) replaceLeft(ctx context.Context, r api.ReplaceRequest) error {
 	}
 	// A recovery claims the device's files itself, the new one among them. The old ones stay
 	// claimed until it is known whether they are the device's.
-	before := slices.Clone(s.claims.files)
+	before := slices.Clone(r.claims.files)
 	both := append(slices.Clone(before), file)
-	if err := s.claims.add(both); err != nil {
+	if err := r.claims.add(both); err != nil {
 		return err
 	}
-	defer s.claims.drop(both)
-	if err := s.amend(func(r *state.Record) { *r = rec }); err != nil {
-		_ = s.amend(func(r *state.Record) { rec := *was; rec.Serial = r.Serial; *r = rec })
+	defer r.claims.drop(both)
+	if err := r.ledger.amend(func(now *state.Record) { *now = rec }); err != nil {
+		_ = r.ledger.amend(func(now *state.Record) { rec := *was; rec.Serial = now.Serial; *now = rec })
 		return api.Errorf(api.CodeInternal, "%w", err)
 	}
-	if err := s.tryRecovery(ctx, r.Force); err != nil {
-		if err := s.amend(func(rec *state.Record) {
+	if err := r.try(ctx, want.Force); err != nil {
+		if err := r.ledger.amend(func(rec *state.Record) {
 			serial := rec.Serial
 			*rec = *was
 			rec.Serial = serial
 		}); err != nil {
-			s.log.Error().Err(err).Msg("the record tells of a file that was not taken")
+			r.log.Error().Err(err).Msg("the record tells of a file that was not taken")
 		}
-		_ = s.claims.change(before) // still ours
+		_ = r.claims.change(before) // still ours
 		return err
 	}
-	s.tell(api.EventReplaced, "level %d is %s now, and was %s", level, r.Image, was.Spec.Images[level])
+	r.tell(api.EventReplaced, "level %d is %s now, and was %s", level, want.Image, was.Spec.Images[level])
 	return nil
 }
 
 // identifyNew asks a file that is to be taken which one it is, without waiting for long.
-func (s *Server) identifyNew(spec *api.Spec, level int, ref ploop.ImageRef) (state.ClaimedFile, []state.ImageID, error) {
+func identifyNew(spec *api.Spec, level int, ref ploop.ImageRef) (state.ClaimedFile, []state.ImageID, error) {
 	type answer struct {
 		file state.ClaimedFile
 		ids  []state.ImageID
@@ -75,39 +75,39 @@ func (s *Server) identifyNew(spec *api.Spec, level int, ref ploop.ImageRef) (sta
 	return a.file, a.ids, err
 }
 
-// removeLeft gives up a device that waits for its recovery: its I/O fails. The turn is held.
-func (s *Server) removeLeft(ctx context.Context, force bool) error {
-	s.mu.Lock()
-	disk, failing, problem := s.disk(s.rec), s.failing, s.problem
-	s.mu.Unlock()
+// removeWaiting gives up a device that waits for its recovery: its I/O fails. The turn is held.
+func (r *recovery) removeWaiting(ctx context.Context, force bool) error {
+	r.mu.Lock()
+	disk, failing, problem := r.disk(r.rec), r.failing, r.problem
+	r.mu.Unlock()
 	if !force {
-		return api.Errorf(api.CodeBusy, "device %q waits to be recovered (%s), and whoever uses it waits with it; 'holdfast remove --force %s' gives it up: its I/O fails", s.name, problem, s.name)
+		return api.Errorf(api.CodeBusy, "device %q waits to be recovered (%s), and whoever uses it waits with it; 'holdfast remove --force %s' gives it up: its I/O fails", r.name, problem, r.name)
 	}
-	if err := s.giveUp(ctx, disk, failing); err != nil {
+	if err := r.giveUp(ctx, disk, failing); err != nil {
 		return err
 	}
-	return s.removeLost(force)
+	return r.removal.removeLost(force)
 }
 
 // giveUp takes a device that waits for its recovery from the driver.
-func (s *Server) giveUp(ctx context.Context, disk state.Disk, failing failing) error {
+func (r *recovery) giveUp(ctx context.Context, disk state.Disk, failing failing) error {
 	ctx, cancel := context.WithTimeout(ctx, closeLimit)
 	defer cancel()
 	var err error
 	if failing != nil {
 		err = failing.Stop(ctx)
 	} else {
-		err = s.kernel.delete(ctx, disk)
+		err = r.kernel.delete(ctx, disk)
 	}
 	if errors.Is(err, ublk.ErrUnreleased) {
-		s.set(func() { s.unreleased, s.problem = true, err.Error() })
-		return api.Errorf(api.CodeBusy, "device %q can't be given up now: %w", s.name, err)
+		r.set(func() { r.unreleased, r.problem = true, err.Error() })
+		return api.Errorf(api.CodeBusy, "device %q can't be given up now: %w", r.name, err)
 	}
 	if err != nil && !errors.Is(err, ublk.ErrNoDevice) {
-		return api.Errorf(api.CodeInternal, "device %q: %w", s.name, err)
+		return api.Errorf(api.CodeInternal, "device %q: %w", r.name, err)
 	}
-	s.set(func() {
-		s.phase, s.failing, s.problem, s.unreleased = Lost, nil, "it was given up before it could be recovered", false
+	r.set(func() {
+		r.phase, r.failing, r.problem, r.unreleased = Lost, nil, "it was given up before it could be recovered", false
 	})
 	return nil
 }

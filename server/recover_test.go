@@ -47,7 +47,7 @@ func TestRecoveryRefused(t *testing.T) {
 	if _, err := h.SetStandby(ctx, "v", true); err != nil {
 		t.Fatal(err)
 	}
-	h.server("v").noteStandby(h.k.device("v"))
+	h.server("v").ledger.noteStandby(h.k.device("v"))
 	h.kill("v")
 	h.kill("w")
 	h.k.setOpenErr(&ploop.FormatError{File: "j", Offset: -1, What: "lock", Class: ploop.ErrLocked, Found: "another process has it"})
@@ -311,8 +311,8 @@ func TestRemovedWhileItFails(t *testing.T) {
 	if err := h.Remove(ctx, "v", true); err != nil {
 		t.Fatal(err)
 	}
-	s.failLeft(ctx)
-	s.failDevice(ctx)
+	s.recovery.failIOInTurn(ctx)
+	s.recovery.failIO(ctx)
 	if len(h.k.failed) != 0 {
 		t.Errorf("failed: %v", h.k.failed)
 	}

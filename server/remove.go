@@ -22,20 +22,20 @@ const closeLimit = 2 * time.Minute
 //
 // Once begun, a removal goes on when ctx ends; only the waiting ends then.
 func (s *Server) Remove(ctx context.Context, force bool) error {
-	return s.inBackground(ctx, "the removal", func(ctx context.Context) error {
+	return s.turn.inBackground(ctx, "the removal", func(ctx context.Context) error {
 		s.mu.Lock()
 		dev, rec, phase := s.dev, s.rec, s.phase
 		s.mu.Unlock()
 		var err error
 		switch {
 		case dev != nil:
-			err = s.removeLive(ctx, force, false)
+			err = s.removal.removeLive(ctx, force, false)
 		case rec == nil:
 			return api.Errorf(api.CodeNotFound, "there is no device %q", s.name)
 		case phase == Recovering:
-			err = s.removeLeft(ctx, force)
+			err = s.recovery.removeWaiting(ctx, force)
 		default:
-			err = s.removeLost(force)
+			err = s.removal.removeLost(force)
 		}
 		if err == nil {
 			s.turn.finish(ExitOver)
@@ -44,30 +44,12 @@ func (s *Server) Remove(ctx context.Context, force bool) error {
 	})
 }
 
-// inBackground runs what can't be left half done, with the turn held: it goes on when
-// ctx ends.
-func (s *Server) inBackground(ctx context.Context, what string, do func(context.Context) error) error {
-	end, err := s.turn.take(ctx)
-	if err != nil {
-		return err
-	}
-	done := make(chan error, 1)
-	go func() {
-		err := do(context.WithoutCancel(ctx))
-		end()
-		done <- err
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return api.Errorf(api.CodeInternal, "device %q: %s goes on in the server: %w", s.name, what, ctx.Err())
-	}
-}
+// A removal takes its server's device away.
+type removal struct{ *Server }
 
 // removeLive is the removal of a device that is served. ending: because the server ends. The turn
 // is held.
-func (s *Server) removeLive(ctx context.Context, force, ending bool) error {
+func (s *removal) removeLive(ctx context.Context, force, ending bool) error {
 	ctx, cancel := context.WithTimeout(ctx, closeLimit)
 	defer cancel()
 	if !force {
@@ -83,21 +65,7 @@ func (s *Server) removeLive(ctx context.Context, force, ending bool) error {
 	if err := s.dev.Close(ctx, force); err != nil {
 		return s.closeFailed(ctx, err)
 	}
-	// A late change of the record must not write it again.
-	s.recMu.Lock()
-	kept, err := s.forget(ending)
-	s.set(func() {
-		s.dev = nil
-		if err != nil {
-			s.phase, s.problem = Lost, "it was removed cleanly, but "+err.Error()
-			return
-		}
-		s.phase, s.problem, s.rec = Lost, "", kept
-		if kept == nil {
-			s.phase = Empty
-		}
-	})
-	s.recMu.Unlock()
+	err := s.ledger.removed(ending)
 	s.claims.end()
 	if err != nil {
 		return api.Errorf(api.CodeInternal, "device %q was removed, but its record stays: %w", s.name, err)
@@ -109,7 +77,7 @@ func (s *Server) removeLive(ctx context.Context, force, ending bool) error {
 // one is as before. One whose requests did not end in time can be closed again.
 // Otherwise the block device is gone and images may still be marked in use: it
 // is lost, as if its server had died, and its record stays.
-func (s *Server) closeFailed(ctx context.Context, err error) error {
+func (s *removal) closeFailed(ctx context.Context, err error) error {
 	if errors.Is(err, device.ErrBusy) {
 		s.set(func() { s.phase = Serving })
 		// Somebody came between our search and the driver's.
@@ -129,7 +97,7 @@ func (s *Server) closeFailed(ctx context.Context, err error) error {
 
 // removeLost closes the images that a dead server left in use, and forgets the device. The turn
 // is held.
-func (s *Server) removeLost(force bool) error {
+func (s *removal) removeLost(force bool) error {
 	rec := s.record()
 	var err error
 	if rec.Writable() != nil && !rec.Closed {
@@ -152,7 +120,7 @@ func (s *Server) removeLost(force bool) error {
 	if err != nil {
 		s.log.Warn().Err(err).Msg("forgotten by force, its images may still be marked in use")
 	}
-	if err := s.records.Remove(s.name); err != nil {
+	if err := s.ledger.records.Remove(s.name); err != nil {
 		return api.Errorf(api.CodeInternal, "%w", err)
 	}
 	s.set(func() { s.rec, s.phase, s.problem = nil, Empty, "" })
@@ -161,7 +129,7 @@ func (s *Server) removeLost(force bool) error {
 }
 
 // usersOf waits up to settle for transient users to go, and says who is left.
-func (s *Server) usersOf(ctx context.Context) ([]api.User, error) {
+func (s *removal) usersOf(ctx context.Context) ([]api.User, error) {
 	deadline := time.Now().Add(s.times.settle)
 	for {
 		all, err := s.users.Of(map[int]string{s.dev.ID(): s.dev.Path()})
@@ -177,7 +145,7 @@ func (s *Server) usersOf(ctx context.Context) ([]api.User, error) {
 	}
 }
 
-func (s *Server) busy(held []api.User) error {
+func (s *removal) busy(held []api.User) error {
 	who := "somebody who cannot be seen from here"
 	if len(held) > 0 {
 		who = userList(held)

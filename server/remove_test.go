@@ -159,7 +159,7 @@ func TestInterrupted(t *testing.T) {
 	for i, what := range []string{"the removal", "the replacement"} {
 		s := h.server(fmt.Sprintf("v%d", i))
 		client, interrupt := context.WithCancel(ctx)
-		err := s.inBackground(client, what, func(context.Context) error { interrupt(); <-hold; return nil })
+		err := s.turn.inBackground(client, what, func(context.Context) error { interrupt(); <-hold; return nil })
 		if err == nil || !strings.Contains(err.Error(), what+" goes on in the server") {
 			t.Errorf("%v", err)
 		}

@@ -9,23 +9,6 @@ import (
 	"holdfast/api"
 )
 
-// state is the phase as it is shown, of a device that isn't served. Server.mu is held.
-func (s *Server) state() string {
-	switch {
-	case s.phase == Empty:
-		return api.StateRemoved
-	case s.phase == Lost && s.rec.Closed:
-		return api.StateEnded
-	case s.phase != Recovering:
-		return string(s.phase)
-	case s.failing != nil:
-		return api.StateUnrecovered
-	case s.unreleased:
-		return api.StateUnreleased
-	}
-	return api.StateRecovering
-}
-
 // shownEvents is how many events a device's picture has.
 const shownEvents = 16
 
@@ -40,7 +23,7 @@ func (s *Server) Device() *api.Device {
 	if rec == nil {
 		return nil
 	}
-	d := &api.Device{Created: rec.Created, Persist: rec.Spec.Persist, Problem: problem, Users: []api.User{}, Events: s.lastEvents()}
+	d := &api.Device{Created: rec.Created, Persist: rec.Spec.Persist, Problem: problem, Users: []api.User{}, Events: lastEvents(s.journal)}
 	switch {
 	case dev != nil:
 		// Asked without the lock: a Status that has to wait must not stop the server.
@@ -69,9 +52,9 @@ func (s *Server) Device() *api.Device {
 	return d
 }
 
-func (s *Server) lastEvents() []api.Event {
-	_, last := s.journal.Instance()
-	events, _ := s.journal.Since("", last-min(last, shownEvents))
+func lastEvents(j *Journal) []api.Event {
+	_, last := j.Instance()
+	events, _ := j.Since("", last-min(last, shownEvents))
 	return events
 }
 

@@ -57,14 +57,14 @@ const (
 
 // A Server serves one device.
 type Server struct {
+	*known
+	ledger  *ledger
 	cfg     Config
 	log     zerolog.Logger
-	name    string
 	times   times
 	boot    string
 	started time.Time
 	kernel  kernel
-	records state.Records
 	claims  claims
 	sw      *standby.Switch
 	lock    *state.DeviceLock
@@ -72,13 +72,13 @@ type Server struct {
 	front   *front
 	users   users.Search
 
-	turn    *turn
-	looking atomic.Bool // at the images
-	leaseMu sync.Mutex  // one change of the leases at a time; before recMu
-	recMu   sync.Mutex  // one change of the record at a time; before mu
-	changed signal      // somebody may see something else now
-	mounts  signal      // something was mounted
-	errors  errorRate
+	turn     *turn
+	recovery *recovery
+	creation *creation
+	removal  *removal
+	ending   *ending
+	looking  atomic.Bool // at the images
+	errors   errorRate
 
 	// alive ends with the server; creating, of these, when it is told to stop.
 	alive        context.Context
@@ -86,18 +86,6 @@ type Server struct {
 	creating     context.Context
 	stopCreating context.CancelFunc
 	background   sync.WaitGroup
-
-	mu       sync.Mutex
-	phase    Phase
-	rec      *state.Record // nil: Empty
-	dev      live          // not nil: Serving or Removing
-	failing  failing       // what fails the I/O while it can't be recovered; nil: nothing
-	problem  string
-	stopping bool
-	used     time.Time // when somebody last wanted something, or something changed
-	// unreleased: the last attempt to recover it found that the driver takes it for served.
-	unreleased      bool
-	unreleasedSince time.Time // of the turn's holder; zero: it isn't
 }
 
 // Serve is the life of a server. It ends when the device does, when the device was left to
@@ -159,9 +147,11 @@ func predecessor(pid int, dying bool) string {
 
 func newServer(cfg Config, k kernel, times times) *Server {
 	boot := state.BootID()
-	s := &Server{cfg: cfg, log: cfg.Log.With().Str("device", cfg.Name).Logger(), name: cfg.Name, boot: boot, started: time.Now(), kernel: k, times: times,
-		records: state.Records{Dir: filepath.Join(cfg.StateDir, "devices"), Run: cfg.RunDir, Boot: boot, Failed: new(atomic.Pointer[string])},
-		turn:    newTurn(cfg.Name), phase: Empty, used: time.Now()}
+	s := &Server{cfg: cfg, log: cfg.Log.With().Str("device", cfg.Name).Logger(), boot: boot, started: time.Now(), kernel: k, times: times,
+		turn: newTurn(cfg.Name), known: &known{name: cfg.Name, phase: Empty, used: time.Now()}}
+	s.ledger = &ledger{known: s.known, log: s.log,
+		records: state.Records{Dir: filepath.Join(cfg.StateDir, "devices"), Run: cfg.RunDir, Boot: boot, Failed: new(atomic.Pointer[string])}}
+	s.recovery, s.creation, s.removal, s.ending = &recovery{Server: s}, &creation{Server: s}, &removal{s}, &ending{s}
 	s.claims = claims{all: state.NewClaims(cfg.RunDir, cfg.Name), log: s.log}
 	s.users.Find = k.users
 	s.alive, s.endLife = context.WithCancel(context.Background())
@@ -179,7 +169,7 @@ func (s *Server) read() error {
 	}
 	s.sw = standby.NewSwitch(key)
 	s.background.Go(func() { key.Watch(s.alive, s.sw.Turned) })
-	rec, problem, err := s.records.LoadOne(s.name)
+	rec, problem, err := s.ledger.records.LoadOne(s.name)
 	if err != nil {
 		return err
 	}
@@ -194,7 +184,7 @@ func (s *Server) read() error {
 	case rec.Spec.Persist:
 		s.phase, s.problem = Waiting, "it is about to be created again"
 	default:
-		s.phase, s.problem = Lost, s.whyLost(rec)
+		s.phase, s.problem = Lost, whyLost(rec, s.boot)
 	}
 	s.rec = rec
 	return nil
@@ -209,25 +199,25 @@ func (s *Server) begin() {
 	if s.rec == nil {
 		return
 	}
-	switch found := s.lookup(); {
+	switch found := s.recovery.lookup(); {
 	case found == leftWaiting:
 		s.become(Recovering, fmt.Sprintf("its server (process %d) died or left", s.rec.PID))
 		s.tell(api.EventRecovering, "%v is to be served again: %s", s.disk(s.rec), s.problem)
-		s.background.Go(func() { s.recoverAgain(s.alive) })
+		s.background.Go(func() { s.recovery.keepTrying(s.alive) })
 	case s.rec.Spec.Persist:
-		s.again()
+		s.creation.again()
 	default:
-		s.become(Lost, s.whyLost(s.rec))
+		s.become(Lost, whyLost(s.rec, s.boot))
 		s.log.Warn().Msgf("device is lost: %s; %s", s.problem, lostAdvice(s.name))
 	}
 }
 
 // whyLost is for a device that the driver doesn't have any more.
-func (s *Server) whyLost(rec *state.Record) string {
+func whyLost(rec *state.Record, boot string) string {
 	switch {
 	case rec.Closed:
 		return ""
-	case rec.BootID != s.boot:
+	case rec.BootID != boot:
 		return "the machine went down while the device was served"
 	}
 	return fmt.Sprintf("its server (process %d) died", rec.PID)
@@ -248,7 +238,7 @@ func (s *Server) live(ctx context.Context) int {
 		case <-idle.C:
 			s.endIfIdle()
 		case <-ctx.Done():
-			return s.stop()
+			return s.ending.stop()
 		}
 	}
 }
@@ -290,40 +280,8 @@ func (s *Server) close() {
 	}
 }
 
-// set changes what is known of the device.
-func (s *Server) set(change func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	change()
-	s.used = time.Now()
-	s.changed.broadcast()
-}
-
-// become changes the phase.
-func (s *Server) become(p Phase, problem string) {
-	s.set(func() { s.phase, s.problem = p, problem })
-}
-
 // disk is what the driver has of the record's device, if it has anything.
 func (s *Server) disk(rec *state.Record) state.Disk { return rec.Disk(s.cfg.StateDir) }
-
-// record is the device's now, for reading; nil: there is none.
-func (s *Server) record() *state.Record {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.rec
-}
-
-// Unanswered is for how long a queue of the device has owed a sign of life. While the device is
-// taken away its queues end, and owe nothing.
-func (s *Server) Unanswered() time.Duration {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.phase != Serving {
-		return 0
-	}
-	return s.dev.Unanswered()
-}
 
 // look does what may hang with the storage of the device's images, and waits for it until ctx
 // ends: the turn is held, and others wait for that. While it hangs the next ones only say so.

@@ -24,21 +24,21 @@ func (s *Server) Attach(ctx context.Context, consumer string, target bool) (*api
 	if err != nil {
 		return nil, err
 	}
-	s.leaseMu.Lock()
-	defer s.leaseMu.Unlock()
+	s.ledger.leaseMu.Lock()
+	defer s.ledger.leaseMu.Unlock()
 	add := func(rec *state.Record) {
 		if leases := leasesOf(rec, target); !slices.Contains(*leases, consumer) {
 			*leases = append(slices.Clone(*leases), consumer)
 		}
 	}
 	if target {
-		err = s.noteChange(add)
+		err = s.ledger.noteChange(add)
 		if err != nil && api.CodeOf(err) != api.CodeNotFound {
 			s.log.Warn().Err(err).Msgf("the lease of target %s could not be noted", consumer)
 			err = nil
 		}
 	} else {
-		err = s.update(add)
+		err = s.ledger.update(add)
 	}
 	if err != nil {
 		return nil, err
@@ -68,13 +68,13 @@ func (s *Server) Detach(ctx context.Context, consumer string, target bool) (*api
 	if err != nil {
 		return nil, err
 	}
-	s.leaseMu.Lock()
-	defer s.leaseMu.Unlock()
+	s.ledger.leaseMu.Lock()
+	defer s.ledger.leaseMu.Unlock()
 	if rec := s.record(); !target && rec != nil && !slices.Contains(rec.Leases, consumer) {
 		return nil, api.Errorf(api.CodeNotFound, "device %q: %q has no lease on it that was taken by hand; those who have one: %s", s.name, consumer, api.OrNobody(rec.Leases))
 	}
 	shared := false
-	err = s.noteChange(func(rec *state.Record) {
+	err = s.ledger.noteChange(func(rec *state.Record) {
 		leases := leasesOf(rec, target)
 		*leases = slices.DeleteFunc(slices.Clone(*leases), func(c string) bool { return c == consumer })
 		shared = slices.Contains(*leasesOf(rec, !target), consumer)
@@ -109,7 +109,7 @@ func (s *Server) SetStandby(on bool) (*api.Device, error) {
 	}
 	err = dev.SetStandby(on)
 	if errors.Is(err, standby.ErrNotSupported) {
-		return nil, api.Errorf(api.CodeNotSupported, "device %q: standby is not supported: %s: %w", s.name, s.missingFuse(dev), err)
+		return nil, api.Errorf(api.CodeNotSupported, "device %q: standby is not supported: %s: %w", s.name, missingFuse(s.name, dev, s.sw.On()), err)
 	}
 	if err != nil {
 		return nil, err
@@ -118,92 +118,13 @@ func (s *Server) SetStandby(on bool) (*api.Device, error) {
 }
 
 // missingFuse says which fuse is off, and how to turn it on.
-func (s *Server) missingFuse(dev live) string {
+func missingFuse(name string, dev live, on bool) string {
 	var off []string
-	if !s.sw.On() {
+	if !on {
 		off = append(off, "the standby check is off ('holdfast standby-check on')")
 	}
 	if !dev.Status().Standby.Enabled {
-		off = append(off, "no consumer has a lease ('holdfast attach "+s.name+" --consumer NAME')")
+		off = append(off, "no consumer has a lease ('holdfast attach "+name+" --consumer NAME')")
 	}
 	return strings.Join(off, ", and ")
-}
-
-// served is the device, to do something quick to it beside whatever operation is under way.
-func (s *Server) served() (live, error) {
-	s.mu.Lock()
-	dev := s.dev
-	s.mu.Unlock()
-	if dev == nil {
-		return nil, s.notServed()
-	}
-	return dev, nil
-}
-
-// notServed is the refusal to do something to a device that is not served now.
-func (s *Server) notServed() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.rec == nil {
-		return api.Errorf(api.CodeNotFound, "there is no device %q", s.name)
-	}
-	return api.Errorf(api.CodeConflict, "device %q is %s, and not served now; 'holdfast why %s' tells more", s.name, s.state(), s.name)
-}
-
-// update changes the device's record, durably before anybody sees it. After an error it is as
-// it was, in the run directory's copy, too: what was refused must not come true by a crash.
-func (s *Server) update(change func(*state.Record)) error {
-	return s.changeRecord(change, func(was, rec *state.Record) *state.Record {
-		was.Serial = rec.Serial
-		_ = s.records.Save(was)
-		return was
-	})
-}
-
-// noteChange is update for what is so already: when it can't be noted durably, the copy
-// has it, and what is noted later builds on it.
-func (s *Server) noteChange(change func(*state.Record)) error {
-	return s.changeRecord(change, func(_, rec *state.Record) *state.Record { return rec })
-}
-
-// amend changes the record of a device that isn't served: it is about to be, or can't be any more.
-// What could not be written is known all the same. The turn is held.
-func (s *Server) amend(change func(*state.Record)) error {
-	s.recMu.Lock()
-	defer s.recMu.Unlock()
-	rec := *s.record()
-	change(&rec)
-	err := s.records.Save(&rec)
-	s.set(func() { s.rec = &rec })
-	return err
-}
-
-// changeRecord gives the record that failed says when the change could not be written.
-func (s *Server) changeRecord(change func(*state.Record), failed func(was, rec *state.Record) *state.Record) error {
-	s.recMu.Lock()
-	defer s.recMu.Unlock()
-	s.mu.Lock()
-	if s.rec == nil || s.dev == nil {
-		s.mu.Unlock()
-		return api.Errorf(api.CodeNotFound, "device %q is gone", s.name)
-	}
-	was, now := *s.rec, *s.rec
-	s.mu.Unlock()
-	change(&now)
-	rec := &now
-	err := s.records.Save(rec)
-	if err != nil {
-		rec = failed(&was, rec)
-		err = api.Errorf(api.CodeInternal, "%w", err)
-	}
-	s.set(func() { s.rec = rec })
-	return err
-}
-
-// noteStandby brings the record in line with the device's standby.
-func (s *Server) noteStandby(dev live) {
-	err := s.noteChange(func(rec *state.Record) { rec.Standby = recordStandby(dev.Restored()) })
-	if err != nil && api.CodeOf(err) != api.CodeNotFound {
-		s.log.Warn().Err(err).Msg("the device's standby could not be noted")
-	}
 }

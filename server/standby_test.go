@@ -172,7 +172,7 @@ func TestStandbyNotedInTheCopy(t *testing.T) {
 		if _, err := h.SetStandby(ctx, "v", true); err != nil {
 			t.Fatal(err)
 		}
-		h.server("v").noteStandby(h.k.device("v"))
+		h.server("v").ledger.noteStandby(h.k.device("v"))
 		if _, err := h.targetLease("PUT", "v", "lio"); err != nil {
 			t.Fatal(err)
 		}

@@ -8,10 +8,13 @@ import (
 	"holdfast/state"
 )
 
+// An ending is what becomes of its server's device when the server is told to stop.
+type ending struct{ *Server }
+
 // stop is the end in order: the device is removed as if by Remove, but that a persistent one stays
 // in its record. While it is in use its users are waited for, until Config says otherwise. It gives
 // the exit code.
-func (s *Server) stop() int {
+func (s *ending) stop() int {
 	s.set(func() { s.stopping = true })
 	s.stopCreating()
 	said := ""
@@ -48,14 +51,14 @@ func (s *Server) stop() int {
 }
 
 // stopByForce is an end that waits for nobody.
-func (s *Server) stopByForce() int {
+func (s *ending) stopByForce() int {
 	s.log.Warn().Msg("removing the device, which is in use: I/O of its users fails")
 	_ = s.end(true)
 	return ExitOver
 }
 
 // depart leaves the device to a server that is to come.
-func (s *Server) depart() int {
+func (s *ending) depart() int {
 	if err := s.leave(context.Background(), ExitOver); err != nil {
 		s.log.Warn().Err(err).Msg("the device is left as after a death: its requests wait for the next server")
 	} else {
@@ -64,16 +67,9 @@ func (s *Server) depart() int {
 	return ExitOver
 }
 
-// serves: or is about to.
-func (s *Server) serves() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.dev != nil || s.phase == Recovering
-}
-
 // end ends the server, if what that means for the device could be done.
-func (s *Server) end(force bool) error {
-	return s.inBackground(context.Background(), "the removal", func(ctx context.Context) error {
+func (s *ending) end(force bool) error {
+	return s.turn.inBackground(context.Background(), "the removal", func(ctx context.Context) error {
 		err := s.endDevice(ctx, force)
 		if err != nil && !force && s.serves() {
 			return err
@@ -90,7 +86,7 @@ func (s *Server) end(force bool) error {
 // recovery is left to the next server if nobody uses it. Its users can't close it before it
 // is served again: so it goes on being recovered, and is waited for as others are. By
 // force it is taken away under them; its record stays, as its images were not closed.
-func (s *Server) endDevice(ctx context.Context, force bool) error {
+func (s *ending) endDevice(ctx context.Context, force bool) error {
 	s.mu.Lock()
 	served, waits, problem, failing := s.dev != nil, s.phase == Recovering, s.problem, s.failing
 	var disk state.Disk
@@ -100,7 +96,7 @@ func (s *Server) endDevice(ctx context.Context, force bool) error {
 	s.mu.Unlock()
 	switch {
 	case served:
-		return s.removeLive(ctx, force, true)
+		return s.removal.removeLive(ctx, force, true)
 	case !waits:
 		return nil // a lost device is left alone
 	}
@@ -116,7 +112,7 @@ func (s *Server) endDevice(ctx context.Context, force bool) error {
 		}
 		return api.Errorf(api.CodeBusy, "device %q waits to be recovered (%s), and with it %s", s.name, problem, who)
 	}
-	if err := s.giveUp(ctx, disk, failing); err != nil {
+	if err := s.recovery.giveUp(ctx, disk, failing); err != nil {
 		return err
 	}
 	s.log.Warn().Msg("given up before it could be recovered: I/O of its users fails")

@@ -69,3 +69,24 @@ func (t *turn) isEnded() bool {
 func (t *turn) isOver() error {
 	return api.Errorf(api.CodeStopping, "the server of device %q ends", t.device)
 }
+
+// inBackground runs what can't be left half done, with the turn taken: it goes on when
+// ctx ends.
+func (t *turn) inBackground(ctx context.Context, what string, do func(context.Context) error) error {
+	end, err := t.take(ctx)
+	if err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() {
+		err := do(context.WithoutCancel(ctx))
+		end()
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return api.Errorf(api.CodeInternal, "device %q: %s goes on in the server: %w", t.device, what, ctx.Err())
+	}
+}

@@ -29,14 +29,14 @@ const unreleasedTime = 10 * time.Second
 const unreleasedLong = 2 * time.Second
 
 // longUnreleased takes what was just seen. The turn is held.
-func (s *Server) longUnreleased(now bool) bool {
+func (r *recovery) longUnreleased(now bool) bool {
 	switch {
 	case !now:
-		s.unreleasedSince = time.Time{}
-	case s.unreleasedSince.IsZero():
-		s.unreleasedSince = time.Now()
+		r.unreleasedSince = time.Time{}
+	case r.unreleasedSince.IsZero():
+		r.unreleasedSince = time.Now()
 	}
-	return now && time.Since(s.unreleasedSince) > unreleasedLong
+	return now && time.Since(r.unreleasedSince) > unreleasedLong
 }
 
 // Looking at a process may have to wait for it, so it has a bound.

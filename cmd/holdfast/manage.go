@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -97,8 +98,16 @@ func serveProgram(file string) string {
 func chooseLauncher(ctx context.Context, name, program string, cfg mgr.Config, limit time.Duration, level string) (launch.Launcher, error) {
 	switch name {
 	case launcherAuto:
-		if cfg.RunDir == api.DefaultRunDir && cfg.StateDir == api.DefaultStateDir && launch.Detect(ctx) == nil {
+		if cfg.RunDir != api.DefaultRunDir || cfg.StateDir != api.DefaultStateDir {
+			break
+		}
+		err := launch.Detect(ctx)
+		if err == nil {
 			return launch.NewSystemd(), nil
+		}
+		// Servers that are its own now would be in the way of systemd's later.
+		if !errors.Is(err, launch.ErrAbsent) && os.Getenv("NOTIFY_SOCKET") != "" {
+			return nil, fmt.Errorf("who is to start servers can't be found out: %w; --launcher says", err)
 		}
 	case launcherSystemd:
 		if err := launch.Detect(ctx); err != nil {
@@ -153,9 +162,10 @@ func manage(cfg mgr.Config, servers launch.Launcher) error {
 	case err := <-served:
 		return fmt.Errorf("the control socket failed: %w", err)
 	case <-anew:
+		socket, err := m.PassedSocket()
 		m.Close()
 		servers.Close()
-		return fmt.Errorf("the program could not be started anew: %w", again())
+		return fmt.Errorf("the program could not be started anew: %w", errors.Join(err, again(socket)))
 	case sig := <-signals:
 		cfg.Log.Info().Str("signal", sig.String()).Msg("stopping")
 	}

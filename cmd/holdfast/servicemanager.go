@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 )
 
 // serviceManager is who started the daemon, if a service manager did: it is told what becomes of it
@@ -91,8 +93,14 @@ func forServers() []string {
 	return env
 }
 
-// again starts the program of this process anew, as it may have been replaced.
-func again() error {
+// again starts the program of this process anew, as it may have been replaced. A socket that a service manager
+// has passed is passed on; nil: none.
+func again(socket *os.File) error {
+	if socket != nil {
+		if err := passSocket(int(socket.Fd())); err != nil {
+			return fmt.Errorf("passing the control socket on: %w", err)
+		}
+	}
 	self, err := exec.LookPath(os.Args[0])
 	if err == nil {
 		self, err = filepath.Abs(self)
@@ -101,4 +109,23 @@ func again() error {
 		err = syscall.Exec(self, os.Args, os.Environ())
 	}
 	return err
+}
+
+// passSocket has a listening socket be passed to this process, or to what it executes, as a service manager
+// does (sd_listen_fds(3)).
+func passSocket(fd int) error {
+	const first = 3 // SD_LISTEN_FDS_START
+	var err error
+	if fd == first {
+		_, err = unix.FcntlInt(first, unix.F_SETFD, 0)
+	} else {
+		err = unix.Dup3(fd, first, 0)
+	}
+	if err != nil {
+		return err
+	}
+	os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
+	os.Setenv("LISTEN_FDS", "1")
+	os.Unsetenv("LISTEN_FDNAMES")
+	return nil
 }

@@ -26,10 +26,10 @@ func TestProgress(t *testing.T) {
 		t.Errorf("%q came through", out.String())
 	}
 	p.running[2].since = time.Now().Add(-10 * time.Minute)
-	if got := p.underWay(); got != "holdfast/device TestC/copy/land for 10m0s" {
+	if got := p.underWay(); got != "holdfast/server/device TestC/copy/land for 10m0s" {
 		t.Errorf("under way: %q", got)
 	}
-	want := "holdfast/device TestB failed|    b_test.go:7: first|    b_test.go:8: last|holdfast/device TestB/x failed"
+	want := "holdfast/server/device TestB failed|    b_test.go:7: first|    b_test.go:8: last|holdfast/server/device TestB/x failed"
 	if got := strings.Join(p.failures(), "|"); got != want {
 		t.Errorf("failures: %q", got)
 	}
@@ -42,7 +42,7 @@ func TestProgress(t *testing.T) {
 		t.Errorf("a test has ended, and it is idle for %v, under way is %q", p.idle(), p.underWay())
 	}
 	fmt.Fprint(p, "=== RUN   TestP\n=== PAUSE TestP\n=== RUN   TestQ\n=== PAUSE TestQ\n=== CONT  TestP\n=== CONT  TestQ\n")
-	if got := p.underWay(); got != "holdfast/device TestP for 0s, TestQ for 0s" {
+	if got := p.underWay(); got != "holdfast/server/device TestP for 0s, TestQ for 0s" {
 		t.Errorf("in parallel: %q", got)
 	}
 	// Neither many failures nor a line without an end are kept.

@@ -288,7 +288,7 @@ func (s *userSearch) processes() error {
 
 // A process that begins or ends and waits for storage meanwhile can't be looked at on some
 // kernels, and who looks waits with it. Such a look is left alone, and not taken twice.
-const lookTime = time.Second // for all that hang together, and a twentieth for each
+var lookTime = time.Second // for all that hang together, and a twentieth for each
 
 var looks sync.Map // paths of processes that are being looked at
 

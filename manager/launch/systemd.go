@@ -59,10 +59,14 @@ type Systemd struct {
 
 var _ Launcher = (*Systemd)(nil)
 
-// Detect says why systemd can't be the launcher here; nil if it can.
+// ErrAbsent is why systemd can't be the launcher of this host, now and later: it is not the init, or has no units.
+var ErrAbsent = errors.New("systemd can't keep servers here")
+
+// Detect says why systemd can't be the launcher here; nil if it can. Another error than ErrAbsent says that it
+// couldn't be asked.
 func Detect(ctx context.Context) error {
 	if fi, err := os.Lstat(unitsGone); err != nil || !fi.IsDir() { // sd_booted(3)
-		return errors.New("the init is not systemd")
+		return fmt.Errorf("%w: the init is another one", ErrAbsent)
 	}
 	s := NewSystemd()
 	defer s.Close()
@@ -79,7 +83,7 @@ func (s *Systemd) detect(ctx context.Context) error {
 		return err
 	}
 	if len(files) == 0 {
-		return fmt.Errorf("systemd has no unit %s", template)
+		return fmt.Errorf("%w: it has no unit %s", ErrAbsent, template)
 	}
 	return nil
 }

@@ -148,8 +148,8 @@ func TestSystemd(t *testing.T) {
 	if !slices.Equal(names, []string{"a", "vm-1"}) {
 		t.Errorf("there are %q", names)
 	}
-	if err := s.detect(ctx); err == nil {
-		t.Error("there is no template, and all is well")
+	if err := s.detect(ctx); !errors.Is(err, ErrAbsent) {
+		t.Errorf("there is no template: %v", err)
 	}
 	f.files = []dbus.UnitFile{{Path: "/usr/lib/systemd/system/" + template}}
 	if err := s.detect(ctx); err != nil {
@@ -177,6 +177,9 @@ func TestSystemd(t *testing.T) {
 	f.broken = true
 	if err := s.Stop(ctx, "vm-1"); err == nil || !strings.Contains(err.Error(), "refused") {
 		t.Errorf("no systemd: %v", err)
+	}
+	if err := s.detect(ctx); err == nil || errors.Is(err, ErrAbsent) {
+		t.Errorf("no answer is taken for no systemd: %v", err)
 	}
 	// One that doesn't answer.
 	s.dial = func(context.Context) (manager, error) { <-t.Context().Done(); return nil, errors.New("over") }
