@@ -262,6 +262,7 @@ func TestFenceAborted(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.until("the connection is gone", func() bool { _, err := os.Stat(filepath.Dir(abort)); return err != nil })
+	occupy(t, storage.Connection(w.was.Mount))
 	b := w.another()
 	s, err := w.open(b.Dir, true, w.was.Mount)
 	if err == nil {
@@ -279,6 +280,29 @@ func TestFenceAborted(t *testing.T) {
 	}
 	if c := w.keeps(s); c != 'C' {
 		t.Errorf("the disk has %c, and C was flushed", c)
+	}
+}
+
+// occupy has another file system get the number of a device that was a FUSE mount's: the kernel gives
+// it to the next mount, and a connection with it looks like the old one.
+func occupy(t *testing.T, number uint64) {
+	t.Helper()
+	for range 16 {
+		dir := t.TempDir()
+		if err := unix.Mount("none", dir, "tmpfs", 0, "size=64K"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+		var st unix.Stat_t
+		if err := unix.Stat(dir, &st); err != nil {
+			t.Fatal(err)
+		}
+		if uint64(unix.Minor(st.Dev)) == number {
+			return
+		}
+	}
+	if _, err := os.Stat(filepath.Join(storage.FuseConnections, strconv.FormatUint(number, 10))); err == nil {
+		t.Skip("another process has a FUSE mount with the number by now")
 	}
 }
 
