@@ -9,7 +9,7 @@ KERNELS ?= oldest newest
 GOFLAGS := -buildvcs=false
 export GOFLAGS
 
-.PHONY: all build failpoints install uninstall setup demo test lint unit race single fuzz vm boot soak bench clean help
+.PHONY: all build failpoints install uninstall setup demo test lint unit race single preview fuzz vm boot soak bench clean help
 all: build
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo 'unit   go test ./..., rootless and fast'
 	@echo 'race   the same under the race detector'
 	@echo 'single the same, of what runs side by side, with GOMAXPROCS=1'
+	@echo 'preview  the tests of servers of their own for devices, which are not in test yet'
 	@echo 'fuzz   a burst of each fuzz target (FUZZTIME=$(FUZZTIME))'
 	@echo 'vm     the driver and the devices on real kernels (KERNELS="$(KERNELS)")'
 	@echo 'boot   systemd as process 1: kill the daemon, shut down, boot again (KERNELS="$(KERNELS)")'
@@ -115,6 +116,12 @@ unit:
 
 race:
 	CGO_ENABLED=1 $(GO) test $(PATIENT) -race -short ./...
+
+# Servers of their own for devices, which aren't the default yet: some of these tests aren't steady on
+# slow machines.
+preview:
+	HOLDFAST_PREVIEW=1 $(GO) test $(PATIENT) ./server ./manager
+	HOLDFAST_PREVIEW=1 CGO_ENABLED=1 $(GO) test $(PATIENT) -race -short ./server ./manager
 
 single:
 	GOMAXPROCS=1 $(GO) test $(PATIENT) -short ./ploop/... ./ublk/... ./standby ./server/... ./state ./sysfs ./control ./manager/...
