@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -258,48 +257,6 @@ func (k *thisKernel) close() {
 		k.ctl.Close()
 		k.ctl = nil
 	}
-}
-
-// offlineStatus is what can be said of a device that has nothing in the driver.
-func offlineStatus(rec *state.Record) api.Status {
-	spec := &rec.Spec
-	st := api.Status{Name: spec.Name, ID: -1, ReadOnly: spec.ReadOnly, Damaged: spec.Damaged, Queues: spec.Queues, Depth: spec.Depth, DataPath: spec.DataPath,
-		LogicalBlock: max(spec.LogicalBlockSize, ploop.SectorSize)}
-	for i, ref := range spec.Images {
-		st.Images = append(st.Images, ploop.ImageStatus{Path: ref.Path, Level: i})
-	}
-	return st
-}
-
-// waitingStatus is of a device that waits for its recovery: it has its disk, and perhaps its
-// standby. mu is held.
-func (d *Daemon) waitingStatus(slot *slot) api.Status {
-	rec := slot.rec
-	st := offlineStatus(rec)
-	st.ID, st.Path, st.State = rec.ID, fmt.Sprintf("/dev/ublkb%d", rec.ID), slot.waitState()
-	st.Size = rec.Size
-	s := &st.Standby
-	s.Consumers = append(slices.Clone(rec.Leases), rec.TargetLeases...)
-	slices.Sort(s.Consumers)
-	s.Enabled, s.Flag = len(s.Consumers) > 0, rec.Standby != nil
-	switch {
-	case !s.Enabled || !d.check.On():
-		s.Value = "not supported"
-	case s.Flag:
-		s.Value = "on"
-	default:
-		s.Value = "off"
-	}
-	if s.Recovery = rec.Spec.Recovery; s.Recovery == "" {
-		s.Recovery = api.RecoveryManual
-	}
-	if r := rec.Standby; r != nil {
-		s.Since, s.Cause, s.ByHand = &r.Since, r.Cause, r.ByHand
-		if r.Errno != 0 {
-			s.Errno = api.ErrnoName(unix.Errno(r.Errno))
-		}
-	}
-	return st
 }
 
 var driverErrors = []error{ublk.ErrNoDriver, ublk.ErrPermission, ublk.ErrIOUringDisabled, ublk.ErrTooOld, ublk.ErrTooManyDevices}

@@ -101,8 +101,8 @@ func (d *Daemon) briefDevices(only string) []api.Device {
 		e := entry{dev: s.dev, phase: s.phase}
 		e.Created, e.Persist, e.Problem = s.rec.Created, s.rec.Spec.Persist, s.problem
 		e.Events = append([]api.Event{}, s.events...)
-		if e.Status = offlineStatus(s.rec); s.phase == api.StateRecovering {
-			e.Status = d.waitingStatus(s)
+		if e.Status = s.rec.Offline(); s.phase == api.StateRecovering {
+			e.Status = s.rec.Waiting(s.waitState(), d.check.On())
 		}
 		entries = append(entries, e)
 	}

@@ -224,7 +224,7 @@ func (d *Daemon) status(name string) (*api.Status, error) {
 	s := d.slots[name]
 	waits := s != nil && s.rec != nil && s.dev == nil && s.phase == api.StateRecovering
 	if waits {
-		st = d.waitingStatus(s)
+		st = s.rec.Waiting(s.waitState(), d.check.On())
 	}
 	d.mu.Unlock()
 	if waits {
