@@ -9,7 +9,7 @@ KERNELS ?= oldest newest
 GOFLAGS := -buildvcs=false
 export GOFLAGS
 
-.PHONY: all build failpoints install uninstall setup demo test lint unit race single preview fuzz vm boot soak bench clean help
+.PHONY: all build failpoints install uninstall setup demo test lint unit race single fuzz vm boot soak bench clean help
 all: build
 
 help:
@@ -22,7 +22,6 @@ help:
 	@echo 'unit   go test ./..., rootless and fast'
 	@echo 'race   the same under the race detector'
 	@echo 'single the same, of what runs side by side, with GOMAXPROCS=1'
-	@echo 'preview  the tests of servers of their own for devices, which are not in test yet'
 	@echo 'fuzz   a burst of each fuzz target (FUZZTIME=$(FUZZTIME))'
 	@echo 'vm     the driver and the devices on real kernels (KERNELS="$(KERNELS)")'
 	@echo 'boot   systemd as process 1: kill the daemon, shut down, boot again (KERNELS="$(KERNELS)")'
@@ -41,8 +40,9 @@ PREFIX  ?= /usr/local
 SBINDIR ?= $(PREFIX)/sbin
 LIBDIR  ?= $(PREFIX)/lib
 DOCDIR  ?= $(PREFIX)/share/doc/holdfast
-UNITS    = holdfast.service holdfast.socket holdfast@.service holdfast@.socket holdfast-device@.service holdfast.target holdfast.slice
-INSTALLED = $(SBINDIR)/holdfast $(SBINDIR)/holdfast-serve $(UNITS:%=$(LIBDIR)/systemd/system/%) $(LIBDIR)/udev/rules.d/59-holdfast.rules \
+UNITS    = holdfast.service holdfast.socket holdfast-device@.service holdfast.target holdfast.slice holdfast-shutdown.service
+WANTED   = $(LIBDIR)/systemd/system/shutdown.target.wants/holdfast-shutdown.service
+INSTALLED = $(SBINDIR)/holdfast $(SBINDIR)/holdfast-serve $(UNITS:%=$(LIBDIR)/systemd/system/%) $(WANTED) $(LIBDIR)/udev/rules.d/59-holdfast.rules \
 	$(LIBDIR)/modules-load.d/holdfast.conf $(LIBDIR)/modprobe.d/holdfast.conf \
 	$(PREFIX)/share/bash-completion/completions/holdfast $(PREFIX)/share/zsh/site-functions/_holdfast
 NAMED = sed 's|/usr/local/sbin/|$(SBINDIR)/|g; s|/usr/local/share/doc/holdfast|$(DOCDIR)|g'
@@ -51,6 +51,8 @@ install: build
 	install -D -m 755 bin/holdfast $(DESTDIR)$(SBINDIR)/holdfast
 	install -D -m 755 bin/holdfast-serve $(DESTDIR)$(SBINDIR)/holdfast-serve
 	for u in $(UNITS); do $(NAMED) systemd/$$u | $(PUT) $(DESTDIR)$(LIBDIR)/systemd/system/$$u || exit 1; done
+	install -d $(DESTDIR)$(dir $(WANTED))
+	ln -sf ../$(notdir $(WANTED)) $(DESTDIR)$(WANTED)
 	$(NAMED) systemd/59-holdfast.rules | $(PUT) $(DESTDIR)$(LIBDIR)/udev/rules.d/59-holdfast.rules
 	$(PUT) <systemd/modules-load.conf $(DESTDIR)$(LIBDIR)/modules-load.d/holdfast.conf
 	$(PUT) <systemd/modprobe.conf $(DESTDIR)$(LIBDIR)/modprobe.d/holdfast.conf
@@ -117,14 +119,8 @@ unit:
 race:
 	CGO_ENABLED=1 $(GO) test $(PATIENT) -race -short ./...
 
-# Servers of their own for devices, which aren't the default yet: some of these tests aren't steady on
-# slow machines.
-preview:
-	HOLDFAST_PREVIEW=1 $(GO) test $(PATIENT) ./server ./manager
-	HOLDFAST_PREVIEW=1 CGO_ENABLED=1 $(GO) test $(PATIENT) -race -short ./server ./manager
-
 single:
-	GOMAXPROCS=1 $(GO) test $(PATIENT) -short ./ploop/... ./ublk/... ./standby ./server/... ./state ./sysfs ./control ./manager/...
+	GOMAXPROCS=1 $(GO) test $(PATIENT) -short ./ploop/... ./ublk/... ./standby ./server/... ./state ./sysfs ./manager/...
 
 # A number of runs, not a time: the fuzzer may fail by its own deadline. make soak has more.
 FUZZTIME ?= 5000x
@@ -138,13 +134,14 @@ fuzz:
 # The same program with places to die at: internal/failpoint.
 failpoints:
 	CGO_ENABLED=0 $(GO) build -tags failpoints -o bin/holdfast-failpoints ./cmd/holdfast
+	CGO_ENABLED=0 $(GO) build -tags failpoints -o bin/holdfast-serve-failpoints ./cmd/holdfast-serve
 
 # To save time most cases run on one kernel or the other (HOLDFAST_CASES), and what make unit can
 # test as well on none; make soak has all on all. The kernels run side by side, and what needs no two queues with
 # one processor: two that are emulated hold each other up when they have to share one. Time is up when no
 # test begins or ends any more, and not when the machine is slow.
 DRIVER    = ./ublk/... ./server/device
-OTHERS    = ./cmd/holdfast ./internal/spawner ./sysfs/fusefs ./hack/faultfs
+OTHERS    = ./cmd/holdfast ./sysfs/fusefs ./hack/faultfs
 CASES_oldest = odd
 CASES_newest = even
 TESTS     = $(patsubst %,-test %,$(1))
@@ -174,15 +171,23 @@ boot: setup build
 # The scenario of hack/story, many times and in all its variants, and hack/kill at length.
 ROUNDS ?= 10
 KILLS  ?= 240
-SOAKKILL = HOLDFAST_KILLS=$(KILLS) HOLDFAST_VARIANT_KILLS=20 HOLDFAST_DEVICES=64 HOLDFAST_UPGRADES=50 HOLDFAST_STOP=60
-soak: setup build failpoints boot
+SOAKKILL = HOLDFAST_KILLS=$(KILLS) HOLDFAST_VARIANT_KILLS=20 HOLDFAST_DEVICES=64 HOLDFAST_UPGRADES=50 HOLDFAST_STOP=60 \
+	HOLDFAST_MANAGER_KILLS=1000 HOLDFAST_ROLLS=20 HOLDFAST_COST_DEVICES=100 HOLDFAST_OLD_BINARY=$(abspath $(OLD))
+# The daemon before devices had servers of their own: what crosses over from it, and what it can't do.
+OLDCOMMIT = e9f92d4
+OLD       = build/holdfast-$(OLDCOMMIT)
+$(OLD):
+	rm -rf build/old && mkdir -p build/old && git archive $(OLDCOMMIT) | tar -x -C build/old
+	cd build/old && CGO_ENABLED=0 $(GO) build -buildvcs=false -o $(abspath $(OLD)) ./cmd/holdfast
+	rm -rf build/old
+soak: setup build failpoints $(OLD) boot
 	$(MAKE) fuzz FUZZTIME=20000x
 	HOLDFAST_POWERCUT_SEEDS=1000 HOLDFAST_FAULT_MATRIX=full $(GO) test -timeout 60m ./ploop/stack
 	@for k in $(KERNELS); do \
 		echo "=== Linux $$k"; \
 		$(GO) run ./hack/vm -kernel $$k -timeout 30m $(call TESTS,$(DRIVER) $(OTHERS)) || exit 1; \
 		$(GO) run ./hack/vm -kernel $$k -timeout 40m -env HOLDFAST_ROUNDS=$(ROUNDS) -test ./hack/story || exit 1; \
-		$(GO) run ./hack/vm -kernel $$k -timeout 60m $(SOAKKILL:%=-env %) -test ./hack/kill || exit 1; \
+		$(GO) run ./hack/vm -kernel $$k -timeout 90m $(SOAKKILL:%=-env %) -test ./hack/kill || exit 1; \
 	done
 
 bench: setup build

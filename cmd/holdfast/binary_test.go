@@ -13,24 +13,26 @@ import (
 	"time"
 
 	"holdfast/hack/faultfs"
-	"holdfast/internal/spawner"
+	"holdfast/server/process"
+	"holdfast/state"
 )
 
 // asHoldfast turns the test binary into the real program: same code, own
 // process, nothing to build.
 const asHoldfast = "HOLDFAST_TEST_MAIN"
 
-// noSpawner has the daemon start programs directly, for control runs.
-const noSpawner = "HOLDFAST_TEST_NO_SPAWNER"
+// asServe turns it into holdfast-serve.
+const asServe = "HOLDFAST_TEST_SERVE"
 
 func TestMain(m *testing.M) {
 	faultfs.Child() // storage that fails on demand is a process of its own
-	spawner.Child()
-	if os.Getenv(noSpawner) != "" {
-		startSpawner = func(func(error)) (*spawner.Spawner, error) { return nil, nil }
+	if os.Getenv(asServe) != "" {
+		os.Exit(process.Main(os.Args[1:]))
 	}
 	if os.Getenv(asHoldfast) != "" {
-		os.Unsetenv(asHoldfast)
+		if os.Getenv(asHoldfast) != "again" { // it isn't to execute itself
+			os.Unsetenv(asHoldfast)
+		}
 		main()
 	}
 	os.Exit(m.Run())
@@ -51,6 +53,20 @@ func binary(t *testing.T) string {
 	return path
 }
 
+// serveBinary makes a program that behaves as holdfast-serve.
+func (d dir) serveBinary() string {
+	d.t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	path := d.file("holdfast-serve")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+asServe+"=1 exec '"+self+"' \"$@\"\n"), 0o700); err != nil {
+		d.t.Fatal(err)
+	}
+	return path
+}
+
 // result is how a run of the program ended.
 type result struct {
 	code        int
@@ -66,7 +82,7 @@ func (d dir) holdfast(args ...string) result {
 	}
 	cmd := exec.Command(self, args...)
 	cmd.Dir = d.path
-	cmd.Env = append(os.Environ(), asHoldfast+"=1", "HOLDFAST_RUN_DIR="+d.file("run"))
+	cmd.Env = append(os.Environ(), asHoldfast+"=1", "HOLDFAST_RUN_DIR="+d.file("run"), "HOLDFAST_SERVE_BINARY="+d.serveBinary())
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err = cmd.Run()
@@ -243,7 +259,7 @@ func (d dir) daemon(options ...string) *exec.Cmd {
 	}
 	// One that is killed leaves its tree mounted.
 	d.t.Cleanup(func() { syscall.Unmount(d.file("run/sys"), syscall.MNT_DETACH) })
-	cmd := exec.Command(self, append([]string{"daemon", "--state-dir", d.file("state"), "--log-format", "json"}, options...)...)
+	cmd := exec.Command(self, append([]string{"daemon", "--launcher", "fork", "--serve-binary", d.serveBinary(), "--state-dir", d.file("state"), "--log-format", "json"}, options...)...)
 	cmd.Env = append(os.Environ(), asHoldfast+"=1", "HOLDFAST_RUN_DIR="+d.file("run"))
 	log, err := os.Create(d.file("log"))
 	if err != nil {
@@ -254,13 +270,34 @@ func (d dir) daemon(options ...string) *exec.Cmd {
 	if err := cmd.Start(); err != nil {
 		d.t.Fatal(err)
 	}
-	d.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	d.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait(); d.killServers() })
 	for deadline := time.Now().Add(time.Minute); d.holdfast("list").code != 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			d.t.Fatalf("the daemon does not answer: %s", d.read("log"))
 		}
 	}
 	return cmd
+}
+
+// killServers kills the servers that a killed daemon has left, and waits for their ends.
+func (d dir) killServers() {
+	d.t.Helper()
+	entries, _ := os.ReadDir(d.file("run/devices"))
+	for _, e := range entries {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+			pid, held := state.Probe(d.file("run"), e.Name())
+			if !held {
+				break
+			}
+			if pid > 0 {
+				syscall.Kill(pid, syscall.SIGKILL)
+			}
+			if time.Now().After(deadline) {
+				d.t.Errorf("the server of %s, process %d, does not end", e.Name(), pid)
+				break
+			}
+		}
+	}
 }
 
 func TestDaemon(t *testing.T) {

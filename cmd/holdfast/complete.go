@@ -259,7 +259,7 @@ var flagValues = map[string][]string{
 	"allow":              {ploop.AllowOlderData, ploop.AllowBeyondDisk, ploop.AllowDataOffset},
 	"format":             {"1", "2"},
 	"log-format":         {"json", "console"},
-	"launcher":           {launcherNone, launcherAuto, launcherSystemd, launcherFork},
+	"launcher":           {launcherAuto, launcherSystemd, launcherFork},
 	"log-level":          {"debug", "info", "warn", "error"},
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/signal"
@@ -11,29 +12,34 @@ import (
 	"syscall"
 	"time"
 
+	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
 
 	"holdfast/api"
-	"holdfast/control"
-	"holdfast/internal/failpoint"
-	"holdfast/internal/spawner"
+	"holdfast/internal/build"
+	"holdfast/internal/thp"
+	"holdfast/manager"
+	"holdfast/manager/launch"
 	"holdfast/manager/target"
-	"holdfast/ublk"
+	"holdfast/state"
 )
 
 func daemonCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "daemon",
-		Usage: "serve devices until a signal ends it",
-		Description: "On SIGTERM or SIGINT, devices that nobody uses are removed cleanly; those in use are reported\n" +
-			"and kept until released. A second signal removes them too: their I/O fails, their images\n" +
-			"are flushed and closed cleanly. One more ends the daemon at once.",
+		Usage: "manage this host's devices until a signal ends it",
+		Description: "Each device is served by a process of its own, holdfast-serve. Where systemd is there and\n" +
+			"knows holdfast-device@.service, it starts these, and they outlive the daemon however it ends.\n" +
+			"Elsewhere the daemon starts them, and SIGTERM or SIGINT ends them first: devices that nobody\n" +
+			"uses are removed cleanly; those in use are reported and kept until released. A second\n" +
+			"signal removes them too: their I/O fails, their images are flushed and closed cleanly. One\n" +
+			"more ends the daemon at once, and no server. SIGUSR2 starts the daemon's program anew, in\n" +
+			"the same process, and touches no device.",
 		Flags: []cli.Flag{
 			runDirFlag(),
 			&cli.StringFlag{Name: "state-dir", Usage: "`DIR` that remembers devices", Value: api.DefaultStateDir, EnvVars: []string{"HOLDFAST_STATE_DIR"}},
-			&cli.StringFlag{Name: "launcher", Usage: "who starts a server for each device (a preview): systemd, fork (the daemon itself), auto, or none: the daemon serves them all", Value: launcherNone},
+			&cli.StringFlag{Name: "launcher", Usage: "who starts servers: systemd, fork (the daemon itself) or auto", Value: launcherAuto},
 			&cli.StringFlag{Name: "serve-binary", Usage: "`FILE` of the program holdfast-serve, for --launcher fork", DefaultText: "beside this program", EnvVars: []string{"HOLDFAST_SERVE_BINARY"}},
 			&cli.StringFlag{Name: "metrics-listen", Usage: "serve figures for Prometheus on `HOST:PORT`"},
 			&cli.StringFlag{Name: "targets", Usage: "`KINDS` of targets to watch, of lio, scst and tgt; or none", DefaultText: "lio,scst,tgt"},
@@ -48,45 +54,53 @@ func daemonCommand() *cli.Command {
 			if _, err := arguments(c); err != nil {
 				return err
 			}
-			if c.String("launcher") != launcherNone {
-				return manageDevices(c)
-			}
 			log, err := newLog(c.App.ErrWriter, c.String("log-format"), c.String("log-level"))
 			if err != nil {
 				return err
 			}
-			cfg := control.Config{Version: version(), Log: log}
-			// Absolute, as they are shown to clients with other directories.
-			if cfg.RunDir, err = filepath.Abs(runDir(c)); err != nil {
+			cfg, err := daemonConfig(c, log)
+			if err != nil {
 				return err
-			}
-			stateDir := c.String("state-dir")
-			if stateDir == "" {
-				stateDir = api.DefaultStateDir
-			}
-			if cfg.StateDir, err = filepath.Abs(stateDir); err != nil {
-				return err
-			}
-			if cfg.Binary, err = os.Executable(); err != nil {
-				return err
-			}
-			cfg.Args = os.Args[1:]
-			cfg.MetricsListen, cfg.NoTree = c.String("metrics-listen"), c.Bool("no-sysfs")
-			cfg.TargetRoots = target.Roots{Configfs: c.String("configfs"), SCST: c.String("scst-root")}
-			switch kinds := c.String("targets"); kinds {
-			case "":
-			case "none":
-				cfg.Targets = []string{}
-			default:
-				cfg.Targets = strings.Split(kinds, ",")
 			}
 			limit := c.Duration("stop-timeout")
 			if limit < 0 {
 				return usagef("--stop-timeout %v: want 0 (never) or more", limit)
 			}
-			return serve(cfg, limit)
+			servers, err := chooseLauncher(c.Context, c.String("launcher"), serveProgram(c.String("serve-binary")), cfg, limit, c.String("log-level"))
+			if err != nil {
+				return err
+			}
+			defer servers.Close()
+			cfg.Launcher = servers
+			return manage(cfg, servers)
 		},
 	}
+}
+
+// daemonConfig reads the flags that are the manager's.
+func daemonConfig(c *cli.Context, log zerolog.Logger) (cfg manager.Config, err error) {
+	cfg = manager.Config{Version: version(), Build: build.ID(), Log: log}
+	// Absolute, as they are shown to clients with other directories.
+	if cfg.RunDir, err = filepath.Abs(runDir(c)); err != nil {
+		return cfg, err
+	}
+	stateDir := c.String("state-dir")
+	if stateDir == "" {
+		stateDir = api.DefaultStateDir
+	}
+	if cfg.StateDir, err = filepath.Abs(stateDir); err != nil {
+		return cfg, err
+	}
+	cfg.MetricsListen, cfg.NoTree = c.String("metrics-listen"), c.Bool("no-sysfs")
+	cfg.TargetRoots = target.Roots{Configfs: c.String("configfs"), SCST: c.String("scst-root")}
+	switch kinds := c.String("targets"); kinds {
+	case "":
+	case "none":
+		cfg.Targets = []string{}
+	default:
+		cfg.Targets = strings.Split(kinds, ",")
+	}
+	return cfg, nil
 }
 
 func newLog(w io.Writer, format, level string) (zerolog.Logger, error) {
@@ -111,93 +125,150 @@ func newLog(w io.Writer, format, level string) (zerolog.Logger, error) {
 	return zerolog.New(zerolog.SyncWriter(w)).Level(lvl).With().Timestamp().Logger(), nil
 }
 
-// startSpawner is another one in a test that does without.
-var startSpawner = spawner.Start
+// Who starts servers.
+const (
+	launcherAuto    = "auto"
+	launcherSystemd = "systemd"
+	launcherFork    = "fork"
+)
 
-// serve runs the daemon to its end. Once told to stop, it waits for the devices' users for
-// limit; 0: for ever. What is in use then is left to the next daemon if there will be one, as
-// if this one had been killed.
-func serve(cfg control.Config, limit time.Duration) error {
-	tuneRuntime(cfg.Log)
-	// Before anything is open, also what only this process is protected from.
-	var err error
-	if cfg.Spawner, err = startSpawner(func(err error) {
-		cfg.Log.Error().Err(err).Msg("no hook can be run, and no upgrade; devices are served as before, and wait for this daemon while it is restarted")
-	}); err != nil {
-		return err
+// serveProgram is the program of servers: beside this one, and called like it.
+func serveProgram(file string) string {
+	if file != "" {
+		return file
 	}
-	defer cfg.Spawner.Close()
-	manager := newManager(cfg.Log, cfg.Spawner)
+	self, err := os.Executable()
+	if err != nil {
+		return "holdfast-serve"
+	}
+	return filepath.Join(filepath.Dir(self), strings.Replace(filepath.Base(self), "holdfast", "holdfast-serve", 1))
+}
+
+// chooseLauncher makes the launcher of that name. auto is systemd where it can be had for the
+// default directories, which are what its units have.
+func chooseLauncher(ctx context.Context, name, program string, cfg manager.Config, limit time.Duration, level string) (launch.Launcher, error) {
+	switch name {
+	case launcherAuto:
+		if cfg.RunDir != api.DefaultRunDir || cfg.StateDir != api.DefaultStateDir {
+			break
+		}
+		err := launch.Detect(ctx)
+		if err == nil {
+			return launch.NewSystemd(), nil
+		}
+		// Servers that are its own now would be in the way of systemd's later.
+		if !errors.Is(err, launch.ErrAbsent) && os.Getenv("NOTIFY_SOCKET") != "" {
+			return nil, fmt.Errorf("who is to start servers can't be found out: %w; --launcher says", err)
+		}
+	case launcherSystemd:
+		if err := launch.Detect(ctx); err != nil {
+			return nil, fmt.Errorf("--launcher systemd: %w", err)
+		}
+		return launch.NewSystemd(), nil
+	case launcherFork:
+	default:
+		return nil, usagef("--launcher %q is not one of auto, systemd, fork", name)
+	}
+	program, err := filepath.Abs(program)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(program); err != nil {
+		return nil, fmt.Errorf("the program of servers: %w; --serve-binary says where it is", err)
+	}
+	// Servers inherit that, and needn't start themselves anew for it.
+	if _, err := thp.Disable(); err != nil {
+		cfg.Log.Debug().Err(err).Msg("huge pages could not be turned off")
+	}
+	return launch.NewFork(launch.ForkConfig{
+		Binary: program, Env: forServers(), Dir: filepath.Join(cfg.RunDir, "devices"), Log: cfg.Log,
+		Args:   []string{"--run-dir", cfg.RunDir, "--state-dir", cfg.StateDir, "--stop-timeout", limit.String(), "--log-level", level},
+		Wanted: manager.Wanted(cfg.RunDir, cfg.StateDir),
+	})
+}
+
+// manage runs the daemon to its end.
+func manage(cfg manager.Config, servers launch.Launcher) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
-	upgrade := make(chan os.Signal, 1)
-	signal.Notify(upgrade, syscall.SIGUSR2)
-	// A log whose reader died must not take devices with it, nor a closed
-	// terminal.
+	anew := make(chan os.Signal, 1)
+	signal.Notify(anew, syscall.SIGUSR2)
+	// A log whose reader died must not take the daemon with it, nor a closed terminal.
 	signal.Ignore(syscall.SIGPIPE, syscall.SIGHUP)
-	cfg.Prepare = func() {
-		if failpoint.Off("no-protect") {
-			cfg.Log.Warn().Msg("not protected from memory pressure, for a test")
-		} else if err := ublk.ProtectProcess(); err != nil {
-			cfg.Log.Warn().Msgf("memory pressure may stall devices whose images lie on this machine: %v", err)
-		}
-	}
-	d, err := control.Start(cfg)
+	before, err := succeedPredecessor()
 	if err != nil {
 		return err
 	}
-	defer d.Close()
+	os.Remove(filepath.Join(cfg.RunDir, "shutdown")) // see systemd/holdfast-shutdown.service; /run may outlive a boot
+	m, err := manager.Start(cfg)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
 	served := make(chan error, 1)
-	go func() { served <- d.Serve() }()
-	cfg.Log.Info().Str("version", cfg.Version).Str("socket", d.SocketPath()).Str("state_dir", cfg.StateDir).Msg("ready")
+	go func() { served <- m.Serve() }()
+	cfg.Log.Info().Str("version", cfg.Version).Str("socket", m.SocketPath()).Str("state_dir", cfg.StateDir).Msg("ready")
+	go before.tell(cfg.RunDir)
+	starter := newServiceManager(cfg.Log)
+	starter.send(sd.SdNotifyReady)
 	done := make(chan struct{})
 	defer close(done)
-	stopping := make(chan struct{})
-	go manager.ready(d.Restored(), stopping)
-	go manager.keep(d.Pulse, done)
-	go d.UpgradeOn(upgrade)
-
+	go starter.keep(func() { m.Info() }, done)
 	select {
-	case <-d.HandedOver():
-		if d.Heir() == 0 {
-			return errors.New("an upgrade has failed, and its end is this daemon's, too: start it again, its devices wait")
-		}
-		manager.handedOver(d.Heir())
-		return nil
 	case err := <-served:
-		// Without the socket nobody could control the devices: end in order.
-		cfg.Log.Error().Err(err).Msg("the control socket failed")
+		return fmt.Errorf("the control socket failed: %w", err)
+	case <-anew:
+		socket, err := m.PassedSocket()
+		m.Close()
+		servers.Close()
+		return fmt.Errorf("the program could not be started anew: %w", errors.Join(err, again(socket)))
 	case sig := <-signals:
 		cfg.Log.Info().Str("signal", sig.String()).Msg("stopping")
 	}
-	close(stopping)
-	manager.stopping()
-	force := make(chan struct{})
-	ctx, leave := context.WithCancel(context.Background())
-	defer leave()
+	starter.send(sd.SdNotifyStopping)
+	if _, ours := servers.(*launch.Fork); ours && starter.goesDown() {
+		return endServers(m, cfg.RunDir, signals, cfg.Log)
+	}
+	return nil // the servers go on: they are systemd's, or the next daemon's
+}
+
+// endServers ends the servers in order, while their devices' users are waited for. Each more signal
+// is passed on to them.
+func endServers(m *manager.Manager, runDir string, signals <-chan os.Signal, log zerolog.Logger) error {
+	ended := make(chan error, 1)
 	go func() {
-		p := patience{log: cfg.Log, signals: signals, limit: limit, willRestart: manager.willRestart, sync: unix.Sync}
-		if !p.wait() {
-			leave()
-			return
-		}
-		close(force)
-		sig := <-signals
-		cfg.Log.Error().Str("signal", sig.String()).Msg("one more signal: ending at once, what is still served is lost")
-		os.Exit(exitFailure)
+		_, err := m.Stop(context.Background(), api.StopRequest{})
+		ended <- err
 	}()
-	err = d.Shutdown(ctx, force)
-	if pid := d.Heir(); pid != 0 {
-		cfg.Log.Info().Int("pid", pid).Msg("an upgrade was under way: the new daemon is told to stop")
-		manager.handedOver(pid)
-		return syscall.Kill(pid, syscall.SIGTERM)
+	for n := 2; ; n++ {
+		select {
+		case err := <-ended:
+			if err == nil {
+				log.Info().Msg("stopped")
+			}
+			return err
+		case sig := <-signals:
+			if n > 2 {
+				log.Error().Str("signal", sig.String()).Msg("one more signal: ending at once; servers that have not ended go on by themselves")
+				return exitStatus(exitFailure)
+			}
+			log.Warn().Str("signal", sig.String()).Msg("second signal: users of devices are not waited for any more")
+			signalServers(runDir, log)
+		}
 	}
-	if ctx.Err() != nil {
-		cfg.Log.Warn().Msgf("devices are still in use after %v (--stop-timeout): they are left as they are, and wait for the next daemon", limit)
-		return nil
+}
+
+// signalServers has all servers wait for users no longer.
+func signalServers(runDir string, log zerolog.Logger) {
+	entries, err := os.ReadDir(state.Run(runDir).Devices())
+	if err != nil {
+		log.Error().Err(err).Msg("the servers can't be told")
 	}
-	if err == nil {
-		cfg.Log.Info().Msg("stopped")
+	for _, e := range entries {
+		if pid, held := state.Probe(runDir, e.Name()); held && pid > 0 {
+			if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+				log.Error().Err(err).Str("device", e.Name()).Msgf("its server, process %d, can't be told", pid)
+			}
+		}
 	}
-	return err
 }

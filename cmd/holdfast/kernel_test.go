@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -171,7 +172,7 @@ func TestKernelSIGTERM(t *testing.T) {
 	if err := os.WriteFile(d.file("mnt/x"), []byte("still here"), 0o600); err != nil {
 		t.Error(err)
 	}
-	d.fails(1, "stopping", "create", "new", "--image", d.file("idle.hds"))
+	d.fails(1, "being stopped", "create", "new", "--image", d.file("idle.hds"))
 	d.umount()
 	if code := d.ends(cmd); code != 0 {
 		t.Errorf("exit %d:\n%s", code, d.read("log"))
@@ -183,11 +184,7 @@ func TestKernelSIGTERM(t *testing.T) {
 	cmd = d.daemon()
 	d.mount(d.create("busy"), false)
 	cmd.Process.Signal(syscall.SIGTERM)
-	for deadline := time.Now().Add(time.Minute); !bytes.Contains(d.read("log"), []byte("not removed yet")); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("no report of the user:\n%s", d.read("log"))
-		}
-	}
+	d.until("the report of the user", func() bool { return bytes.Contains(d.read("run/devices/busy/log"), []byte("not removed yet")) })
 	cmd.Process.Signal(syscall.SIGTERM)
 	if code := d.ends(cmd); code != 0 {
 		t.Errorf("exit %d:\n%s", code, d.read("log"))
@@ -201,9 +198,17 @@ func TestKernelSIGTERM(t *testing.T) {
 	if err := os.WriteFile(d.file("mnt/y"), []byte("not synced"), 0o600); err != nil {
 		t.Error(err)
 	}
+	said, err := os.Open(d.file("run/devices/busy/log")) // which goes with the device
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer said.Close()
 	cmd.Process.Signal(syscall.SIGTERM)
-	if code := d.ends(cmd); code != 0 || !bytes.Contains(d.read("log"), []byte("--stop-timeout")) {
+	if code := d.ends(cmd); code != 0 {
 		t.Errorf("exit %d:\n%s", code, d.read("log"))
+	}
+	if text, err := io.ReadAll(said); err != nil || !bytes.Contains(text, []byte("--stop-timeout")) {
+		t.Errorf("%v: %s", err, text)
 	}
 	d.clean("busy")
 	syscall.Unmount(d.file("mnt"), syscall.MNT_DETACH)
@@ -215,14 +220,15 @@ func TestKernelSIGTERM(t *testing.T) {
 	d.umount()
 }
 
-// TestKernelKilledDaemon: the users of a killed daemon's device see a pause, and a
-// stranger's in-use mark is not taken for ours.
-func TestKernelKilledDaemon(t *testing.T) {
+// TestKernelKilled: the users of a device whose server and daemon were killed see a pause, those
+// of one whose daemon was killed see nothing, and a stranger's in-use mark is not taken for ours.
+func TestKernelKilled(t *testing.T) {
 	needKernel(t)
 	d := newDir(t)
 	kill := func(cmd *exec.Cmd) {
 		cmd.Process.Kill()
 		cmd.Wait()
+		d.killServers()
 	}
 	live := func() bool { return d.object("show", "vol")["state"] == "live" }
 	cmd := d.daemon()
@@ -256,6 +262,25 @@ func TestKernelKilledDaemon(t *testing.T) {
 	kill(cmd)
 	cmd = d.daemon()
 	d.until("the recovery", live)
+
+	// The daemon alone.
+	server := func(show map[string]any) any { return show["server"].(map[string]any)["pid"] }
+	before := server(d.object("show", "vol"))
+	cmd.Process.Kill()
+	cmd.Wait()
+	d.mount(path, false)
+	if y := d.read("mnt/y"); string(y) != "kept, too" {
+		t.Errorf("%q", y)
+	}
+	d.umount()
+	if r := d.holdfast("show", "vol"); r.code != 0 || !strings.Contains(r.out, path) || !strings.Contains(r.errors, "the daemon is away") {
+		t.Errorf("without a daemon: %+v", r)
+	}
+	cmd = d.daemon()
+	d.until("the adoption", live)
+	if pid := server(d.object("show", "vol")); pid != before {
+		t.Errorf("process %v serves it, and before the daemon's death %v did", pid, before)
+	}
 	d.ok("remove", "vol")
 	d.clean("vol")
 
@@ -268,6 +293,7 @@ func TestKernelKilledDaemon(t *testing.T) {
 	}
 	d.daemon()
 	orphan := filepath.Base(path)
+	d.until("the device without a record", func() bool { return strings.Contains(d.holdfast("list").errors, orphan) })
 	d.fails(4, "--force", "remove", orphan)
 	d.fails(1, "in_use", "create", "vol", "--image", d.file("vol.hds"))
 	d.ok("remove", "--force", orphan)

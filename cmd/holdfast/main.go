@@ -15,7 +15,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"holdfast/api"
-	"holdfast/internal/spawner"
 )
 
 // Exit codes. docs/cli.md promises them.
@@ -30,7 +29,6 @@ const (
 )
 
 func main() {
-	spawner.Child()
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 

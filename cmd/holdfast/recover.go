@@ -12,10 +12,10 @@ import (
 
 func recoverCommand() *cli.Command {
 	return &cli.Command{
-		Name: "recover", Usage: "try now to serve a device again whose daemon died", ArgsUsage: "NAME",
-		Description: "The daemon does so by itself, again and again; this tells what is in the way.",
+		Name: "recover", Usage: "try now to serve a device again whose server died", ArgsUsage: "NAME",
+		Description: "Its next server does so by itself, again and again; this tells what is in the way.",
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "go on where nothing tells that the dead daemon's last write has landed, and take the images as they are"},
+			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "go on where nothing tells that the dead server's last write has landed, and take the images as they are"},
 			jsonFlag(), runDirFlag(),
 		},
 		Action: func(c *cli.Context) error {
@@ -25,7 +25,7 @@ func recoverCommand() *cli.Command {
 			}
 			ctx, cancel := context.WithTimeout(c.Context, recoverLimit)
 			defer cancel()
-			dev, err := client(c).Recover(ctx, args[0], c.Bool("force"))
+			dev, err := deviceClient(c, args[0]).Recover(ctx, args[0], c.Bool("force"))
 			if err != nil {
 				return err
 			}

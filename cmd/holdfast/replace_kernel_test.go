@@ -66,7 +66,7 @@ func TestReplaceByAnotherWay(t *testing.T) {
 	d.until("standby with a held request", func() bool { return isOn() && held() })
 	d.fails(1, "connected", "replace", "v", d.file("a/top"))
 	d.fails(1, "as the device knows it", "replace", "v", d.file("b/stranger"))
-	d.fails(1, "level 1", "replace", "v", "--level", "7", d.file("b/top"))
+	d.fails(2, "level 1", "replace", "v", "--level", "7", d.file("b/top"))
 	d.fails(1, "nothere", "replace", "v", d.file("b/nothere"))
 	if out := d.ok("replace", "v", "--level", "0", d.file("b/base")); !strings.Contains(out, "level 0 is "+d.file("b/base")+"; standby is on") {
 		t.Errorf("%s", out)
@@ -119,7 +119,7 @@ func TestReplaceByAnotherWay(t *testing.T) {
 		t.Error("another image, and the same data")
 	}
 	d.ok("remove", "v")
-
+	d.until("the last event", func() bool { return bytes.Contains(d.read(heard), []byte(`"removed"`)) })
 	follow.Process.Signal(syscall.SIGINT)
 	if err := follow.Wait(); err != nil {
 		t.Errorf("events --follow: %v", err)

@@ -13,7 +13,6 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/rs/zerolog"
-	"golang.org/x/sys/unix"
 )
 
 // serviceManager is who started the daemon, if a service manager did: it is told what becomes of it
@@ -109,23 +108,4 @@ func again(socket *os.File) error {
 		err = syscall.Exec(self, os.Args, os.Environ())
 	}
 	return err
-}
-
-// passSocket has a listening socket be passed to this process, or to what it executes, as a service manager
-// does (sd_listen_fds(3)).
-func passSocket(fd int) error {
-	const first = 3 // SD_LISTEN_FDS_START
-	var err error
-	if fd == first {
-		_, err = unix.FcntlInt(first, unix.F_SETFD, 0)
-	} else {
-		err = unix.Dup3(fd, first, 0)
-	}
-	if err != nil {
-		return err
-	}
-	os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
-	os.Setenv("LISTEN_FDS", "1")
-	os.Unsetenv("LISTEN_FDNAMES")
-	return nil
 }

@@ -220,6 +220,7 @@ func TestCreateAsks(t *testing.T) {
 // TestStandbyRefusals: mistakes are seen before the daemon is asked, and its refusals
 // become exit codes.
 func TestStandbyRefusals(t *testing.T) {
+	t.Setenv("HOLDFAST_SERVE_BINARY", "/bin/true")
 	f := newStandbyDaemon(t)
 	for _, tt := range []struct {
 		line, want string

@@ -6,9 +6,11 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/urfave/cli/v2"
+	"holdfast/api"
+	"holdfast/state"
+	"holdfast/ublk"
 
-	"holdfast/control"
+	"github.com/urfave/cli/v2"
 )
 
 // udevCommand is what systemd/59-holdfast.rules runs for each block device of the driver: it
@@ -27,7 +29,7 @@ func udevCommand() *cli.Command {
 			}
 			ctx, cancel := context.WithTimeout(c.Context, 5*time.Second)
 			defer cancel()
-			id, err := control.Identify(ctx, number)
+			id, err := identify(ctx, number)
 			if id == nil || err != nil {
 				return err
 			}
@@ -43,4 +45,26 @@ func udevCommand() *cli.Command {
 			return err
 		},
 	}
+}
+
+// identify finds out what /dev/ublkb<number> is, nil if it is none of ours. It asks no process of
+// ours, so it answers while there is none: the driver has the mark of the state directory on the
+// device, and the records have the name. Only devices of the default directories are found, or
+// of two of the form /run/holdfast-INSTANCE.
+func identify(ctx context.Context, number int) (*state.Identity, error) {
+	ctl, err := ublk.Open("")
+	if err != nil {
+		return nil, err
+	}
+	defer ctl.Close()
+	info, err := ctl.GetInfo(ctx, number)
+	if err != nil {
+		return nil, err
+	}
+	id, err := state.IdentityOf(api.DefaultRunDir, api.DefaultStateDir, state.Disk{ID: number, Tag: state.Tag(info.Tag)}, state.BootID())
+	if id != nil {
+		id.Served = id.Served && info.State == ublk.Live && !info.Unreleased()
+		_, id.IOTimeout, _ = ctl.TimeoutAttr(ctx, number)
+	}
+	return id, err
 }

@@ -11,15 +11,13 @@ import (
 
 func upgradeCommand() *cli.Command {
 	return &cli.Command{
-		Name: "upgrade", Usage: "have a new program take over devices while they are in use", ArgsUsage: "[NAME …]",
-		Description: "A daemon that serves all devices itself starts the new program with its own arguments, and goes on if\n" +
-			"that can't take over; SIGUSR2 does the same. Where each device has a server of its own, servers\n" +
-			"leave their devices to those of the new program one after the other, or --parallel at once: all, or\n" +
-			"those of the names. A device that can't be left stays with its server. If a new server doesn't serve, the\n" +
-			"old program does again, and no further device is touched. I/O pauses meanwhile, and the longest\n" +
-			"pause is printed.",
+		Name: "upgrade", Usage: "have new servers take over devices while they are in use", ArgsUsage: "[NAME …]",
+		Description: "One after the other, or --parallel at once, servers leave their devices to a server of the new\n" +
+			"program. I/O of a device pauses meanwhile, and the longest pause is printed. A device that can't\n" +
+			"be left stays with its server. If a new server doesn't serve, the old program does again, and\n" +
+			"no further device is touched.",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "binary", Usage: "`FILE` of the new program", DefaultText: "the one that is installed"},
+			&cli.StringFlag{Name: "binary", Usage: "`FILE` of the new program holdfast-serve", DefaultText: "the one that is installed"},
 			&cli.IntFlag{Name: "parallel", Usage: "`N` devices at once", Value: 1},
 			jsonFlag(), runDirFlag(),
 		},
@@ -55,22 +53,14 @@ func upgradeCommand() *cli.Command {
 }
 
 func printUpgrade(c *cli.Context, res *api.UpgradeResult) error {
-	if len(res.Servers) == 0 { // all devices are served by one process
-		_, err := fmt.Fprintf(c.App.Writer, "process %d serves %s; their I/O paused for %.1f ms at most\n", res.PID, count(res.Devices-res.Waiting, "device"), res.PauseMS)
-		return err
-	}
-	done := 0
 	for _, s := range res.Servers {
-		switch s.Result {
-		case api.UpgradeDone:
-			done++
-		default:
+		if s.Result != api.UpgradeDone {
 			if _, err := fmt.Fprintf(c.App.Writer, "%s: %s: %s\n", s.Device, s.Result, oneLine(s.Error)); err != nil {
 				return err
 			}
 		}
 	}
-	_, err := fmt.Fprintf(c.App.Writer, "new servers serve %s; I/O paused for %.1f ms at most\n", count(done, "device"), res.PauseMS)
+	_, err := fmt.Fprintf(c.App.Writer, "new servers serve %s; I/O paused for %.1f ms at most\n", count(res.Devices, "device"), res.PauseMS)
 	return err
 }
 

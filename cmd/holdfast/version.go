@@ -9,17 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// versionOverride is set by the linker (-X main.versionOverride=1.2) for builds
-// without version control.
-var versionOverride string
-
-// version is the module's version, or the commit that it was built from.
-func version() string {
-	if versionOverride != "" {
-		return versionOverride
-	}
-	return build.Version()
-}
+func version() string { return build.Version() }
 
 func versionCommand() *cli.Command {
 	return &cli.Command{

@@ -20,9 +20,9 @@ import (
 	"holdfast/ublk"
 )
 
-// serveMain serves one device until SIGTERM, as the daemon does, and tells at the
-// end how much was allocated per request; it can write a CPU profile, which the
-// daemon has no business to.
+// serveMain serves one device until SIGTERM, as holdfast-serve does, and tells at the
+// end how much was allocated per request; it can write a CPU profile, which holdfast-serve
+// has no business to.
 func serveMain(ctx context.Context, args []string) (err error) {
 	spec := api.Spec{}
 	f := flag.NewFlagSet("serve", flag.ContinueOnError)

@@ -20,10 +20,12 @@ func back(g guest) {
 	if out, _ := g.try("journalctl", "-b", "--no-pager", "-o", "cat", "-g", "ordering cycle"); strings.Contains(out, "ordering cycle") {
 		g.Errorf("units order each other in circles:\n%s", out)
 	}
-	// The daemon ended by itself and had nothing to complain of.
-	last := g.run("journalctl", "-b", "-1", "-u", "holdfast.service", "-o", "cat", "--no-pager", "-n", "20")
-	if !strings.Contains(last, `"message":"stopped"`) {
-		g.Errorf("the daemon's last words before the reboot:\n%s", last)
+	// The servers ended by themselves and had nothing to complain of.
+	for _, name := range []string{"hand", "plain", "net"} {
+		last := g.run("journalctl", "-b", "-1", "-u", serverUnit(name), "-o", "cat", "--no-pager", "-n", "20")
+		if !strings.Contains(last, "Deactivated successfully") || !strings.Contains(last, `"message":"stopping"`) {
+			g.Errorf("the last words of the server of %s before the reboot:\n%s", name, last)
+		}
 	}
 	// Those in fstab are mounted, or we would not be here; the other is there to be mounted.
 	for _, where := range []string{inFstab, netdev} {
@@ -70,6 +72,7 @@ func trouble(g guest) {
 
 // order sees that file systems on our devices went before the one that has the images.
 func order(g guest, down string) {
+	down = regexp.MustCompile(`(?m)^.*EXT4-fs \(loop.*\n`).ReplaceAllString(down, "") // what elsewhere has mounted
 	last := strings.LastIndex(down, "unmounting filesystem")
 	if last < 0 {
 		g.Fatal("no file system was unmounted")

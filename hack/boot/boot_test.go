@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A step is a part of the story that runs in one boot.
@@ -17,8 +18,8 @@ type step struct {
 
 // story is told in boots.
 var story = [][]step{
-	{{"install", install}, {"launch", launchAll}, {"create", create}, {"instance", instance}, {"kill", kill}, {"down", down}},
-	{{"launched", launchedAtBoot}, {"back", back}, {"storage from the network", network}, {"down", down}},
+	{{"install", install}, {"launch", launchAll}, {"create", create}, {"kill", kill}, {"stop", stop}, {"image elsewhere", elsewhere}, {"down", down}},
+	{{"launched", launchedAtBoot}, {"back", back}, {"images without their file system", missing}, {"storage from the network", network}, {"down", down}},
 	{{"back", back}},
 }
 
@@ -62,25 +63,25 @@ func (g guest) makeInstall() {
 	if err != nil {
 		g.Fatal(err)
 	}
-	if _, err := os.Stat(root + "/bin/holdfast"); err != nil {
-		g.Fatalf("%v: make build", err)
+	for _, program := range []string{"holdfast", "holdfast-serve"} {
+		if _, err := os.Stat(root + "/bin/" + program); err != nil {
+			g.Fatalf("%v: make build", err)
+		}
 	}
 	g.run("make", "-s", "-C", root, "-o", "build", "install")
 }
 
-// install does what README tells, and puts the images on a file system of their own.
+// install does what README tells, and has a file system for the images.
 func install(g guest) {
 	g.makeInstall()
 	g.run("mkfs.ext4", "-q", "/dev/vdb")
 	g.write("/etc/fstab", "/dev/vdb /srv ext4 defaults 0 2\n")
-	g.write("/etc/systemd/system/holdfast.service.d/images.conf", "[Unit]\nRequiresMountsFor=/srv\n")
+	g.run("systemctl", "daemon-reload")
+	g.run("mount", "/srv")
 	g.run("modprobe", "ublk_drv")
 	g.run("systemctl", "enable", "--now", "holdfast")
-	if text := g.run("systemd-analyze", "verify", "--man=no", "holdfast.service", "holdfast.socket", "holdfast@x.service", "holdfast@x.socket"); text != "" {
+	if text := g.run("systemd-analyze", "verify", "--man=no", "holdfast.service", "holdfast.socket", "holdfast-device@x.service", "holdfast.target", "holdfast.slice", "holdfast-shutdown.service"); text != "" {
 		g.Errorf("systemd complains about the units: %s", text)
-	}
-	if out, err := g.try("mountpoint", "/srv"); err != nil {
-		g.Errorf("the images' file system was not mounted first: %s", out)
 	}
 	if state := g.run("systemctl", "is-enabled", "holdfast.socket"); state != "enabled" {
 		g.Errorf("the socket is %s", state)
@@ -91,29 +92,25 @@ func install(g guest) {
 	pid := g.unit("MainPID")
 	// What hardening must not do, and what it must.
 	if a, b := g.run("readlink", "/proc/1/ns/mnt"), g.run("readlink", "/proc/"+pid+"/ns/mnt"); a != b {
-		g.Errorf("the daemon is in a mount namespace of its own: %s and %s", a, b)
+		g.Errorf("the manager is in a mount namespace of its own: %s and %s", a, b)
 	}
 	if v := g.read("/run/holdfast/sys/module/parameters/standby_check"); strings.TrimSpace(v) != "0" {
 		g.Errorf("the attribute tree says %q", v)
 	}
-	if v := g.read("/proc/" + pid + "/oom_score_adj"); v != "-1000\n" {
+	if v := g.read("/proc/" + pid + "/oom_score_adj"); v != "-900\n" {
 		g.Errorf("oom_score_adj is %s", v)
 	}
-	status := g.read("/proc/" + pid + "/status")
-	if !regexp.MustCompile(`(?m)^Seccomp:\s+2$`).MatchString(status) || regexp.MustCompile(`(?m)^VmLck:\s+0 kB$`).MatchString(status) {
-		g.Errorf("no seccomp, or nothing locked:\n%s", status)
+	if status := g.read("/proc/" + pid + "/status"); !regexp.MustCompile(`(?m)^Seccomp:\s+2$`).MatchString(status) {
+		g.Errorf("no seccomp:\n%s", status)
 	}
 	if fi, err := os.Stat("/run/holdfast/control.sock"); err != nil || fi.Mode().Perm() != 0o600 {
 		g.Errorf("%v, %v", fi, err)
 	}
-	// The socket is systemd's: who asks while there is no daemon gets one.
+	// The socket is systemd's: who asks while there is no manager gets one.
 	g.run("systemctl", "stop", "holdfast.service")
 	g.run("holdfast", "list")
 	if again := g.unit("MainPID"); again == pid || again == "0" {
 		g.Errorf("the main process was %s, and is %s after a call at the socket", pid, again)
-	}
-	if text := g.unit("StatusText"); text != "0 devices served" {
-		g.Errorf("status %q", text)
 	}
 }
 
@@ -147,8 +144,33 @@ func create(g guest) {
 		g.run("mount", where)
 	}
 	g.run("mount", "/dev/holdfast/hand", byHand)
+	g.protected("hand")
+	for _, unit := range []string{serverUnit("hand"), "holdfast.target"} {
+		if state := g.run("systemctl", "is-enabled", unit); state != "enabled" {
+			g.Errorf("%s is %s", unit, state)
+		}
+	}
+	if mounts := g.server("hand", "RequiresMountsFor"); !strings.Contains(mounts, "/srv/hand.hds") {
+		g.Errorf("the server requires mounts for %q", mounts)
+	}
 	// udev has seen what mkfs wrote.
 	g.until("/dev/disk/by-label", func() bool { _, err := os.Stat("/dev/disk/by-label/hand"); return err == nil })
+}
+
+// protected sees that a device's server is: from other programs' faults, from a lack of memory, and from its own.
+func (g guest) protected(name string) {
+	g.Helper()
+	pid := g.server(name, "MainPID")
+	if a, b := g.run("readlink", "/proc/1/ns/mnt"), g.run("readlink", "/proc/"+pid+"/ns/mnt"); a != b {
+		g.Errorf("the server is in a mount namespace of its own: %s and %s", a, b)
+	}
+	if v := g.read("/proc/" + pid + "/oom_score_adj"); v != "-1000\n" {
+		g.Errorf("oom_score_adj is %s", v)
+	}
+	status := g.read("/proc/" + pid + "/status")
+	if !regexp.MustCompile(`(?m)^Seccomp:\s+2$`).MatchString(status) || regexp.MustCompile(`(?m)^VmLck:\s+0 kB$`).MatchString(status) {
+		g.Errorf("no seccomp, or nothing locked:\n%s", status)
+	}
 }
 
 // down reboots with file systems mounted, and files in them that nobody has synced.
@@ -160,15 +182,17 @@ func down(g guest) {
 	g.reboot()
 }
 
-// misorder has the daemon start after local file systems, and so end before them: those that
-// were mounted by hand wait for the daemon's end, and the daemon for theirs.
+// misorder has servers start after local file systems, and so end before them: those that
+// were mounted by hand wait for the server's end, and the server for theirs.
 func misorder(g guest) {
 	// Below /run: the next boot is in order again.
-	g.write("/run/systemd/system/holdfast.service.d/control.conf", "[Unit]\nAfter=local-fs.target\n[Service]\nEnvironment=HOLDFAST_OPTIONS=\"--stop-timeout=3s\"\n")
+	g.write("/run/systemd/system/holdfast-device@.service.d/control.conf", "[Unit]\nAfter=local-fs.target\n[Service]\nEnvironment=HOLDFAST_STOP_TIMEOUT=3s\n")
 	g.run("systemctl", "daemon-reload")
-	pid := g.unit("MainPID")
-	g.run("kill", "-9", pid)
-	g.served(pid, "hand")
+	for _, name := range []string{"hand", "plain", "net"} {
+		pid := g.server(name, "MainPID")
+		g.run("kill", "-9", pid)
+		g.served(pid, name)
+	}
 }
 
 // network has the images' file system, and with it those on our devices, be one that needs the
@@ -180,19 +204,38 @@ func network(g guest) {
 	g.run("systemctl", "daemon-reload")
 }
 
-// instance: a second daemon, with directories and links of its own.
-func instance(g guest) {
-	g.run("systemctl", "enable", "--now", "holdfast@two")
-	g.run("holdfast", "image", "create", "--size", "16M", "/srv/two.hds")
-	disk := g.run("holdfast", "create", "hand", "--image", "/srv/two.hds", "--run-dir", "/run/holdfast-two")
-	g.until("/dev/holdfast-two/hand", func() bool { _, err := os.Stat("/dev/holdfast-two/hand"); return err == nil })
-	if a, b := g.run("readlink", "-f", "/dev/holdfast-two/hand"), g.run("readlink", "-f", "/dev/holdfast/hand"); a != disk || b == disk {
-		g.Errorf("%s is linked by the one instance to %s, by the other to %s", disk, a, b)
+// away is a file system with an image that will not be there at the next boot.
+const away = "/var/lib/holdfast-away"
+
+func elsewhere(g guest) {
+	g.run("truncate", "-s", "64M", away)
+	g.run("mkfs.ext4", "-q", away)
+	g.write("/etc/fstab", g.read("/etc/fstab")+away+" /mnt/away ext4 noauto,loop 0 0\n")
+	g.run("mkdir", "-p", "/mnt/away")
+	g.run("systemctl", "daemon-reload")
+	g.run("mount", "/mnt/away")
+	g.run("holdfast", "image", "create", "--size", "16M", "/mnt/away/i.hds")
+	g.run("holdfast", "create", "away", "--persist", "--image", "/mnt/away/i.hds")
+	g.run("mv", away, away+".moved")
+}
+
+// missing is the boot after. The server comes when the file system does, without anybody starting it.
+func missing(g guest) {
+	if state := g.server("away", "ActiveState"); state != "inactive" {
+		g.Errorf("the server is %s without its image's file system", state)
 	}
-	g.run("holdfast", "remove", "hand", "--run-dir", "/run/holdfast-two")
-	g.until("the link's end", func() bool { _, err := os.Lstat("/dev/holdfast-two/hand"); return err != nil })
-	g.run("systemctl", "disable", "--now", "holdfast@two.service", "holdfast@two.socket")
-	if _, err := os.Stat("/run/holdfast-two/control.sock"); err == nil {
-		g.Error("the socket of a stopped instance is still there")
+	if state := g.state("away"); state == "" || state == "live" {
+		g.Errorf("the device is %q", state)
 	}
+	g.run("mv", away+".moved", away)
+	g.served("0", "away")
+	g.run("mountpoint", "/mnt/away")
+	// One that was stopped by hand stays so. The manager has then looked more than once.
+	g.run("systemctl", "stop", serverUnit("away"))
+	time.Sleep(25 * time.Second)
+	if state := g.server("away", "ActiveState"); state != "inactive" {
+		g.Errorf("the server that was stopped is %s", state)
+	}
+	g.run("holdfast", "remove", "away")
+	g.run("umount", "/mnt/away")
 }

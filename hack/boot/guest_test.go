@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -57,27 +58,54 @@ func (g guest) until(what string, ok func() bool) {
 }
 
 func (g guest) journal() string {
-	out, _ := g.try("journalctl", "-b", "-u", "holdfast*", "--no-pager", "-n", "60", "-o", "short-monotonic")
+	out, _ := g.try("journalctl", "-b", "-u", "holdfast*", "--no-pager", "-n", "80", "-o", "short-monotonic")
 	return out
 }
 
-// unit is a property of holdfast.service.
+// unit is a property of holdfast.service, the manager.
 func (g guest) unit(property string) string {
 	g.Helper()
 	return g.run("systemctl", "show", "holdfast.service", "--value", "-p", property)
 }
 
-// served waits until another daemon than that of the process number serves the device, and
+// serverUnit is the unit of a device's server; the names here need no escapes.
+func serverUnit(name string) string { return "holdfast-device@" + name + ".service" }
+
+// server is a property of it.
+func (g guest) server(name, property string) string {
+	g.Helper()
+	return g.run("systemctl", "show", serverUnit(name), "--value", "-p", property)
+}
+
+// served waits until another server than that of the process number serves the device, and
 // returns its process number.
 func (g guest) served(before, name string) string {
 	g.Helper()
-	g.until("a daemon that serves "+name, func() bool {
-		return g.unit("ActiveState") == "active" && g.unit("MainPID") != before && g.state(name) == "live"
+	g.until("a server that serves "+name, func() bool {
+		return g.server(name, "ActiveState") == "active" && g.server(name, "MainPID") != before && g.state(name) == "live"
+	})
+	return g.server(name, "MainPID")
+}
+
+// managed waits until another manager than that of the process number answers, and returns its
+// process number.
+func (g guest) managed(before string) string {
+	g.Helper()
+	g.until("a manager", func() bool {
+		_, err := g.try("holdfast", "list")
+		return err == nil && g.unit("ActiveState") == "active" && g.unit("MainPID") != before
 	})
 	return g.unit("MainPID")
 }
 
-// state is a device's; "" if there is none, or no daemon.
+// progress sees that a load goes on.
+func (g guest) progress(l *load) {
+	g.Helper()
+	n := l.n.Load()
+	g.until("some progress", func() bool { return l.n.Load() > n+5 })
+}
+
+// state is a device's; "" if there is none, or nobody to ask.
 func (g guest) state(name string) string {
 	out, err := exec.Command("holdfast", "show", name, "--json").Output()
 	var dev struct{ State string }
@@ -111,7 +139,7 @@ type load struct {
 	dir   string
 	stop  chan struct{}
 	ended chan error
-	n     int // written
+	n     atomic.Int64 // written
 }
 
 func (g guest) load(dir string) *load {
@@ -123,7 +151,7 @@ func (g guest) load(dir string) *load {
 	return l
 }
 
-func content(n int) []byte { return []byte(strings.Repeat(fmt.Sprintf("file %d\n", n), 1000)) }
+func content(n int64) []byte { return []byte(strings.Repeat(fmt.Sprintf("file %d\n", n), 1000)) }
 
 func (l *load) write() error {
 	for {
@@ -132,18 +160,18 @@ func (l *load) write() error {
 			return nil
 		default:
 		}
-		f, err := os.Create(fmt.Sprintf("%s/%d", l.dir, l.n%500))
+		f, err := os.Create(fmt.Sprintf("%s/%d", l.dir, l.n.Load()%500))
 		if err != nil {
 			return err
 		}
-		if _, err = f.Write(content(l.n)); err == nil {
+		if _, err = f.Write(content(l.n.Load())); err == nil {
 			err = f.Sync()
 		}
 		f.Close()
 		if err != nil {
 			return err
 		}
-		l.n++
+		l.n.Add(1)
 		time.Sleep(time.Millisecond)
 	}
 }
@@ -160,12 +188,13 @@ func (g guest) end(l *load) {
 	case <-time.After(2 * time.Minute):
 		g.Fatalf("the file system's user hangs\n%s", g.journal())
 	}
-	for i := max(0, l.n-500); i < l.n; i++ {
+	n := l.n.Load()
+	for i := max(0, n-500); i < n; i++ {
 		if got := g.read(fmt.Sprintf("%s/%d", l.dir, i%500)); got != string(content(i)) {
 			g.Fatalf("file %d has %.20q", i, got)
 		}
 	}
-	g.Logf("%d files were written, each with a sync", l.n)
+	g.Logf("%d files were written, each with a sync", n)
 }
 
 // goingDown marks in the kernel's log where the way down begins.

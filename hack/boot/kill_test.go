@@ -3,23 +3,34 @@ package boot
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
 )
 
-// kill ends the daemon in every way, under a file system whose user must not notice.
-func kill(g guest) {
-	// Not for a minute under emulation; and time to look at a device without a server.
-	g.write("/run/systemd/system/holdfast.service.d/test.conf", "[Service]\nWatchdogSec=5s\n")
+// forTest has the units of servers be a little different: a line of [Service], "" for none.
+func forTest(g guest, line string) {
+	g.Helper()
+	const path = "/run/systemd/system/holdfast-device@.service.d/test.conf"
+	if line == "" {
+		g.run("rm", "-f", path)
+	} else {
+		g.write(path, "[Service]\n"+line+"\n")
+	}
 	g.run("systemctl", "daemon-reload")
+}
+
+// kill ends servers and the manager in every way, under a file system whose user must not notice.
+func kill(g guest) {
+	// Not for a minute under emulation.
+	forTest(g, "WatchdogSec=5s")
 	l := g.load(byHand + "/load")
-	pid := g.unit("MainPID")
-	restarts := func() (n int) { fmt.Sscan(g.unit("NRestarts"), &n); return n }
+	pid, other := g.server("hand", "MainPID"), g.server("plain", "MainPID")
+	restarts := func() (n int) { fmt.Sscan(g.server("hand", "NRestarts"), &n); return n }
 
 	for range 3 {
-		n := l.n
-		g.until("some progress", func() bool { return l.n > n+5 })
+		g.progress(l)
 		g.run("kill", "-9", pid)
 		pid = g.served(pid, "hand")
 	}
@@ -27,16 +38,30 @@ func kill(g guest) {
 		g.Errorf("%d restarts after 3 kills", n)
 	}
 
-	// The watchdog's time is that of the daemon's start: this one knows of the 5 seconds.
+	g.Log("the manager is killed")
+	for range 3 {
+		manager := g.unit("MainPID")
+		g.run("kill", "-9", manager)
+		if state := g.state("hand"); state != "live" { // asked of whoever is there
+			g.Errorf("the device is %q", state)
+		}
+		g.progress(l)
+		g.managed(manager)
+	}
+	if now := g.server("hand", "MainPID"); now != pid || restarts() != 3 {
+		g.Errorf("the manager's end was one of the server: %s is %s, %d restarts", pid, now, restarts())
+	}
+
+	// The watchdog's time is that of the server's start: this one knows of the 5 seconds.
 	g.Log("stopped by SIGSTOP, for as long as the watchdog takes")
 	began := time.Now()
 	g.run("kill", "-STOP", pid)
 	pid = g.served(pid, "hand")
 	if t := time.Since(began); t < 3*time.Second {
-		g.Errorf("the daemon was replaced after %v", t)
+		g.Errorf("the server was replaced after %v", t)
 	}
 	for _, words := range []string{"Watchdog timeout", "SIGABRT", "goroutine "} {
-		if out, err := g.try("journalctl", "-b", "-u", "holdfast.service", "--no-pager", "-o", "cat", "-n", "1", "-g", words); err != nil || !strings.Contains(out, words) {
+		if out, err := g.try("journalctl", "-b", "-u", serverUnit("hand"), "--no-pager", "-o", "cat", "-n", "1", "-g", words); err != nil || !strings.Contains(out, words) {
 			g.Errorf("the journal doesn't say %q: %s", words, out)
 		}
 	}
@@ -45,10 +70,9 @@ func kill(g guest) {
 	g.run("kill", "-STOP", pid)
 	time.Sleep(time.Second)
 	g.run("kill", "-CONT", pid)
-	n := l.n
-	g.until("some progress", func() bool { return l.n > n+5 })
-	if g.unit("MainPID") != pid {
-		g.Error("the daemon did not survive a short stop")
+	g.progress(l)
+	if g.server("hand", "MainPID") != pid {
+		g.Error("the server did not survive a short stop")
 	}
 
 	g.Log("killed for its memory")
@@ -56,41 +80,28 @@ func kill(g guest) {
 	g.write("/proc/"+pid+"/oom_score_adj", "1000")
 	g.write("/proc/sysrq-trigger", "f")
 	pid = g.served(pid, "hand")
-	if log := g.run("dmesg"); !regexp.MustCompile(`Out of memory: Killed process \d+ \(holdfast\)`).MatchString(log) {
+	if log := g.run("dmesg"); !regexp.MustCompile(`Out of memory: Killed process \d+ \(holdfast-serve\)`).MatchString(log) {
 		g.Errorf("the kernel did not kill it")
 	}
 	if score := g.read("/proc/" + pid + "/oom_score_adj"); score != "-1000\n" {
-		g.Errorf("the next daemon has oom_score_adj %s", score)
+		g.Errorf("the next server has oom_score_adj %s", score)
 	}
 	g.end(l)
+	if now := g.server("plain", "MainPID"); now != other {
+		g.Errorf("the server of another device was %s and is %s", other, now)
+	}
 	quiesced(g, pid)
-	restart(g)
 	upgrade(g)
-}
-
-// restart is not the way to do it, but harms nobody: what is in use when the daemon's
-// patience ends waits for the next one.
-func restart(g guest) {
-	g.write("/etc/default/holdfast", "HOLDFAST_OPTIONS=\"--stop-timeout 2s\"\n")
-	pid := g.unit("MainPID")
-	g.run("kill", "-9", pid)
-	pid = g.served(pid, "hand")
-	l := g.load(byHand + "/load3")
-	g.run("systemctl", "restart", "holdfast.service")
-	g.served(pid, "hand")
-	n := l.n
-	g.until("some progress", func() bool { return l.n > n+5 })
-	g.end(l)
-	g.run("rm", "/etc/default/holdfast")
-	g.run("systemctl", "restart", "holdfast.service")
 }
 
 // quiesced: while a device has no server, udev doesn't wait for it, and its links stay.
 func quiesced(g guest, pid string) {
-	g.write("/run/systemd/system/holdfast.service.d/test.conf", "[Service]\nRestartSec=1h\n")
-	g.run("systemctl", "daemon-reload")
+	forTest(g, "RestartSec=1h")
 	g.run("kill", "-9", pid)
-	g.until("systemd's notice", func() bool { return g.unit("SubState") == "auto-restart" })
+	g.until("systemd's notice", func() bool { return g.server("hand", "SubState") == "auto-restart" })
+	if state := g.state("hand"); state != "recovering" {
+		g.Errorf("without a server the device is %q", state)
+	}
 	disk, err := os.Readlink("/dev/holdfast/hand")
 	if err != nil {
 		g.Fatal(err)
@@ -105,12 +116,11 @@ func quiesced(g guest, pid string) {
 	if props := g.run("udevadm", "info", "/dev/"+disk); !strings.Contains(props, "HOLDFAST_READY=0") || !strings.Contains(props, "ID_FS_TYPE=ext4") {
 		g.Errorf("udev knows:\n%s", props)
 	}
-	if g.unit("SubState") != "auto-restart" {
+	if g.server("hand", "SubState") != "auto-restart" {
 		g.Error("the device was not without a server for all that time")
 	}
-	g.run("rm", "/run/systemd/system/holdfast.service.d/test.conf")
-	g.run("systemctl", "daemon-reload")
-	g.run("systemctl", "restart", "holdfast.service")
+	forTest(g, "")
+	g.run("systemctl", "restart", serverUnit("hand"))
 	g.served(pid, "hand")
 
 	// Where the driver wants its time-out short, udev sees to it as well.
@@ -124,19 +134,66 @@ func quiesced(g guest, pid string) {
 	}
 }
 
-// upgrade: reload moves the devices to another process, which systemd then looks after.
+// upgrade: reload gives each device a new server, and the manager its program anew.
 func upgrade(g guest) {
 	l := g.load(byHand + "/load2")
-	pid := g.unit("MainPID")
+	manager, pid, other := g.unit("MainPID"), g.server("hand", "MainPID"), g.server("plain", "MainPID")
+	ready := func() int {
+		return strings.Count(g.run("journalctl", "-b", "_PID="+manager, "-o", "cat", "--no-pager"), `"message":"ready"`)
+	}
 	for range 2 {
+		n := ready()
 		g.run("systemctl", "reload", "holdfast.service")
-		pid = g.served(pid, "hand")
-		n := l.n
-		g.until("some progress", func() bool { return l.n > n+5 })
+		pid, other = g.served(pid, "hand"), g.served(other, "plain")
+		g.until("the manager's program anew", func() bool { return ready() == n+1 })
+		g.progress(l)
 	}
 	g.run("holdfast", "list") // at the same socket
+	if now := g.unit("MainPID"); now != manager || g.unit("ActiveState") != "active" {
+		g.Errorf("the manager was process %s and is %s, %s", manager, now, g.unit("ActiveState"))
+	}
 	g.run("kill", "-9", pid)
 	g.served(pid, "hand")
 	g.end(l)
-	g.run("holdfast", "list")
+	if left, _ := filepath.Glob("/run/systemd/system/holdfast-device@*/binary.conf"); len(left) != 0 {
+		g.Errorf("an upgrade that went well left %q", left)
+	}
+}
+
+// stop: of the manager, which no device notices, and of a server whose device is in use. What is in use
+// when the server's patience ends waits for the next one.
+func stop(g guest) {
+	l := g.load(byHand + "/load3")
+	pid := g.server("hand", "MainPID")
+	g.run("systemctl", "stop", "holdfast.service", "holdfast.socket")
+	g.progress(l)
+	if state := g.state("hand"); state != "live" { // the server says so
+		g.Errorf("without a manager the device is %q", state)
+	}
+	g.run("systemctl", "start", "holdfast.socket")
+	g.managed("0")
+	if now := g.server("hand", "MainPID"); now != pid {
+		g.Errorf("stopping the manager replaced the server, %s, by %s", pid, now)
+	}
+
+	forTest(g, "Environment=HOLDFAST_STOP_TIMEOUT=2s")
+	g.run("kill", "-9", pid)
+	pid = g.served(pid, "hand")
+	g.progress(l)
+	g.run("systemctl", "stop", serverUnit("hand"))
+	if state := g.server("hand", "ActiveState"); state != "inactive" {
+		g.Errorf("the stopped server is %s", state)
+	}
+	if state := g.state("hand"); state != "recovering" {
+		g.Errorf("after the server's end the device is %q", state)
+	}
+	g.run("mountpoint", byHand)
+	g.run("systemctl", "start", serverUnit("hand"))
+	pid = g.served(pid, "hand")
+	g.progress(l)
+	g.run("systemctl", "restart", serverUnit("hand"))
+	g.served(pid, "hand")
+	g.progress(l)
+	g.end(l)
+	forTest(g, "")
 }

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The main job, told as a story: a disk image becomes a block device, a file
-# system lives on it, and the image is whole afterwards; then the storage below
-# is taken away, and the device waits for it. Runs as root on a machine whose
+# system lives on it, and the image is whole afterwards, though who serves it was killed;
+# then the storage below is taken away, and the device waits for it. Runs as root on a machine whose
 # kernel has ublk, or in the guest that `make demo` boots.
 set -eu
 
@@ -10,12 +10,15 @@ PATH=$PWD/bin:$PATH
 dir=$(mktemp -d /tmp/holdfast-demo.XXXXXX)
 HOLDFAST_RUN_DIR=$dir/run
 export HOLDFAST_RUN_DIR
+sys=$dir/run/sys
 daemon= storage= copy=
 
 finish() {
 	status=$?
-	if [ $status -ne 0 ] && [ -s "$dir/daemon.log" ]; then
-		echo; echo "The daemon's log:"; cat "$dir/daemon.log"
+	if [ $status -ne 0 ]; then
+		for log in "$dir/daemon.log" "$dir/run/devices/demo/log"; do
+			if [ -s "$log" ]; then echo; echo "$log:"; cat "$log"; fi
+		done
 	fi
 	# Before the device that it may wait for, which is removed below.
 	if [ -n "$copy" ]; then kill "$copy" 2>/dev/null || true; fi
@@ -25,6 +28,11 @@ finish() {
 		kill "$daemon" 2>/dev/null && sleep 1 && kill "$daemon" 2>/dev/null || true
 		wait "$daemon" 2>/dev/null || true
 	fi
+	# One that was killed leaves its tree, and the servers.
+	umount -l "$dir/run/sys" 2>/dev/null || true
+	for lock in "$dir"/run/devices/*/lock; do
+		if [ -s "$lock" ]; then kill -9 $(head -n 1 "$lock") 2>/dev/null || true; fi
+	done
 	umount -l "$dir/one" 2>/dev/null || true
 	umount -l "$dir/two" 2>/dev/null || true
 	if [ -n "$storage" ]; then kill "$storage" 2>/dev/null || true; fi
@@ -65,6 +73,17 @@ until_true() {
 reads() { [ "$(cat "$1")" = "$2" ]; }
 copied() { [ "$(wc -l <"$dir/copied")" -ge "$1" ]; }
 
+# start_daemon has it start servers itself: they are to end with the demo.
+start_daemon() {
+	holdfast daemon --launcher fork --state-dir "$dir/state" --log-format console >>"$dir/daemon.log" 2>&1 &
+	daemon=$!
+	until_true holdfast list
+}
+
+# server is the process that serves the device, served_anew says that it is another one.
+server() { cat "$sys/block/demo/server/pid"; }
+served_anew() { [ "$(cat "$sys/block/demo/server/state")" = up ] && [ "$(server)" != "$1" ]; }
+
 sums() { (cd "$1" && find . -type f -print0 | sort -z | xargs -0 sha256sum); }
 
 echo "holdfast: a ploop image as a block device, on Linux $(uname -r)"
@@ -74,16 +93,13 @@ part "1. Somebody else's tool makes an image"
 check qemu-img create -q -f parallels -o size=256M "$dir/base.hds"
 check holdfast image info "$dir/base.hds"
 
-part "2. A daemon serves it"
-holdfast daemon --state-dir "$dir/state" --log-format console >"$dir/daemon.log" 2>&1 &
-daemon=$!
-for _ in $(seq 100); do
-	[ -S "$dir/run/control.sock" ] && break
-	sleep 0.1
-done
+part "2. A daemon manages devices, and each is served by a process of its own"
+start_daemon
 check holdfast create demo --image "$dir/base.hds"
 disk=$(cat "$dir/out")
 check lsblk "$disk"
+check cat "$sys/block/demo/server/state"
+check ps -o args= -p "$(server)"
 
 part "3. A file system lives on it"
 check mkfs.ext4 -q "$disk"
@@ -99,7 +115,30 @@ check sync -f "$dir/mnt"
 check holdfast list
 check holdfast show demo
 
-part "4. What is in use is not taken away"
+part "4. Its server is killed, then the daemon: the file system sees a pause, then nothing"
+before=$(server)
+echo "  \$ kill -9 $before"
+kill -9 "$before"
+check cp -a "$dir/tree" "$dir/mnt/again"
+check sync -f "$dir/mnt"
+until_true served_anew "$before"
+echo "  The copy is done: process $(server) serves it now."
+before=$(server)
+kill -9 $daemon
+wait $daemon 2>/dev/null || true
+daemon=
+echo "  The daemon was killed as well. Without one:"
+check rm -r "$dir/mnt/again"
+check sync -f "$dir/mnt"
+check holdfast show demo
+start_daemon
+if [ "$(server)" != "$before" ]; then
+	echo "  The next daemon has not adopted the server!"
+	exit 1
+fi
+echo "  The next daemon has adopted process $before."
+
+part "5. What is in use is not taken away"
 if holdfast remove demo >"$dir/out" 2>&1; then
 	echo "  The device was removed from under its file system!"
 	exit 1
@@ -107,7 +146,7 @@ fi
 echo "  \$ holdfast remove demo"
 show <"$dir/out"
 
-part "5. The bytes come back, through a fresh mount"
+part "6. The bytes come back, through a fresh mount"
 check umount "$dir/mnt"
 check mount "$disk" "$dir/mnt"
 sums "$dir/mnt/tree" | cmp - "$dir/sums"
@@ -115,11 +154,11 @@ echo "  $(wc -l <"$dir/sums") files, all checksums as written"
 check umount "$dir/mnt"
 check holdfast remove demo
 
-part "6. Two judges agree that the image is whole"
+part "7. Two judges agree that the image is whole"
 check qemu-img check -f parallels "$dir/base.hds"
 check holdfast image check "$dir/base.hds"
 
-part "7. A second delta over the first: new writes go to it, the base stays"
+part "8. A second delta over the first: new writes go to it, the base stays"
 sha256sum "$dir/base.hds" >"$dir/base.sum"
 check holdfast image create --backing "$dir/base.hds" "$dir/top.hds"
 check holdfast create demo --image "$dir/base.hds" --image "$dir/top.hds"
@@ -140,12 +179,12 @@ check holdfast remove demo
 check sha256sum -c "$dir/base.sum"
 check holdfast image check "$dir/base.hds" "$dir/top.hds"
 
-part "8. QEMU reads the same disk out of the two files"
+part "9. QEMU reads the same disk out of the two files"
 check qemu-img compare --image-opts \
 	"driver=parallels,file.filename=$dir/top.hds,backing.driver=parallels,backing.file.filename=$dir/base.hds" \
 	"driver=raw,file.filename=$dir/disk.raw"
 
-part "9. An image on a storage that is somebody else's process"
+part "10. An image on a storage that is somebody else's process"
 mkdir "$dir/store" "$dir/one" "$dir/two"
 bindfs -f "$dir/store" "$dir/one" &
 storage=$!
@@ -153,7 +192,6 @@ until_true mountpoint -q "$dir/one"
 check holdfast image create --size 256M "$dir/one/disk.hds"
 check holdfast create demo --image "$dir/one/disk.hds"
 disk=$(cat "$dir/out")
-sys=$dir/run/sys
 check cat "$sys/block/demo/queue/standby"
 echo "  Two fuses: the check is switched on, and somebody says that he can wait."
 echo "  \$ echo 1 >run/sys/module/parameters/standby_check"
@@ -161,7 +199,7 @@ echo 1 >"$sys/module/parameters/standby_check"
 check holdfast attach demo --consumer demo
 check cat "$sys/block/demo/queue/standby"
 
-part "10. The storage is taken away in the midst of a copy"
+part "11. The storage is taken away in the midst of a copy"
 check mkfs.ext4 -q "$disk"
 check mount "$disk" "$dir/mnt"
 mkdir "$dir/mnt/copy"
@@ -190,7 +228,7 @@ if ! kill -0 $copy; then
 fi
 echo "  A second later the copy waits still, after $before files of $(wc -l <"$dir/sums")."
 
-part "11. The same file by another way: the copy goes on"
+part "12. The same file by another way: the copy goes on"
 bindfs -f "$dir/store" "$dir/two" &
 storage=$!
 until_true mountpoint -q "$dir/two"

@@ -6,13 +6,15 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"holdfast/hack/faultfs"
 	"holdfast/ploop"
 )
 
-// TestElsewhere: the server is killed while storage of one of its devices answers nothing. A
-// thread that hangs there, in a transfer or in closing a file, can't be killed, and keeps
-// everything that the server had, for its other devices too. The next one can only say so;
+// TestElsewhere: a daemon that serves all devices is killed while storage of one of them answers
+// nothing. A thread that hangs there, in a transfer or in closing a file, can't be killed, and keeps
+// everything that the daemon had, for its other devices too. The next one can only say so;
 // when the storage is back, all are served, and nobody was told an error.
 func TestElsewhere(t *testing.T) {
 	for i, in := range []string{"transfer", "close"} {
@@ -20,7 +22,11 @@ func TestElsewhere(t *testing.T) {
 			continue
 		}
 		t.Run(in, func(t *testing.T) {
-			e := elsewhere(t, in == "close")
+			s := makeServer(t, "--targets", "none")
+			if s.managed() {
+				t.Skip("each device has a server of its own: TestServesBesideHungStorage")
+			}
+			e := elsewhere(s, in == "close")
 			e.start()
 			e.dies(time.Minute)
 			if log := e.logTail(); !strings.Contains(log, "was killed and has not ended yet") {
@@ -34,11 +40,13 @@ func TestElsewhere(t *testing.T) {
 	}
 }
 
-// beside is a server with two devices, that was killed while a write of one was in storage that
-// answers nothing any more.
+// beside are two devices whose servers, and all other processes, were killed while a write of one was
+// in storage that answers nothing any more.
 type beside struct {
 	*server
 	storage *faultfs.Storage
+	rule    int   // by which it hangs
+	hungPID int   // the killed process that can't end
 	w       *load // on the device that is well
 	hangs   *BlockDevice
 	written chan error
@@ -46,10 +54,11 @@ type beside struct {
 	failed  []*tracepoint
 }
 
-// elsewhere makes one. Where transfers are asynchronous, no thread is in one.
-func elsewhere(t *testing.T, async bool) *beside {
+// elsewhere makes them. Where transfers are asynchronous, no thread is in one.
+func elsewhere(s *server, async bool) *beside {
+	t := s.t
 	t.Helper()
-	e := &beside{server: makeServer(t, "--targets", "none"), written: make(chan error, 1)}
+	e := &beside{server: s, written: make(chan error, 1)}
 	var err error
 	e.storage, err = faultfs.Mount(t.TempDir(), t.TempDir(), faultfs.Options{AsyncIO: async})
 	must(t, err)
@@ -69,21 +78,39 @@ func elsewhere(t *testing.T, async bool) *beside {
 	_, err = e.hangs.WriteAt(letter('A'), 0) // the next one allocates nothing
 	must(t, err)
 	t.Cleanup(e.storage.Clear)
-	rule := e.storage.Add(faultfs.Rule{Hang: true})
+	e.rule = e.storage.Add(faultfs.Rule{Hang: true})
 	go func() {
 		_, err := e.hangs.WriteAt(letter('B'), 0)
 		e.written <- err
 	}()
 	must(t, wait(time.Minute, func() error {
-		if e.storage.Rule(rule).Hanging == 0 {
+		if e.storage.Rule(e.rule).Hanging == 0 {
 			return fmt.Errorf("nothing hangs")
 		}
 		return nil
 	}))
+	e.hungPID = e.serverPID("hangs")
 	e.process.Kill()
 	e.old = e.ended
-	if e.deadWithin(2 * time.Second) {
+	if e.managed() {
+		e.dies(time.Minute)
+		well := e.serverPID("well")
+		for _, pid := range []int{well, e.hungPID} {
+			must(t, unix.Kill(pid, unix.SIGKILL))
+		}
+		e.ends(well)
+		e.old = make(chan struct{})
+		go func() {
+			for !gone(e.hungPID) {
+				time.Sleep(10 * time.Millisecond)
+			}
+			close(e.old)
+		}()
+	}
+	select {
+	case <-e.old:
 		t.Fatal("the killed server has ended, though it waits for storage")
+	case <-time.After(2 * time.Second):
 	}
 	return e
 }
@@ -98,11 +125,19 @@ func (e *beside) finish() {
 	case <-time.After(time.Minute):
 		t.Fatal("the killed server does not end, and its storage is back")
 	}
-	e.start()
+	e.begin()
 	e.answers()
 	e.serves("well")
 	e.serves("hangs")
 	must(t, <-e.written)
+	// What the dead server had on its way has landed before, and never lands again.
+	_, err := e.hangs.WriteAt(letter('C'), 0)
+	must(t, err)
+	time.Sleep(100 * time.Millisecond)
+	p := aligned(fenceBlock)
+	if _, err := e.hangs.ReadAt(p, 0); err != nil || p[0] != 'C' {
+		t.Errorf("the disk reads %c, %v, want C", p[0], err)
+	}
 	e.w.advances(20)
 	for _, p := range e.failed {
 		if n := p.hits(); n != 0 {
@@ -111,5 +146,6 @@ func (e *beside) finish() {
 	}
 	e.hangs.Close()
 	e.ok("remove", "hangs")
+	e.imageReads(e.storage.Backing+"/image.hds", 0, 'C')
 	e.remove("well", e.w)
 }

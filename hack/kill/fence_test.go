@@ -186,11 +186,17 @@ func (f *fenced) finish(t *testing.T, want byte) {
 	t.Helper()
 	f.device.Close()
 	f.ok("remove", "fence")
-	s, err := stack.Open([]ploop.ImageRef{{Path: f.storage.Backing + "/image.hds"}}, stack.Options{ReadOnly: true})
-	must(t, err)
-	defer s.Close()
+	f.imageReads(f.storage.Backing+"/image.hds", fenceAt, want)
+}
+
+// imageReads looks at a block of an image that nobody serves.
+func (s *server) imageReads(path string, off int64, want byte) {
+	s.t.Helper()
+	d, err := stack.Open([]ploop.ImageRef{{Path: path}}, stack.Options{ReadOnly: true})
+	must(s.t, err)
+	defer d.Close()
 	p := ploop.AlignedBuffer(fenceBlock)
-	if _, err := s.ReadAt(p, fenceAt); err != nil || !bytes.Equal(p, letter(want)) {
-		t.Errorf("the image has %q…, %v, want %c", p[:8], err, want)
+	if _, err := d.ReadAt(p, off); err != nil || !bytes.Equal(p, letter(want)) {
+		s.t.Errorf("the image has %q…, %v, want %c", p[:8], err, want)
 	}
 }

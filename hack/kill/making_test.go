@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"holdfast/api"
 	"holdfast/ploop"
 	"holdfast/ublk"
@@ -35,9 +37,19 @@ func TestMaking(t *testing.T) {
 		ended := make(chan error, 1)
 		go func() { _, err := s.run(args...); ended <- err }()
 		time.Sleep(time.Duration(rand.IntN(400)) * time.Millisecond)
-		s.kill()
+		switch {
+		case !s.managed() || k/2%3 == 0:
+			s.kill()
+		case k/2%3 == 1:
+			s.killDaemon()
+		default:
+			for _, pid := range s.servers() {
+				unix.Kill(pid, unix.SIGKILL)
+				s.ends(pid)
+			}
+		}
 		<-ended
-		s.start()
+		s.begin()
 		s.answers()
 		state := s.settles("made")
 		outcomes[args[0]+": "+state]++

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"holdfast/api"
 	"holdfast/ploop"
 )
@@ -52,7 +54,7 @@ func (s *server) serveAll(n int) time.Duration {
 		}
 		live := 0
 		for _, d := range snap.Devices {
-			if d.State == api.StateLive {
+			if d.State == api.StateLive && (d.Server == nil || d.Server.State == api.ServerUp && d.Server.PID == s.serverPID(d.Name)) {
 				live++
 			}
 		}
@@ -64,4 +66,52 @@ func (s *server) serveAll(n int) time.Duration {
 		s.t.Fatalf("%v\n%s", err, s.logTail())
 	}
 	return time.Since(s.started)
+}
+
+// TestAllServersKilledAtOnce: the servers of HOLDFAST_DEVICES devices die at the same time, some of them under
+// load. The manager has all served again, each once, and nobody sees an error.
+func TestAllServersKilledAtOnce(t *testing.T) {
+	many := count(t, "HOLDFAST_DEVICES", 8)
+	s := newServer(t, "--targets", "none")
+	s.needServers()
+	all := s.serveMany("busy", 4, 2)
+	idle, _ := s.createMany("idle", many-len(all))
+	var failed []*tracepoint
+	for _, w := range all {
+		failed = append(failed, countRequests(t, "block_rq_error", w.disk))
+	}
+	manager := s.process.Pid
+	var times []time.Duration
+	for range 3 {
+		all.advance(10)
+		pids := s.serverPIDs()
+		for _, pid := range pids {
+			must(t, unix.Kill(pid, unix.SIGKILL))
+		}
+		s.started = time.Now()
+		for name, pid := range pids {
+			s.waitServer(name, pid)
+		}
+		times = append(times, s.serveAll(many))
+		for name := range pids {
+			if n := s.recoveries(name); n != 1 {
+				t.Errorf("%s was recovered %d times", name, n)
+			}
+		}
+		all.advance(10)
+		all.sound()
+	}
+	t.Logf("%d devices: all served again %v after the death of their servers", many, times)
+	if s.dead() || s.process.Pid != manager {
+		t.Error("the manager has died of it")
+	}
+	for _, p := range failed {
+		if n := p.hits(); n != 0 {
+			t.Errorf("%d requests failed", n)
+		}
+	}
+	all.remove(s)
+	for _, name := range idle {
+		s.ok("remove", name)
+	}
 }

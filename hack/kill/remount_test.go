@@ -172,7 +172,9 @@ func TestUnreleased(t *testing.T) {
 	}
 	w := s.serve("kept", oneDelta(t, t.TempDir(), 8<<20, 17), 2)
 	w.advances(10)
-	kept := s.take("/dev/ublkc0")
+	made, err := s.client.Device(t.Context(), "kept")
+	must(t, err)
+	kept := s.take("kept", fmt.Sprintf("/dev/ublkc%d", made.ID))
 	holder := exec.Command("sleep", "600")
 	holder.ExtraFiles = []*os.File{kept}
 	must(t, holder.Start())
@@ -207,10 +209,10 @@ func TestUnreleased(t *testing.T) {
 	s.remove("kept", w)
 }
 
-// take gives a descriptor of the server's open file.
-func (s *server) take(path string) *os.File {
+// take gives a descriptor of the open file that a device's server has.
+func (s *server) take(name, path string) *os.File {
 	s.t.Helper()
-	pid := s.process.Pid
+	pid := s.waitServer(name)
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	must(s.t, err)
 	defer unix.Close(pidfd)

@@ -74,19 +74,23 @@ func sharedOut(t *testing.T, i int) {
 	}
 }
 
-// server is a holdfast daemon that is killed and started again. Its directories
-// stay.
+// server is a holdfast that is killed and started again. Its directories stay.
 type server struct {
-	t       *testing.T
-	dir     string
-	program string
-	options []string // of `holdfast daemon`
-	env     []string // HOLDFAST_FAILSWITCH=…
+	t           *testing.T
+	dir         string
+	program     string
+	serveBinary string   // the program of servers; "": program serves devices itself
+	besides     bool     // that is where the daemon looks for it: beside its own
+	options     []string // of `holdfast daemon`
+	env         []string // HOLDFAST_FAILSWITCH=…
 
 	client  *api.Client
-	process *os.Process
-	ended   chan struct{} // closed when the process was reaped
-	started time.Time
+	process *os.Process          // the daemon
+	ended   chan struct{}        // closed when the process was reaped
+	started time.Time            // the daemon was, or a server could be again
+	killed  []int                // processes, last
+	counted map[string]time.Time // by device: the last event that recoveries has counted
+	after   func()               // called when all has ended; nil: nothing
 }
 
 // newServer makes one and starts it. With the test go the server and all of the driver's
@@ -105,10 +109,14 @@ func makeServer(t *testing.T, options ...string) *server {
 	needVM(t)
 	must(t, command("modprobe", "ublk_drv"))
 	dir := t.TempDir()
-	s := &server{t: t, dir: dir, options: options, program: program(t), client: api.NewClient(dir + "/run")}
+	s := &server{t: t, dir: dir, options: options, client: api.NewClient(dir + "/run"), counted: map[string]time.Time{}}
+	s.use(program(t))
 	t.Cleanup(s.end)
 	return s
 }
+
+// use makes a program the one that is started from now on.
+func (s *server) use(program string) { s.program, s.serveBinary = program, serveProgram(program) }
 
 // program is a holdfast with places to die at.
 func program(t *testing.T) string {
@@ -135,12 +143,16 @@ func program(t *testing.T) string {
 // point is the file by which places are armed.
 func (s *server) point() string { return s.dir + "/point" }
 
-// arm has the server, this one or the next, die at a place.
-func (s *server) arm(place string) {
+// arm has a server, the one at hand or the next, die at a place, and tells how many have
+// done so before.
+func (s *server) arm(place string) (before int) {
 	s.t.Helper()
+	name, _, _ := strings.Cut(place, ":")
+	before = s.died(name)
 	// In one step: it is read at any time.
 	must(s.t, os.WriteFile(s.point()+"~", []byte(place+"\n"), 0o600))
 	must(s.t, os.Rename(s.point()+"~", s.point()))
+	return before
 }
 
 func (s *server) disarm() {
@@ -155,7 +167,8 @@ func (s *server) start() {
 	log, err := os.OpenFile(s.dir+"/log", os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	must(s.t, err)
 	defer log.Close()
-	cmd := exec.Command(s.program, append([]string{"daemon", "--state-dir", s.dir + "/state", "--log-format", "json"}, s.options...)...)
+	args := append([]string{"daemon", "--state-dir", s.dir + "/state", "--log-format", "json"}, s.daemonOptions()...)
+	cmd := exec.Command(s.program, append(args, s.options...)...)
 	cmd.Env = append(os.Environ(), append(s.env, "HOLDFAST_RUN_DIR="+s.dir+"/run", "HOLDFAST_FAILPOINT_FILE="+s.point())...)
 	cmd.Stdout, cmd.Stderr = log, log
 	s.started = time.Now()
@@ -188,14 +201,7 @@ func (s *server) answers() {
 	}
 }
 
-// kill kills it and reaps it.
-func (s *server) kill() {
-	s.t.Helper()
-	s.process.Kill()
-	s.dies(time.Minute)
-}
-
-// dies waits for its end.
+// dies waits for the daemon's end.
 func (s *server) dies(timeout time.Duration) {
 	s.t.Helper()
 	if !s.deadWithin(timeout) {
@@ -212,7 +218,14 @@ func (s *server) deadWithin(timeout time.Duration) bool {
 	}
 }
 
-func (s *server) dead() bool { return s.deadWithin(0) }
+func (s *server) dead() bool {
+	select {
+	case <-s.ended:
+		return true
+	default:
+		return false
+	}
+}
 
 // restart starts it and waits until a device is served.
 func (s *server) restart(name string) time.Duration {
@@ -246,6 +259,9 @@ func (s *server) becomes(name, state string) *api.Device {
 		if last = d; d.State == api.StateLost {
 			s.t.Fatalf("%s is lost: %s\n%s", name, d.Problem, s.logTail())
 		}
+		if d.Server != nil && d.Server.PID != s.serverPID(name) {
+			return fmt.Errorf("%s is shown as served by process %d, and its lock has %d", name, d.Server.PID, s.serverPID(name))
+		}
 		if d.State != state {
 			return fmt.Errorf("%s is %s, want %s: %s (%s)", name, d.State, state, d.Problem, d.Advice)
 		}
@@ -256,15 +272,20 @@ func (s *server) becomes(name, state string) *api.Device {
 	return last
 }
 
-// recoveries counts those of a device that this daemon has ended.
+// recoveries counts those of a device that have ended since the last call.
 func (s *server) recoveries(name string) (n int) {
 	s.t.Helper()
+	var last time.Time
 	must(s.t, s.client.Events(s.t.Context(), api.EventsQuery{Device: name}, func(e api.Event) error {
-		if e.Kind == api.EventServed {
+		if e.Kind == api.EventServed && e.Time.After(s.counted[name]) {
 			n++
+			last = e.Time
 		}
 		return nil
 	}))
+	if n > 0 {
+		s.counted[name] = last
+	}
 	return n
 }
 
@@ -291,24 +312,12 @@ func (s *server) ok(args ...string) string {
 	return out
 }
 
-func (s *server) logTail() string {
-	text, _ := os.ReadFile(s.dir + "/log")
-	return string(text[max(0, len(text)-4000):])
-}
-
-// died counts how often the log says that the program died at a place.
-func (s *server) died(place string) int {
-	text, _ := os.ReadFile(s.dir + "/log")
-	return strings.Count(string(text), "failpoint: "+place+"\n")
-}
-
 // end kills the server and takes what is left from the driver: nobody's
 // requests may hang when the test's process ends.
 func (s *server) end() {
 	if s.t.Failed() {
-		s.t.Logf("the end of the daemon's log:\n%s", s.logTail())
-		// The whole of it, where the VM's results go.
-		command("cp", s.dir+"/log", "/results/"+strings.ReplaceAll(s.t.Name(), "/", "-")+".log")
+		s.t.Logf("the end of the logs:\n%s", s.logTail())
+		s.keepLogs(s.t)
 	}
 	if s.process != nil {
 		s.process.Kill()
@@ -316,7 +325,21 @@ func (s *server) end() {
 			s.t.Errorf("process %d does not end", s.process.Pid)
 		}
 	}
+	for _, pid := range s.servers() {
+		unix.Kill(pid, unix.SIGKILL)
+		if err := wait(time.Minute, func() error {
+			if !gone(pid) {
+				return fmt.Errorf("process %d does not end", pid)
+			}
+			return nil
+		}); err != nil {
+			s.t.Error(err)
+		}
+	}
 	syscall.Unmount(s.dir+"/run/sys", syscall.MNT_DETACH)
+	if s.after != nil {
+		s.after()
+	}
 	deleteDevices(s.t)
 }
 

@@ -73,7 +73,13 @@ type held struct {
 
 func hold(t *testing.T) *held {
 	t.Helper()
-	s := makeServer(t, "--targets", "none")
+	return holdOn(makeServer(t, "--targets", "none"))
+}
+
+// holdOn starts a server, and makes the device on it.
+func holdOn(s *server) *held {
+	t := s.t
+	t.Helper()
 	h := &held{server: s, kills: count(t, "HOLDFAST_VARIANT_KILLS", 1)}
 	backing := t.TempDir()
 	mount := func() *faultfs.Storage {

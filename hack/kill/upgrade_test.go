@@ -43,10 +43,12 @@ func TestUpgrade(t *testing.T) {
 	s.remove("up", w)
 }
 
-// upgrade has the daemon give way to another process of the same program, and
-// adopts that one.
+// upgrade has all servers give way to other processes of the same program, and waits for these.
 func (s *server) upgrade() string {
 	s.t.Helper()
+	if s.managed() {
+		return s.roll()
+	}
 	old := s.process.Pid
 	said, err := s.run("upgrade")
 	if err != nil {

@@ -2,7 +2,7 @@
 //
 // The kernel frees memory by writing dirty pages out, and where those go to a device of
 // ours, it waits for the server. If the server then waits for memory itself, or is
-// throttled as one more writer of dirty pages, nothing moves any more. The daemon's
+// throttled as one more writer of dirty pages, nothing moves any more. A server's
 // protection is PR_SET_IO_FLUSHER on every thread, locked memory, and a steady path that
 // allocates nothing.
 //

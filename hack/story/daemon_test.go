@@ -26,9 +26,12 @@ func needVM(t *testing.T) {
 
 // daemon is a holdfast of the test's own.
 type daemon struct {
-	t    *testing.T
-	dir  string
-	path string // of the program
+	t       *testing.T
+	dir     string
+	path    string   // of the program
+	options []string // of `holdfast daemon`
+	cmd     *exec.Cmd
+	ended   bool
 }
 
 // startDaemon starts one; options go to `holdfast daemon`. It ends with the
@@ -37,7 +40,7 @@ func startDaemon(t *testing.T, options ...string) *daemon {
 	t.Helper()
 	needVM(t)
 	must(t, command("modprobe", "ublk_drv"))
-	d := &daemon{t: t, dir: t.TempDir(), path: os.Getenv("HOLDFAST_BINARY")}
+	d := &daemon{t: t, dir: t.TempDir(), path: os.Getenv("HOLDFAST_BINARY"), options: options}
 	if d.path == "" {
 		var err error
 		d.path, err = filepath.Abs("../../bin/holdfast")
@@ -46,31 +49,55 @@ func startDaemon(t *testing.T, options ...string) *daemon {
 	if _, err := os.Stat(d.path); err != nil {
 		t.Fatalf("%v: make build", err)
 	}
-	log, err := os.Create(d.dir + "/log")
-	must(t, err)
-	defer log.Close()
-	cmd := exec.Command(d.path, append([]string{"daemon", "--state-dir", d.dir + "/state", "--log-format", "json"}, options...)...)
-	cmd.Env = d.env()
-	cmd.Stdout, cmd.Stderr = log, log
-	must(t, cmd.Start())
+	d.start()
 	t.Cleanup(func() {
 		// It has no devices any more; it takes its tree down, which a killed one
 		// would leave.
-		cmd.Process.Signal(syscall.SIGTERM)
-		timer := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
+		d.cmd.Process.Signal(syscall.SIGTERM)
+		timer := time.AfterFunc(time.Minute, func() { d.cmd.Process.Kill() })
 		defer timer.Stop()
-		if err := cmd.Wait(); err != nil {
+		if err := d.cmd.Wait(); err != nil {
 			t.Errorf("the daemon: %v", err)
 			syscall.Unmount(d.dir+"/run/sys", syscall.MNT_DETACH)
 		}
 		if t.Failed() {
-			logTails(t, log.Name())
+			logTails(t, d.dir+"/log", d.dir+"/run/devices/*/log")
 		}
 	})
-	if err := wait(time.Minute, func() error { _, err := d.run("list"); return err }); err != nil {
-		t.Fatalf("the daemon does not answer: %v", err)
-	}
 	return d
+}
+
+// start starts it and waits until it answers.
+func (d *daemon) start() {
+	d.t.Helper()
+	log, err := os.OpenFile(d.dir+"/log", os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	must(d.t, err)
+	defer log.Close()
+	d.cmd = exec.Command(d.path, append([]string{"daemon", "--state-dir", d.dir + "/state", "--log-format", "json"}, d.options...)...)
+	d.cmd.Env = d.env()
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	must(d.t, d.cmd.Start())
+	d.ended = false
+	if err := wait(time.Minute, func() error { _, err := d.run("list"); return err }); err != nil {
+		d.t.Fatalf("the daemon does not answer: %v", err)
+	}
+}
+
+// kill kills the daemon. If it is a manager, its devices are served nonetheless.
+func (d *daemon) kill() {
+	d.t.Helper()
+	must(d.t, d.cmd.Process.Kill())
+	d.cmd.Wait()
+	d.ended = true
+}
+
+// needServers skips a test of devices that outlive the daemon.
+func (d *daemon) needServers() {
+	d.t.Helper()
+	dir, name := filepath.Split(d.path)
+	if _, err := os.Stat(filepath.Join(dir, strings.Replace(name, "holdfast", "holdfast-serve", 1))); err != nil {
+		d.t.Skip("the daemon serves all devices itself: there is no holdfast-serve beside it")
+	}
 }
 
 func (d *daemon) env() []string { return append(os.Environ(), "HOLDFAST_RUN_DIR="+d.dir+"/run") }

@@ -19,11 +19,19 @@ func (d *daemon) attribute(name, attr string) (string, error) {
 	return strings.TrimSpace(string(text)), err
 }
 
+// standby is the attribute that says whether a device holds. Without a daemon there is no tree.
+func (d *daemon) standby(name string) (string, error) {
+	if !d.ended {
+		return d.attribute(name, "queue/standby")
+	}
+	return d.status(name).Standby.Value, nil
+}
+
 // waitStandby waits until a device's attribute has a value.
 func (d *daemon) waitStandby(name, want string) {
 	d.t.Helper()
 	if err := wait(5*time.Minute, func() error {
-		got, err := d.attribute(name, "queue/standby")
+		got, err := d.standby(name)
 		if err == nil && got != want {
 			err = fmt.Errorf("standby of %s reads %q, want %q", name, got, want)
 		}

@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"testing"
 	"time"
+
+	"holdfast/api"
 )
 
 const (
@@ -60,6 +62,34 @@ func TestReplace(t *testing.T) {
 	s := d.status("replace")
 	if s.Counters.Errors != 0 || s.Standby.HeldFailed != 0 || s.Standby.Held != 0 || s.Standby.Recovered != uint64(rounds(t)) {
 		t.Errorf("afterwards: %+v, %+v", s.Counters, s.Standby)
+	}
+}
+
+// TestReplaceWithoutManager: the manager is dead from before the outage until after it. The device holds, is
+// asked and replaced through its server, and the next manager finds it as it is.
+func TestReplaceWithoutManager(t *testing.T) {
+	needVM(t)
+	g := needGluster(t)
+	d := startDaemon(t)
+	d.needServers()
+	image := "/orphan.hds"
+	d.checkAfter(g.mounts[0] + image)
+	disk := d.create("orphan", g.mounts[0]+image)
+	sd := login(t, exportLIO(t, "orphan", disk))
+	d.waitStandby("orphan", "off") // the target was seen
+	d.kill()
+	outage(t, d, g, sd, "orphan", 0, g.mounts[0], func() {
+		g.revive(t, g.mounts[1])
+		d.ok("replace", "orphan", "--top", g.mounts[1]+image)
+	})
+	d.start()
+	d.waitStandby("orphan", "off")
+	s := d.status("orphan")
+	if s.Counters.Errors != 0 || s.Standby.HeldFailed != 0 || s.Standby.Held != 0 || s.Standby.Recovered != 1 || !s.Standby.Enabled {
+		t.Errorf("afterwards: %+v, %+v", s.Counters, s.Standby)
+	}
+	if got, err := d.attribute("orphan", "state"); err != nil || got != api.StateLive {
+		t.Errorf("state of the next manager's tree: %q, %v", got, err)
 	}
 }
 

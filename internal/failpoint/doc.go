@@ -8,5 +8,5 @@
 //
 // Both may be changed while the program runs: HOLDFAST_FAILPOINT_FILE names a file whose
 // first line, if there is one, stands for HOLDFAST_FAILPOINT, read at each pass, so that a
-// test can arm the next death in a server that is already under load.
+// test can arm the next death in a server that is already under load. Who dies removes it.
 package failpoint

@@ -62,8 +62,11 @@ func Armed(name string) bool {
 	return passes[name] == n
 }
 
-// Die ends the process as kill -9 does.
+// Die ends the process as kill -9 does. The next one, that may be started at once, is to live.
 func Die(name string) {
+	if file := os.Getenv("HOLDFAST_FAILPOINT_FILE"); file != "" {
+		os.Remove(file)
+	}
 	fmt.Fprintf(os.Stderr, "failpoint: %s\n", name)
 	syscall.Kill(os.Getpid(), syscall.SIGKILL)
 	select {}

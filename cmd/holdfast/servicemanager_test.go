@@ -10,10 +10,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/rs/zerolog"
-
-	"holdfast/control"
 )
 
 // played is a service manager: it listens to what it is told.
@@ -105,8 +101,8 @@ func TestServiceManager(t *testing.T) {
 			t.Fatal(err)
 		}
 		// The number is only known to the process itself.
-		cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, self, "daemon", "--no-sysfs", "--state-dir", d.file("state"), "--run-dir", runDir)
-		cmd.Env = append(os.Environ(), asHoldfast+"=1", "LISTEN_FDS=1", "LISTEN_FDNAMES=holdfast.socket", "NOTIFY_SOCKET="+p.path, "WATCHDOG_USEC=200000", "WATCHDOG_PID=1")
+		cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, self, "daemon", "--launcher", "fork", "--serve-binary", d.serveBinary(), "--no-sysfs", "--state-dir", d.file("state"), "--run-dir", runDir)
+		cmd.Env = append(os.Environ(), asHoldfast+"=again", "LISTEN_FDS=1", "LISTEN_FDNAMES=holdfast.socket", "NOTIFY_SOCKET="+p.path, "WATCHDOG_USEC=200000", "WATCHDOG_PID=1")
 		cmd.ExtraFiles = []*os.File{socket}
 		log, err := os.Create(d.file("log"))
 		if err != nil {
@@ -149,6 +145,16 @@ func TestServiceManager(t *testing.T) {
 		})
 		cmd.Process.Signal(syscall.SIGCONT)
 		p.told("WATCHDOG=1")
+		// Anew, with the same socket.
+		cmd.Process.Signal(syscall.SIGUSR2)
+		p.told("READY=1")
+		p.told("WATCHDOG=1")
+		if pid := d.object("list")["daemon"].(map[string]any)["pid"]; pid != float64(cmd.Process.Pid) {
+			t.Errorf("process %v answers after SIGUSR2, not %d", pid, cmd.Process.Pid)
+		}
+		if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) {
+			t.Errorf("SIGUSR2 has the manager take another socket: %v", err)
+		}
 		cmd.Process.Signal(syscall.SIGTERM)
 		p.told("STOPPING=1")
 		if err := cmd.Wait(); err != nil {
@@ -163,29 +169,4 @@ func TestServiceManager(t *testing.T) {
 	if err := cmd.Wait(); err == nil || !strings.Contains(string(d.read("log")), "ListenStream=") {
 		t.Errorf("%v: %s", err, d.read("log"))
 	}
-}
-
-// TestWatchdog: the watchdog is fed while the slowest queue answers in time.
-func TestWatchdog(t *testing.T) {
-	p := play(t)
-	t.Setenv("NOTIFY_SOCKET", p.path)
-	t.Setenv("WATCHDOG_USEC", "20000000")
-	m := newManager(zerolog.Nop(), nil)
-	if m.watchdog != 20*time.Second {
-		t.Fatalf("a watchdog of %v", m.watchdog)
-	}
-	m.beat(control.Pulse{Live: 2, Other: 1})
-	p.told("STATUS=2 devices served, 1 not served")
-	p.told("WATCHDOG=1")
-	m.beat(control.Pulse{Live: 2, Other: 1, Unanswered: 9 * time.Second})
-	if before := p.told("WATCHDOG=1"); len(before) > 0 {
-		t.Errorf("an unchanged status was told again: %q", before)
-	}
-	p.silent("WATCHDOG", func() {
-		m.beat(control.Pulse{Live: 2, Unanswered: 11 * time.Second})
-		m.beat(control.Pulse{Live: 2, Unanswered: 16 * time.Second})
-	})
-	m.beat(control.Pulse{Live: 1, Stopping: true})
-	p.told("STATUS=Stopping: 1 device served")
-	p.told("WATCHDOG=1")
 }
