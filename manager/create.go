@@ -47,7 +47,7 @@ func (m *Manager) Create(ctx context.Context, spec api.Spec) (*api.Device, error
 		return nil, err
 	}
 	// It is as of now: who asked meanwhile was told of a device that is being created.
-	p.answered(m.cfg.now(), nil, dev)
+	p.answered(m.peers.question(), nil, dev)
 	m.peers.shortenTimeout(ctx, p.name, dev.ID) // before anybody is told of the device
 	if err := errors.Join(m.cfg.Launcher.Mounts(ctx, spec.Name, paths), m.cfg.Launcher.Enable(ctx, spec.Name, spec.Persist)); err != nil {
 		m.log.Error().Err(err).Str("device", spec.Name).Msg("it is served, and may not be after the next boot")

@@ -42,9 +42,10 @@ type observation struct {
 
 	info api.ServerInfo // of the process pid; zero: it has not said yet
 
-	report *api.Device // what it said of the device, nil: it said that there is none
-	asked  time.Time   // when it was asked for that
-	asOf   time.Time   // when it answered; zero: nothing was said by this server
+	report   *api.Device // what it said of the device, nil: it said that there is none
+	question             // that was the answer to
+	asOf     time.Time   // when it answered; zero: nothing was said by this server
+	dated    time.Time   // when something happened that an answer to an earlier question doesn't show
 
 	rec      *state.Record // without a server: the device's, nil: none
 	inDriver bool          // which waits in the driver
@@ -280,7 +281,7 @@ func (p *peer) quiet(pid int) {
 func (p *peer) inquire() {
 	ctx, cancel := context.WithTimeout(p.all.life, p.all.cfg.pace.answer)
 	defer cancel()
-	began := p.all.cfg.now()
+	q := p.all.question()
 	o := p.observation()
 	p.inquiries(o.pid, 1)
 	defer p.inquiries(o.pid, -1)
@@ -295,7 +296,7 @@ func (p *peer) inquire() {
 	switch {
 	case p.observation().pid != o.pid: // there is another process by now
 	case err == nil || api.CodeOf(err) == api.CodeNotFound:
-		p.answered(began, info, dev)
+		p.answered(q, info, dev)
 	case p.all.life.Err() != nil:
 	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED):
 		p.set(func(o *observation) {
@@ -327,7 +328,7 @@ func (p *peer) inquiries(pid, more int) int {
 
 // answered takes in what a server has said; dev nil: there is no device. Of two answers the one
 // that was asked for later counts.
-func (p *peer) answered(began time.Time, info *api.ServerInfo, dev *api.Device) {
+func (p *peer) answered(q question, info *api.ServerInfo, dev *api.Device) {
 	p.set(func(o *observation) {
 		if o.ending != 0 && o.ending == o.pid {
 			return // it was asked before it removed the device
@@ -339,10 +340,10 @@ func (p *peer) answered(began time.Time, info *api.ServerInfo, dev *api.Device) 
 				o.pid = info.PID
 			}
 		}
-		if began.Before(o.asked) && !o.asOf.IsZero() && began.Add(time.Hour).After(o.asked) {
+		if q.asked.Before(o.asked) && !o.asOf.IsZero() && q.asked.Add(time.Hour).After(o.asked) {
 			return // by less than a clock is set back
 		}
-		o.report, o.asked, o.asOf = dev, began, p.all.cfg.now()
+		o.report, o.question, o.asOf = dev, q, p.all.cfg.now()
 	})
 	p.all.targets.nudge()
 }

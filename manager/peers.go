@@ -256,6 +256,7 @@ func (ps *peers) allProblems() []api.Problem {
 
 // journal takes an event that a server has told.
 func (ps *peers) journal(p *peer, e api.Event) {
+	p.outdate()
 	fresh, gap, at := ps.events.take(p.name, e)
 	if fresh {
 		p.changed.broadcast()

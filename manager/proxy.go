@@ -43,7 +43,8 @@ func (m *Manager) forward(w http.ResponseWriter, r *http.Request, name string) {
 			path := (&url.URL{Path: "/v1/devices/" + name}).EscapedPath() + restOf(r)
 			pr.Out.URL = &url.URL{Scheme: "http", Host: "holdfast", Opaque: path, RawQuery: r.URL.RawQuery}
 		},
-		Transport: p.client.HTTP().Transport,
+		Transport:      p.client.HTTP().Transport,
+		ModifyResponse: func(*http.Response) error { p.outdate(); return nil },
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			var e *api.Error
 			switch cause := context.Cause(ctx); {

@@ -193,10 +193,10 @@ func (t *targets) lease(ctx context.Context, p *peer, k target.Kind, on bool) {
 	t.peers.tasks.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, t.limit)
 		defer cancel()
-		began := t.peers.cfg.now()
+		q := t.peers.question()
 		dev, err := p.client.TargetLease(ctx, p.name, string(k), on)
 		if err == nil {
-			p.answered(began, nil, dev)
+			p.answered(q, nil, dev)
 		}
 		t.mu.Lock()
 		delete(t.busy, p.name)

@@ -216,7 +216,7 @@ func top(dev *api.Device) api.ImageStatus {
 // device is one that has a disk, without its users.
 func (t *tree) device(name string) (*api.Device, error) {
 	if p := t.peers.get(name); p != nil && p.disk() != "" {
-		if dev := p.look(context.Background()); dev != nil {
+		if dev := p.recent(context.Background()); dev != nil {
 			return dev, nil
 		}
 	}
@@ -255,6 +255,7 @@ func (t *tree) command(name string, do func(ctx context.Context, c *api.Client) 
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), writeTime*t.peers.cfg.pace.ask)
 	defer cancel()
+	defer p.outdate()
 	err := do(ctx, p.client)
 	if api.CodeOf(err) == api.CodeUnreachable && err != nil {
 		p.ask(context.Background())
