@@ -154,7 +154,7 @@ func (c *Client) Detach(ctx context.Context, name, consumer string) (*Device, er
 	return call[Device](ctx, c, http.MethodDelete, devicePath(name)+"/leases/"+url.PathEscape(consumer), nil)
 }
 
-// SetStandby sets STANDBY by hand, or ends it without a recovery.
+// SetStandby sets STANDBY by hand, or ends it without a resume.
 func (c *Client) SetStandby(ctx context.Context, name string, on bool) (*Device, error) {
 	return call[Device](ctx, c, http.MethodPut, devicePath(name)+"/standby", Switch{on})
 }

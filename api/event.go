@@ -25,7 +25,7 @@ const (
 	EventIOError       = "io-error"        // a request failed
 	EventTruncated     = "truncated"       // the top's file became shorter
 	EventStandby       = "standby"         // requests are held from now
-	EventRecovered     = "recovered"       // the hold ended, and they are served
+	EventResumed       = "recovered"       // the hold ended by a resume, and they are served
 	EventCleared       = "standby-cleared" // the hold ended, and they failed
 	EventKept          = "standby-kept"    // by hand, and not to be ended by a reopening
 	EventTimeout       = "standby-timeout" // the hold goes on, and they fail

@@ -71,15 +71,15 @@ type StandbyStatus struct {
 	// How old the oldest of those held, and of the stuck, is, in seconds since it came.
 	HeldSeconds  float64    `json:"held_seconds"`
 	StuckSeconds float64    `json:"stuck_seconds"`
-	Recovery     string     `json:"recovery"` // manual or reopen
+	Resume       string     `json:"resume"`   // how it ends: manual or reopen
 	Attempts     uint64     `json:"attempts"` // to reopen, in this standby
 	LastError    string     `json:"last_error,omitempty"`
 	NextAttempt  *time.Time `json:"next_attempt,omitempty"`
 	BadRanges    []BadRange `json:"bad_ranges,omitempty"` // whose errors are their own
 	// Totals since the device was made.
-	Seconds         float64           `json:"seconds"`   // with the flag set
-	Entered         uint64            `json:"entered"`   // times
-	Recovered       uint64            `json:"recovered"` // times
+	Seconds         float64           `json:"seconds"` // with the flag set
+	Entered         uint64            `json:"entered"` // times
+	Resumed         uint64            `json:"resumed"` // times
 	HeldTotal       uint64            `json:"held_total"`
 	HeldFailed      uint64            `json:"held_failed"`
 	Triggers        map[string]uint64 `json:"triggers"`        // by the error's name

@@ -32,8 +32,9 @@ type Spec struct {
 	// StandbyTimeout is how long a standby may hold requests, before all of them
 	// and new ones fail; 0: for ever.
 	StandbyTimeout Duration `json:"standby_timeout,omitempty"`
-	// Recovery is RecoveryManual, which is also "", or RecoveryReopen.
-	Recovery string `json:"recovery,omitempty"`
+	// Resume is how a standby ends: ResumeManual, which is also "", or ResumeReopen. In JSON it
+	// has the name that records, and servers of other versions, know it by; so has OnResumed.
+	Resume string `json:"recovery,omitempty"`
 	// RecoverPolicy is what becomes of the device while it can't be recovered after the
 	// death of its server: RecoverWait, which is also "", or RecoverFail.
 	RecoverPolicy string `json:"recover_policy,omitempty"`
@@ -43,16 +44,16 @@ type Spec struct {
 	// Persist has the device created again after a reboot, and after a stop of all servers,
 	// until it is removed.
 	Persist bool `json:"persist,omitempty"`
-	// OnStandby and OnRecovered are programs for whoever owns the device to run
-	// when it goes to standby and when it has recovered; absolute paths.
-	OnStandby   string `json:"on_standby,omitempty"`
-	OnRecovered string `json:"on_recovered,omitempty"`
+	// OnStandby and OnResumed are programs for whoever owns the device to run
+	// when it goes to standby and when it resumes; absolute paths.
+	OnStandby string `json:"on_standby,omitempty"`
+	OnResumed string `json:"on_recovered,omitempty"`
 }
 
 // How a device gets out of standby.
 const (
-	RecoveryManual = "manual" // by Replace only
-	RecoveryReopen = "reopen" // also by opening the same files anew, when they answer and are unchanged
+	ResumeManual = "manual" // by Replace only
+	ResumeReopen = "reopen" // also by opening the same files anew, when they answer and are unchanged
 )
 
 // What becomes of a device that can't be recovered.
@@ -155,10 +156,10 @@ func (s *Spec) validateStandby() error {
 	if s.StandbyTimeout < 0 {
 		return fmt.Errorf("device %s: standby time-out %v: want 0 (none) or more", s.Name, time.Duration(s.StandbyTimeout))
 	}
-	switch s.Recovery {
-	case "", RecoveryManual, RecoveryReopen:
+	switch s.Resume {
+	case "", ResumeManual, ResumeReopen:
 	default:
-		return fmt.Errorf("device %s: recovery %q, want manual or reopen", s.Name, s.Recovery)
+		return fmt.Errorf("device %s: resume %q, want manual or reopen", s.Name, s.Resume)
 	}
 	switch s.RecoverPolicy {
 	case "", RecoverWait, RecoverFail:
@@ -168,7 +169,7 @@ func (s *Spec) validateStandby() error {
 	if s.RecoverTimeout < 0 {
 		return fmt.Errorf("device %s: recover time-out %v: want 0 (the default) or more", s.Name, time.Duration(s.RecoverTimeout))
 	}
-	for _, hook := range []string{s.OnStandby, s.OnRecovered} {
+	for _, hook := range []string{s.OnStandby, s.OnResumed} {
 		if hook != "" && !filepath.IsAbs(hook) {
 			return fmt.Errorf("device %s: hook %q: the path is not absolute", s.Name, hook)
 		}

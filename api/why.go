@@ -91,12 +91,12 @@ func (w *why) standby() {
 	if s.Deadline != nil && !s.Expired {
 		w.say("If it lasts until %s, what is held fails with EIO, and so do new requests.", Clock(*s.Deadline))
 	}
-	if s.Recovery == RecoveryReopen && !s.ByHand {
+	if s.Resume == ResumeReopen && !s.ByHand {
 		next := "one is under way"
 		if s.NextAttempt != nil {
 			next = "the next is at " + Clock(*s.NextAttempt)
 		}
-		w.say("Recovery is by reopening the same files: %d attempts so far, %s.", s.Attempts, next)
+		w.say("It resumes by reopening the same files: %d attempts so far, %s.", s.Attempts, next)
 	}
 	if s.LastError != "" {
 		w.say("The last attempt failed: %s.", s.LastError)
@@ -242,7 +242,7 @@ func Advise(dev *Device) {
 	switch {
 	case s.ByHand:
 		dev.Advice = fmt.Sprintf("'holdfast replace %s --top %s' ends it, by the same file or a copy", dev.Name, top)
-	case s.Recovery == RecoveryReopen:
+	case s.Resume == ResumeReopen:
 		dev.Advice = fmt.Sprintf("nothing needs to be done if the same files return, else 'holdfast replace %s --top FILE'", dev.Name)
 	}
 }

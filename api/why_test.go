@@ -67,7 +67,7 @@ func TestWhyFuses(t *testing.T) {
 func TestWhyStandby(t *testing.T) {
 	dev, since := aDevice(StateStandby), time.Now().Add(-time.Minute)
 	dev.Standby = StandbyStatus{Value: "on", Flag: true, Since: &since, Errno: "ENOSPC", Cause: `write of "/img/top"`, Held: 2, HeldSeconds: 61, Tags: 128,
-		Consumers: []string{"a", "b"}, Recovery: RecoveryManual}
+		Consumers: []string{"a", "b"}, Resume: ResumeManual}
 	text := told(dev, &KeyInfo{On: true})
 	says(t, text, "in standby since "+Clock(since), "holds 2 requests of at most 128, the oldest for 1m1s", "answered ENOSPC", "2 consumers will wait for it: a, b", "bring the storage",
 		"holdfast replace v --top /img/top", "standby v off", "2 of 128 requests held")
@@ -85,7 +85,7 @@ func TestWhyStandby(t *testing.T) {
 func TestWhyByHand(t *testing.T) {
 	since := time.Now()
 	dev := aDevice(StateStandby)
-	dev.Standby = StandbyStatus{Value: "on", Since: &since, Errno: "EIO", Cause: "a read", Recovery: RecoveryReopen}
+	dev.Standby = StandbyStatus{Value: "on", Since: &since, Errno: "EIO", Cause: "a read", Resume: ResumeReopen}
 	says(t, told(dev, &KeyInfo{}), "one is under way", "bring the storage", "nothing needs to be done")
 	next := since.Add(time.Minute)
 	dev.Standby.NextAttempt, dev.Standby.Attempts = &next, 7

@@ -109,7 +109,7 @@ const hookLook = 5 * time.Second
 
 // checkHooks refuses programs that can't be run. They may lie on storage that hangs.
 func checkHooks(ctx context.Context, spec *api.Spec) error {
-	for _, path := range []string{spec.OnStandby, spec.OnRecovered} {
+	for _, path := range []string{spec.OnStandby, spec.OnResumed} {
 		if path == "" {
 			continue
 		}

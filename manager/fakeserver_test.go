@@ -307,7 +307,7 @@ func (s *fakeServer) deviceLocked() *api.Device {
 	}
 	d := &api.Device{Status: s.rec.Waiting(api.StateLive, s.sw.On()), Created: s.rec.Created, Persist: s.rec.Spec.Persist, Users: []api.User{}, Events: slices.Clone(s.ring[max(0, len(s.ring)-16):])}
 	m := s.machine.Status()
-	d.Standby = api.StandbyStatus{Value: m.Value(), Enabled: m.Enabled, Flag: m.Flag, Consumers: m.Consumers, Cause: m.Cause, ByHand: m.ByHand, Tags: 128, Recovery: api.RecoveryManual}
+	d.Standby = api.StandbyStatus{Value: m.Value(), Enabled: m.Enabled, Flag: m.Flag, Consumers: m.Consumers, Cause: m.Cause, ByHand: m.ByHand, Tags: 128, Resume: api.ResumeManual}
 	if m.Flag && m.Supported {
 		d.State, d.Since, d.Standby.Since = api.StateStandby, m.Since, &m.Since
 	}
@@ -408,7 +408,7 @@ func (s *fakeServer) setStandby(on bool, why string) error {
 	}
 	if !on {
 		s.machine.Clear(why)
-		s.eventLocked(api.EventRecovered, why)
+		s.eventLocked(api.EventResumed, why)
 		return nil
 	}
 	if err := s.machine.Set(); err != nil {

@@ -130,7 +130,7 @@ func stateAfter(kind string) string {
 	switch kind {
 	case api.EventStandby:
 		return "on"
-	case api.EventRecovered, api.EventCleared:
+	case api.EventResumed, api.EventCleared:
 		return "off"
 	}
 	return ""
@@ -145,7 +145,7 @@ func (h *hooks) settle(p *peer, last string, at toldHook) {
 		h.mu.Unlock()
 		return
 	}
-	state, kind := "off", api.EventRecovered
+	state, kind := "off", api.EventResumed
 	if dev.State == api.StateStandby || dev.State == api.StateFailing {
 		state, kind = "on", api.EventStandby
 	}
@@ -165,8 +165,8 @@ func hookOf(spec *api.Spec, kind string) string {
 	switch kind {
 	case api.EventStandby:
 		return spec.OnStandby
-	case api.EventRecovered:
-		return spec.OnRecovered
+	case api.EventResumed:
+		return spec.OnResumed
 	}
 	return ""
 }

@@ -24,7 +24,7 @@ func (f *fixture) hooked(name string) (told func() string) {
 	path := filepath.Join(f.dir, "hook")
 	script := "#!/bin/sh\necho \"$HOLDFAST_DEVICE $HOLDFAST_EVENT $HOLDFAST_STATE $HOLDFAST_PATH $HOLDFAST_CAUSE\" >>" + out + "\n[ $HOLDFAST_STATE = on ] || exit 7\n"
 	spec := f.spec(name, "i")
-	spec.OnStandby, spec.OnRecovered = path, path
+	spec.OnStandby, spec.OnResumed = path, path
 	_, err := f.c.Create(ctx, spec)
 	wantCode(f.t, err, api.CodeInvalid) // not there
 	if err := os.WriteFile(path, []byte(script), 0o600); err != nil {

@@ -40,9 +40,10 @@ var (
 	descSupported       = desc("standby_supported", "1: errors of the storage would be held.", "device")
 	descStandbySeconds  = desc("standby_seconds_total", "Time in standby.", "device")
 	descEntries         = desc("standby_entries_total", "Times that the device went to standby.", "device")
-	descRecoveries      = desc("recoveries_total", "Times that a standby ended by a recovery.", "device")
+	descResumes         = desc("resumes_total", "Times that a standby ended and what was held was served.", "device")
+	descRecoveries      = desc("recoveries_total", "The same as resumes_total, by its name before.", "device")
 	descHeldTotal       = desc("requests_held_total", "Requests that were held.", "device")
-	descHeldFailed      = desc("held_requests_failed_total", "Held requests that failed, as the hold ended without a recovery.", "device")
+	descHeldFailed      = desc("held_requests_failed_total", "Held requests that failed, as the hold ended without a resume.", "device")
 	descTriggers        = desc("standby_triggers_total", "Errors of the storage that lead to standby.", "device", "errno")
 	descInconsistencies = desc("inconsistencies_total", "Contradictory uses of check, leases and flag; the device is empty for the check's own.", "device", "kind")
 	descKey             = desc("standby_check", "1: the process-wide standby check is on.")
@@ -100,7 +101,7 @@ func (c metrics) Collect(ch chan<- prometheus.Metric) {
 		if n := len(st.Images); n > 0 {
 			top = st.Images[n-1].Path
 		}
-		gauge(descInfo, 1, st.Path, top, st.DataPath, s.Recovery)
+		gauge(descInfo, 1, st.Path, top, st.DataPath, s.Resume)
 		for _, state := range states {
 			gauge(descState, boolean(st.State == state), state)
 		}
@@ -144,7 +145,8 @@ func (c metrics) Collect(ch chan<- prometheus.Metric) {
 		gauge(descStuck, float64(s.Stuck))
 		count(descStandbySeconds, s.Seconds)
 		count(descEntries, float64(s.Entered))
-		count(descRecoveries, float64(s.Recovered))
+		count(descResumes, float64(s.Resumed))
+		count(descRecoveries, float64(s.Resumed))
 		count(descHeldTotal, float64(s.HeldTotal))
 		count(descHeldFailed, float64(s.HeldFailed))
 		for errno, n := range s.Triggers {

@@ -199,7 +199,8 @@ func (t *tree) deviceDir(name string) *sysfs.Dir {
 		number("oldest_held", func(st *api.Device) int64 { return int64(st.Standby.HeldSeconds) }),
 		show("standby_cause", func(st *api.Device) string { return st.Standby.Cause }),
 		show("standby_consumers", func(st *api.Device) string { return strings.Join(st.Standby.Consumers, " ") }),
-		show("recovery", func(st *api.Device) string { return st.Standby.Recovery }),
+		show("resume", func(st *api.Device) string { return st.Standby.Resume }),
+		show("recovery", func(st *api.Device) string { return st.Standby.Resume }), // what it was called before
 		kernels("inflight"),
 		kernels("stat"),
 	}}

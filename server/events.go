@@ -35,7 +35,7 @@ func (r *errorRate) one() bool {
 
 // movesStandby are the events after which the record's standby is another.
 var movesStandby = map[string]bool{
-	api.EventStandby: true, api.EventKept: true, api.EventRecovered: true, api.EventCleared: true,
+	api.EventStandby: true, api.EventKept: true, api.EventResumed: true, api.EventCleared: true,
 }
 
 // event takes the device's own events, which the device has logged. It must not block.

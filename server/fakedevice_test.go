@@ -39,7 +39,7 @@ func (d *fakeDevice) Status() api.Status {
 	d.k.asked++
 	st := api.Status{Name: d.spec.Name, ID: d.id, Path: d.Path(), Size: 1 << 30, State: api.StateLive, ReadOnly: d.spec.ReadOnly}
 	m := d.machine.Status()
-	st.Standby = api.StandbyStatus{Value: m.Value(), Enabled: m.Enabled, Flag: m.Flag, Consumers: m.Consumers, Cause: m.Cause, ByHand: m.ByHand, Tags: 128, Recovery: api.RecoveryManual}
+	st.Standby = api.StandbyStatus{Value: m.Value(), Enabled: m.Enabled, Flag: m.Flag, Consumers: m.Consumers, Cause: m.Cause, ByHand: m.ByHand, Tags: 128, Resume: api.ResumeManual}
 	if m.Flag && m.Supported {
 		st.State, st.Since, st.Standby.Since = api.StateStandby, m.Since, &m.Since
 	}
@@ -114,7 +114,7 @@ func (d *fakeDevice) Replace(_ context.Context, r device.Replace) error {
 		return err
 	}
 	d.k.set(func() { d.spec, d.replaced = spec, append(d.replaced, r) })
-	d.machine.Recovered()
+	d.machine.Resume()
 	return nil
 }
 

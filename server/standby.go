@@ -101,7 +101,7 @@ func checkConsumer(name string) error {
 	return nil
 }
 
-// SetStandby sets STANDBY by hand, or ends it without a recovery, which fails what is held.
+// SetStandby sets STANDBY by hand, or ends it without a resume, which fails what is held.
 func (s *Server) SetStandby(on bool) (*api.Device, error) {
 	dev, err := s.served()
 	if err != nil {

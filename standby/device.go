@@ -13,7 +13,7 @@ type Kind uint8
 
 const (
 	Entered     Kind = iota + 1 // STANDBY was set
-	Recovered                   // STANDBY was cleared by a recovery
+	Resumed                     // STANDBY was cleared by a resume
 	Cleared                     // STANDBY was cleared without one
 	Expired                     // its time is up: requests fail until it ends
 	Attached                    // a consumer took a lease
@@ -30,7 +30,7 @@ const (
 type Change struct {
 	Kind          Kind
 	Held          Verdict
-	Cause         string // of Entered, Recovered, Cleared and FoundBad
+	Cause         string // of Entered, Resumed, Cleared and FoundBad
 	Consumer      string // of Attached and Detached
 	Inconsistency Inconsistency
 }
@@ -67,8 +67,8 @@ type Device struct {
 
 // Stats are totals since the device was made.
 type Stats struct {
-	Entered   uint64 // times that STANDBY was set
-	Recovered uint64 // times that it was cleared by a recovery
+	Entered uint64 // times that STANDBY was set
+	Resumed uint64 // times that it was cleared by a resume
 	// InStandby is the time with STANDBY set, but for the current one.
 	InStandby       time.Duration
 	Triggers        map[unix.Errno]uint64 // errors that met both fuses on, by errno
@@ -234,18 +234,18 @@ func (d *Device) Restore(r Restored) {
 	d.since = r.Since
 }
 
-// Recovered clears STANDBY after files were replaced: what was held is processed. It says
+// Resume clears STANDBY after files were replaced: what was held is processed. It says
 // whether STANDBY was set.
-func (d *Device) Recovered() bool {
-	return d.clear(Change{Kind: Recovered, Cause: "by a replacement"}, false)
+func (d *Device) Resume() bool {
+	return d.clear(Change{Kind: Resumed, Cause: "by a replacement"}, false)
 }
 
-// Reopened is Recovered for one that nobody asked for: a standby by hand stays.
+// Reopened is Resume for one that nobody asked for: a standby by hand stays.
 func (d *Device) Reopened() bool {
-	return d.clear(Change{Kind: Recovered, Cause: "by reopening the files, which answer again"}, true)
+	return d.clear(Change{Kind: Resumed, Cause: "by reopening the files, which answer again"}, true)
 }
 
-// Clear ends a standby without a recovery: what is held fails. It works with a fuse off
+// Clear ends a standby without a resume: what is held fails. It works with a fuse off
 // as well, to put the flag right, and fails nothing then, as nothing is held. It says
 // whether STANDBY was set.
 func (d *Device) Clear(cause string) bool { return d.clear(Change{Kind: Cleared, Cause: cause}, false) }
@@ -262,9 +262,9 @@ func (d *Device) clear(c Change, unlessByHand bool) bool {
 	d.flag, d.expired = false, false
 	now := d.key.now()
 	d.stats.InStandby += now.Sub(d.since)
-	d.ep.end(now, now.Sub(d.since), c.Kind == Recovered)
-	if c.Kind == Recovered {
-		d.stats.Recovered++
+	d.ep.end(now, now.Sub(d.since), c.Kind == Resumed)
+	if c.Kind == Resumed {
+		d.stats.Resumed++
 	}
 	d.settle(c)
 	return true

@@ -19,8 +19,8 @@
 // # STANDBY
 //
 // With both fuses on, an error out of the device's trigger set sets STANDBY
-// (Device.Fault), and from then on the gate is closed. It ends by a recovery
-// (Device.Recovered), after which what was held is served, or without one: by
+// (Device.Fault), and from then on the gate is closed. It ends by a resume
+// (Device.Resume), after which what was held is served, or without one: by
 // hand, or by a time-out, and then all that was held fails. What is held must be
 // kept by the owner, who learns from Options.Changed what to do with it.
 //

@@ -15,7 +15,7 @@ type Place struct {
 	Len   int64
 }
 
-// BadRange is a place whose error is its own: it came back right after a recovery, while the
+// BadRange is a place whose error is its own: it came back right after a resume, while the
 // rest of the file answered.
 type BadRange struct {
 	Place
@@ -30,7 +30,7 @@ const (
 	// calm is how long a device must serve without a standby, before another one is no
 	// longer part of the same episode: the longest interval between two reopenings.
 	calm = 10 * time.Second
-	// trial is how long after a recovery an error counts as having come back: the requests
+	// trial is how long after a resume an error counts as having come back: the requests
 	// that were held are done again at once, but one of them may take its time-out.
 	trial = time.Minute
 	// An episode that finds more bad ranges than that has no bad ranges, but storage that
@@ -42,7 +42,7 @@ const (
 
 // episode is one outage: standbys that follow one another.
 type episode struct {
-	ended   time.Time     // when the last standby did, by a recovery
+	ended   time.Time     // when the last standby did, by a resume
 	spent   time.Duration // in earlier standbys of the episode
 	found   int           // bad ranges
 	lost    bool          // too many
@@ -56,10 +56,10 @@ func (e *episode) begin(now time.Time, byHand bool) {
 	}
 }
 
-func (e *episode) end(now time.Time, lasted time.Duration, recovered bool) {
+func (e *episode) end(now time.Time, lasted time.Duration, resumed bool) {
 	e.spent += lasted
 	e.ended = now
-	if !recovered {
+	if !resumed {
 		e.ended, e.suspect = time.Time{}, nil
 	}
 }
@@ -117,7 +117,7 @@ func covered(list []BadRange, errno unix.Errno, p Place) bool {
 }
 
 // Known says whether an error may be its place's own: the place is known to be bad, or it erred
-// before a recovery that has just been, and the request that met the error then does so again.
+// before a resume that has just been, and the request that met the error then does so again.
 // Another request's error says less: what erred before may have worked meanwhile, and storage
 // that is lost once more often shows at the same busy place first. Who asks then finds out
 // whether the storage answers elsewhere, and says so to Fault.
@@ -128,7 +128,7 @@ func (d *Device) Known(errno unix.Errno, p Place, again bool) bool {
 }
 
 // Replaced says that another file has taken the place of one: what was bad there may not be
-// any more. To be called before Recovered.
+// any more. To be called before Resume.
 func (d *Device) Replaced(level int) {
 	d.key.lock()
 	defer d.key.mu.Unlock()

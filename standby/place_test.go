@@ -26,7 +26,7 @@ func (f *fixture) fault(errno unix.Errno, p Place, answers bool) Verdict {
 	return f.d.Fault(errno, "it", p, answers && f.d.Known(errno, p, true))
 }
 
-// TestOthersAtABusyPlace: an error at a place that erred before a recovery is its own only for
+// TestOthersAtABusyPlace: an error at a place that erred before a resume is its own only for
 // the request that was held for it. Another one comes when that has worked, and is held.
 func TestOthersAtABusyPlace(t *testing.T) {
 	f := armed(t)
@@ -41,13 +41,13 @@ func TestOthersAtABusyPlace(t *testing.T) {
 	}
 }
 
-// TestBadRange: an error that comes back at its place right after a recovery, while the rest
+// TestBadRange: an error that comes back at its place right after a resume, while the rest
 // answers, goes to its user, and does so from then on; every other one is held.
 func TestBadRange(t *testing.T) {
 	for _, how := range []struct {
-		name    string
-		recover func(d *Device) bool
-	}{{"reopened", (*Device).Reopened}, {"replaced", (*Device).Recovered}} {
+		name   string
+		resume func(d *Device) bool
+	}{{"reopened", (*Device).Reopened}, {"replaced", (*Device).Resume}} {
 		t.Run(how.name, func(t *testing.T) {
 			f := armed(t)
 			want := func(v Verdict, errno unix.Errno, p Place, answers bool) {
@@ -58,7 +58,7 @@ func TestBadRange(t *testing.T) {
 			}
 			want(Hold, unix.EIO, at(0), true) // for the first time
 			want(Hold, unix.EIO, at(0), true) // in standby
-			if !how.recover(f.d) {
+			if !how.resume(f.d) {
 				t.Fatal("it was not in standby")
 			}
 			want(Pass, unix.EIO, at(0), true)
@@ -85,7 +85,7 @@ func TestBadRange(t *testing.T) {
 				if v := f.fault(c.errno, c.p, c.answers); v != Hold {
 					t.Errorf("%s: %v", name, v)
 				}
-				f.d.Recovered()
+				f.d.Resume()
 			}
 			// It was a standby, too, in which the storage answered nothing: what is bad stays so.
 			want(Pass, unix.EIO, at(0), true)
@@ -105,7 +105,7 @@ func TestBadRange(t *testing.T) {
 	}
 }
 
-// TestNotBad: what doesn't come back right after a recovery is no bad range.
+// TestNotBad: what doesn't come back right after a resume is no bad range.
 func TestNotBad(t *testing.T) {
 	f := armed(t)
 	f.fault(unix.EIO, at(0), true)
@@ -116,7 +116,7 @@ func TestNotBad(t *testing.T) {
 	}
 	f.d.Clear("by hand")
 	if v := f.fault(unix.EIO, at(0), true); v != Hold {
-		t.Errorf("after a standby without a recovery: %v", v)
+		t.Errorf("after a standby without a resume: %v", v)
 	}
 	// All that erred in a standby is on trial, not only what began it.
 	f.fault(unix.EIO, at(1<<20), true)
@@ -136,7 +136,7 @@ func TestNotBad(t *testing.T) {
 	}
 }
 
-// TestLostAfterAll: storage that errs at ever more places after each recovery is lost, however
+// TestLostAfterAll: storage that errs at ever more places after each resume is lost, however
 // much of it answers, and its errors are held; when it has been well, that is forgotten.
 func TestLostAfterAll(t *testing.T) {
 	f := armed(t)

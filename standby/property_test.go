@@ -190,12 +190,12 @@ func TestAnySequence(t *testing.T) {
 					t.Fatal("a hold ended by hand, and its request did not fail")
 				}
 			},
-			"recover": func(t *rapid.T) {
+			"resume": func(t *rapid.T) {
 				had := m.pick(held)
 				m.flag, m.byHand = false, false
-				m.d.Recovered()
+				m.d.Resume()
 				if had >= 0 && m.requests[had] == failed {
-					t.Fatal("a recovery failed a request")
+					t.Fatal("a resume failed a request")
 				}
 			},
 			"reopen": func(t *rapid.T) {
@@ -214,9 +214,9 @@ func TestAnySequence(t *testing.T) {
 			"replaced": func(*rapid.T) { m.replaces = false; m.d.Release(Replace) },
 			"time":     func(*rapid.T) { m.now = m.now.Add(time.Second) },
 		})
-		// However it went, a recovery with the replacement done lets everything go.
+		// However it went, a resume with the replacement done lets everything go.
 		m.flag, m.replaces = false, false
-		m.d.Recovered()
+		m.d.Resume()
 		m.d.Release(Replace)
 		if m.pick(held) >= 0 {
 			t.Fatal("a request is lost")

@@ -89,7 +89,7 @@ var steps = map[string]func(f *fixture) error{
 	"EINVAL":       func(f *fixture) error { return asError(f.d.Fault(unix.EINVAL, "a read", Place{}, false)) },
 	"on":           func(f *fixture) error { return f.d.Set() },
 	"off":          func(f *fixture) error { f.d.Clear("by hand"); return nil },
-	"recovered":    func(f *fixture) error { f.d.Recovered(); return nil },
+	"resume":       func(f *fixture) error { f.d.Resume(); return nil },
 	"reopened":     func(f *fixture) error { f.d.Reopened(); return nil },
 	"time-out":     func(f *fixture) error { f.d.Expire(f.d.Status().Since); return nil },
 	"old clock":    func(f *fixture) error { f.d.Expire(f.now.Add(-time.Second)); return nil },
@@ -127,27 +127,27 @@ func TestTransitions(t *testing.T) {
 		{"not a trigger", []string{"key on", "attach", "EINVAL"}, errVerdict[Pass], "off", Pass, Pass, nil},
 		{"not a trigger, in standby", []string{"key on", "attach", "EIO", "EINVAL"}, errVerdict[Pass], "on", Hold, Hold, nil},
 		{"second error", []string{"key on", "attach", "EIO", "EBUSY"}, errVerdict[Hold], "on", Hold, Hold, nil},
-		{"recovered", []string{"key on", "attach", "EIO", "recovered"}, nil, "off", Pass, Pass, nil},
+		{"resume", []string{"key on", "attach", "EIO", "resume"}, nil, "off", Pass, Pass, nil},
 		{"reopened", []string{"key on", "attach", "EIO", "reopened"}, nil, "off", Pass, Pass, nil},
 		{"reopened, on by hand", []string{"key on", "attach", "on", "reopened"}, nil, "on", Hold, Hold, nil},
 		{"reopened, on by hand after an error", []string{"key on", "attach", "EIO", "on", "reopened"}, nil, "on", Hold, Hold, nil},
-		{"recovered, on by hand after an error", []string{"key on", "attach", "EIO", "on", "recovered"}, nil, "off", Pass, Pass, nil},
-		{"by hand no longer", []string{"key on", "attach", "on", "recovered", "EIO", "reopened"}, nil, "off", Pass, Pass, nil},
-		{"recovered from nothing", []string{"key on", "attach", "recovered"}, nil, "off", Pass, Pass, nil},
+		{"resumed, on by hand after an error", []string{"key on", "attach", "EIO", "on", "resume"}, nil, "off", Pass, Pass, nil},
+		{"by hand no longer", []string{"key on", "attach", "on", "resume", "EIO", "reopened"}, nil, "off", Pass, Pass, nil},
+		{"resume of nothing", []string{"key on", "attach", "resume"}, nil, "off", Pass, Pass, nil},
 		{"off by hand", []string{"key on", "attach", "EIO", "off"}, nil, "off", Pass, Fail, nil},
 		{"on by hand", []string{"key on", "attach", "on"}, nil, "on", Hold, Hold, nil},
 		{"on by hand without fuses", []string{"on"}, ErrNotSupported, "not supported", Pass, Pass, nil},
 		{"time-out", []string{"key on", "attach", "EIO", "time-out"}, nil, "on", Fail, Fail, nil},
 		{"time-out of an earlier standby", []string{"key on", "attach", "EIO", "old clock"}, nil, "on", Hold, Hold, nil},
 		{"error after the time-out", []string{"key on", "attach", "EIO", "time-out", "EIO"}, errVerdict[Fail], "on", Fail, Fail, nil},
-		{"recovered after the time-out", []string{"key on", "attach", "EIO", "time-out", "recovered"}, nil, "off", Pass, Pass, nil},
-		{"standby anew", []string{"key on", "attach", "EIO", "time-out", "recovered", "EIO"}, errVerdict[Hold], "on", Hold, Hold, nil},
+		{"resumed after the time-out", []string{"key on", "attach", "EIO", "time-out", "resume"}, nil, "off", Pass, Pass, nil},
+		{"standby anew", []string{"key on", "attach", "EIO", "time-out", "resume", "EIO"}, errVerdict[Hold], "on", Hold, Hold, nil},
 		{"replace", []string{"key on", "attach", "EIO", "replace"}, nil, "on", Hold, Hold, nil},
 		{"replace waits even after the time-out", []string{"key on", "attach", "EIO", "time-out", "replace"}, nil, "on", Hold, Hold, nil},
 		{"a failed replace after the time-out", []string{"key on", "attach", "EIO", "time-out", "replace", "replaced"}, nil, "on", Fail, Fail, nil},
 		{"a failed replace", []string{"key on", "attach", "EIO", "replace", "replaced"}, nil, "on", Hold, Hold, nil},
-		{"a replace", []string{"key on", "attach", "EIO", "replace", "recovered", "replaced"}, nil, "off", Pass, Pass, nil},
-		{"recovered, not yet replaced", []string{"key on", "attach", "EIO", "replace", "recovered"}, nil, "off", Hold, Hold, nil},
+		{"a replace", []string{"key on", "attach", "EIO", "replace", "resume", "replaced"}, nil, "off", Pass, Pass, nil},
+		{"resumed, not yet replaced", []string{"key on", "attach", "EIO", "replace", "resume"}, nil, "off", Hold, Hold, nil},
 		{"replace without fuses", []string{"replace"}, nil, "not supported", Hold, Hold, nil},
 		{"off during a replace", []string{"key on", "attach", "EIO", "replace", "off"}, nil, "off", Hold, Fail, nil},
 		{"nobody takes standby as a reason", []string{"take alias"}, nil, "not supported", Pass, Pass, nil},
@@ -235,12 +235,12 @@ func TestTimes(t *testing.T) {
 	if got := f.d.Status().Stats.InStandby; got != 3*time.Second {
 		t.Errorf("in standby: %v", got)
 	}
-	f.d.Recovered()
+	f.d.Resume()
 	f.now = f.now.Add(time.Hour)
 	f.d.Set()
 	f.now = f.now.Add(time.Second)
 	st := f.d.Status()
-	if st.Stats.InStandby != 4*time.Second || st.Stats.Entered != 2 || st.Stats.Recovered != 1 || !st.ByHand {
+	if st.Stats.InStandby != 4*time.Second || st.Stats.Entered != 2 || st.Stats.Resumed != 1 || !st.ByHand {
 		t.Errorf("%+v", st)
 	}
 }

@@ -39,8 +39,8 @@ func (rec *Record) Waiting(state string, check bool) api.Status {
 	default:
 		s.Value = "off"
 	}
-	if s.Recovery = rec.Spec.Recovery; s.Recovery == "" {
-		s.Recovery = api.RecoveryManual
+	if s.Resume = rec.Spec.Resume; s.Resume == "" {
+		s.Resume = api.ResumeManual
 	}
 	if r := rec.Standby; r != nil {
 		s.Since, s.Cause, s.ByHand = &r.Since, r.Cause, r.ByHand

@@ -110,7 +110,7 @@ var listColumns = []listColumn{
 	{"consumers", "who has a lease", false, text(func(d *api.Device) string { return strings.Join(d.Standby.Consumers, ",") })},
 	{"held", "requests held now", true, number(func(d *api.Device) int64 { return d.Standby.Held })},
 	{"tags", "requests that can be held", true, number(func(d *api.Device) int64 { return d.Standby.Tags })},
-	{"recovery", "manual or reopen", false, text(func(d *api.Device) string { return d.Standby.Recovery })},
+	{"resume", "manual or reopen", false, text(func(d *api.Device) string { return d.Standby.Resume })},
 	{"cause", "of the standby", false, text(func(d *api.Device) string { return d.Standby.Cause })},
 	{"oldest", "age of the oldest request under way", true, func(d *api.Device, _ bool) string {
 		if d.Oldest == nil {
@@ -152,7 +152,9 @@ func chooseColumns(s string) ([]listColumn, error) {
 		return chosen, nil
 	}
 	for _, name := range strings.Split(rest, ",") {
-		name = strings.ToLower(strings.TrimSpace(name))
+		if name = strings.ToLower(strings.TrimSpace(name)); name == "recovery" {
+			name = "resume" // what it was called before
+		}
 		i := slices.IndexFunc(listColumns, func(c listColumn) bool { return c.name == name })
 		switch {
 		case name == "all":

@@ -251,7 +251,7 @@ func (l *line) commandNames() []string {
 var flagValues = map[string][]string{
 	"data-path":          {"auto", "copy", "zero-copy"},
 	"logical-block-size": {"512", "1K", "2K", "4K"},
-	"recovery":           {api.RecoveryManual, api.RecoveryReopen},
+	"resume":             {api.ResumeManual, api.ResumeReopen},
 	"recover-policy":     {api.RecoverWait, api.RecoverFail},
 	"targets":            {"lio", "scst", "tgt", "none"},
 	"from":               {"raw", "ploop"},
@@ -265,7 +265,7 @@ var flagValues = map[string][]string{
 
 // takesFile are the flags that take the name of a file or directory.
 var takesFile = map[string]bool{
-	"image": true, "backing": true, "on-standby": true, "on-recovered": true, "binary": true, "serve-binary": true,
+	"image": true, "backing": true, "on-standby": true, "on-resumed": true, "binary": true, "serve-binary": true,
 	"run-dir": true, "state-dir": true, "configfs": true, "scst-root": true,
 }
 

@@ -74,7 +74,7 @@ func TestComplete(t *testing.T) {
 		{"replace vol1 ~", ":files"},
 		{"replace vol1 f ~", ":words"},
 		{"replace vol1 --level ~", ":words"},
-		{"create v --recovery ~", ":words manual reopen"},
+		{"create v --resume ~", ":words manual reopen"},
 		{"create v --on-standby ~", ":files"},
 		{"create v --standby-timeout ~", ":words"},
 		{"daemon --targets ~", ":words lio scst tgt none"},

@@ -49,13 +49,13 @@ func createCommand() *cli.Command {
 			damagedFlag("with --read-only, serve a damaged image: reads of what it has lost fail"),
 			&cli.IntFlag{Name: "queues", Usage: "`N` queues, each with a thread", DefaultText: "one per processor, at most 4"},
 			&cli.IntFlag{Name: "depth", Usage: "`N` requests at once in a queue", DefaultText: "128"},
-			&cli.StringFlag{Name: "recovery", Usage: "`HOW` a standby ends: manual (by replace) or reopen (also by itself, when the same files return)", Value: api.RecoveryManual},
+			&cli.StringFlag{Name: "resume", Aliases: []string{"recovery"}, Usage: "`HOW` a standby ends: manual (by replace) or reopen (also by itself, when the same files return)", Value: api.ResumeManual},
 			&cli.DurationFlag{Name: "standby-timeout", Usage: "fail what is held after `TIME` in standby", DefaultText: "never"},
 			&cli.StringFlag{Name: "standby-errors", Usage: "`ERRORS` of the storage that lead to standby", DefaultText: "those of storage that is lost"},
 			&cli.StringFlag{Name: "recover-policy", Usage: "`WHAT` becomes of I/O while the device can't be served again after its server's death: wait, or fail", Value: api.RecoverWait},
 			&cli.DurationFlag{Name: "recover-timeout", Usage: "with the recover policy fail, fail I/O after `TIME`", DefaultText: api.DefaultRecoverTimeout.String()},
 			&cli.StringFlag{Name: "on-standby", Usage: "run the program `FILE` when the device goes to standby"},
-			&cli.StringFlag{Name: "on-recovered", Usage: "run the program `FILE` when it has recovered"},
+			&cli.StringFlag{Name: "on-resumed", Aliases: []string{"on-recovered"}, Usage: "run the program `FILE` when it resumes from it"},
 			&cli.BoolFlag{Name: "persist", Usage: "create the device again after a reboot, until it is removed"},
 			&cli.StringFlag{Name: "data-path", Usage: "`PATH` of the data: auto (the best the kernel has), copy or zero-copy", Value: "auto"},
 			&cli.StringFlag{Name: "logical-block-size", Usage: "the device's smallest unit, `SIZE`: 512, 1K, 2K or 4K", DefaultText: "512"},
@@ -113,13 +113,13 @@ func standbySpec(c *cli.Context, spec *api.Spec) error {
 	if spec.StandbyTimeout = api.Duration(c.Duration("standby-timeout")); c.IsSet("standby-timeout") && spec.StandbyTimeout <= 0 {
 		return usagef("%s: --standby-timeout %v: want more than 0", commandName(c), time.Duration(spec.StandbyTimeout))
 	}
-	if spec.Recovery = c.String("recovery"); spec.Recovery == api.RecoveryManual {
-		spec.Recovery = ""
+	if spec.Resume = c.String("resume"); spec.Resume == api.ResumeManual {
+		spec.Resume = ""
 	}
 	if errs := c.String("standby-errors"); errs != "" {
 		spec.StandbyErrors = strings.Split(errs, ",")
 	}
-	for flag, path := range map[string]*string{"on-standby": &spec.OnStandby, "on-recovered": &spec.OnRecovered} {
+	for flag, path := range map[string]*string{"on-standby": &spec.OnStandby, "on-resumed": &spec.OnResumed} {
 		if c.String(flag) == "" {
 			continue
 		}

@@ -47,7 +47,11 @@ func TestDocs(t *testing.T) {
 				want = append(want, "--"+name)
 			}
 			for _, alias := range f.Names()[1:] {
-				has("flag -"+alias+" of "+path, "`-"+alias+"`")
+				dash := "-"
+				if len(alias) > 1 {
+					dash = "--"
+				}
+				has("flag "+dash+alias+" of "+path, "`"+dash+alias+"`")
 			}
 		}
 		slices.Sort(want)

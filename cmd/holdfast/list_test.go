@@ -17,7 +17,8 @@ func TestListColumns(t *testing.T) {
 		{"list --output=STATE,name,state --noheadings", "standby:3/64 vol standby:3/64\n"},
 		{"ls -n -b -o size,cause,rbytes", "1073741824 \"write of\\n\\\"/srv/top\\\"\" 0\n"},
 		{"list -o +held,tags -n", "vol /dev/ublkb0 1G 0 standby:3/64 2 /srv/top - 3 64\n"},
-		{"list -o consumers,recovery,since,created -n", "lio,me reopen 2026-03-01T12:00:00 -\n"},
+		{"list -o recovery", "RESUME\nreopen\n"},
+		{"list -o consumers,resume,since,created -n", "lio,me reopen 2026-03-01T12:00:00 -\n"},
 	} {
 		var out, errs bytes.Buffer
 		if code := run(words(tt.line), &out, &errs); code != 0 || out.String() != tt.out {

@@ -29,8 +29,8 @@ func heldDevice() api.Device {
 			Latency: []api.Latency{{Op: "read"}, {Op: "write", Count: 4, Sum: 0.002, Buckets: latencyBuckets(map[int]uint64{2: 3, 20: 1})}},
 			Standby: api.StandbyStatus{
 				Value: "on", Enabled: true, Flag: true, Consumers: []string{"lio", "me"}, Since: &since, Cause: "write of\n\"/srv/top\"", Errno: "ENOTCONN",
-				Deadline: &deadline, Held: 3, Tags: 64, Stuck: 1, HeldSeconds: 12, StuckSeconds: 30, Recovery: api.RecoveryReopen, Attempts: 2, LastError: "still\ndead", NextAttempt: &next,
-				Seconds: 12.34, Entered: 2, Recovered: 1, HeldTotal: 9, HeldFailed: 4,
+				Deadline: &deadline, Held: 3, Tags: 64, Stuck: 1, HeldSeconds: 12, StuckSeconds: 30, Resume: api.ResumeReopen, Attempts: 2, LastError: "still\ndead", NextAttempt: &next,
+				Seconds: 12.34, Entered: 2, Resumed: 1, HeldTotal: 9, HeldFailed: 4,
 				Triggers: map[string]uint64{"ENOTCONN": 3}, Inconsistencies: map[string]uint64{"unbalanced-detach": 1, "enabled-key-off": 2},
 			},
 		},
@@ -196,9 +196,11 @@ func TestCreateAsks(t *testing.T) {
 		want api.Spec
 	}{
 		{"create v --image /f", api.Spec{}},
-		{"create v --image /f --recovery manual", api.Spec{}},
-		{"create v --image /f --recovery reopen --standby-timeout 90s --standby-errors EIO,ESTALE --on-standby /bin/a --on-recovered /bin/../b",
-			api.Spec{Recovery: "reopen", StandbyTimeout: api.Duration(90 * time.Second), StandbyErrors: []string{"EIO", "ESTALE"}, OnStandby: "/bin/a", OnRecovered: "/b"}},
+		{"create v --image /f --resume manual", api.Spec{}},
+		{"create v --image /f --recovery reopen --on-recovered /b", api.Spec{Resume: "reopen", OnResumed: "/b"}},
+		{"create v --image /f --recovery reopen --resume manual", api.Spec{}},
+		{"create v --image /f --resume reopen --standby-timeout 90s --standby-errors EIO,ESTALE --on-standby /bin/a --on-resumed /bin/../b",
+			api.Spec{Resume: "reopen", StandbyTimeout: api.Duration(90 * time.Second), StandbyErrors: []string{"EIO", "ESTALE"}, OnStandby: "/bin/a", OnResumed: "/b"}},
 	} {
 		f.asked = nil
 		var out, errs bytes.Buffer
@@ -361,8 +363,8 @@ func TestStandbyShown(t *testing.T) {
 			"├─ latency, of one request in 64\n│  └─ write: mean 500µs, half below 200µs, 99% below no bound\n",
 			"├─ standby: on\n│  ├─ since 2026-03-01 12:00:00: write of; \"/srv/top\"\n│  ├─ leases: lio, me\n" +
 				"│  ├─ 3 of 64 requests held, the oldest for 12s, 9 were, 4 of these failed\n│  ├─ 1 request has not come back from replaced files, the oldest for 30s\n" +
-				"│  ├─ recovery: reopen, 2 attempts, the next at 2026-03-01 12:01:00\n│  ├─ last failure: still; dead\n" +
-				"│  ├─ requests fail from 2026-03-01 13:00:00\n│  ├─ entered 2 times, 1 recovery, 12.3 s in all\n" +
+				"│  ├─ resume: reopen, 2 attempts, the next at 2026-03-01 12:01:00\n│  ├─ last failure: still; dead\n" +
+				"│  ├─ requests fail from 2026-03-01 13:00:00\n│  ├─ entered 2 times, resumed 1 time, 12.3 s in all\n" +
 				"│  ├─ 2 inconsistencies: enabled-key-off\n│  └─ 1 inconsistency: unbalanced-detach\n",
 		}},
 		{"why", []string{

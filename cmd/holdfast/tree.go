@@ -161,14 +161,14 @@ func standbyNode(n *node, d *api.Device) {
 	if s.Stuck > 0 {
 		n.add("%s not come back from replaced files, the oldest for %s", plural(uint64(s.Stuck), "request has", "requests have"), seconds(s.StuckSeconds))
 	}
-	recovery := "recovery: " + s.Recovery
+	resume := "resume: " + s.Resume
 	if s.Attempts > 0 {
-		recovery += ", " + count(s.Attempts, "attempt")
+		resume += ", " + count(s.Attempts, "attempt")
 	}
 	if s.NextAttempt != nil {
-		recovery += ", the next at " + s.NextAttempt.Local().Format(time.DateTime)
+		resume += ", the next at " + s.NextAttempt.Local().Format(time.DateTime)
 	}
-	n.add("%s", recovery)
+	n.add("%s", resume)
 	if s.LastError != "" {
 		n.add("last failure: %s", oneLine(s.LastError))
 	}
@@ -179,7 +179,7 @@ func standbyNode(n *node, d *api.Device) {
 		n.add("requests fail from %s", s.Deadline.Local().Format(time.DateTime))
 	}
 	if s.Entered > 0 {
-		n.add("entered %s, %s, %.1f s in all", count(s.Entered, "time"), plural(s.Recovered, "recovery", "recoveries"), s.Seconds)
+		n.add("entered %s, %s, %.1f s in all", count(s.Entered, "time"), "resumed "+count(s.Resumed, "time"), s.Seconds)
 	}
 	for _, i := range slices.Sorted(maps.Keys(s.Inconsistencies)) {
 		n.add("%s: %s", plural(s.Inconsistencies[i], "inconsistency", "inconsistencies"), i)

@@ -60,7 +60,7 @@ func TestReplace(t *testing.T) {
 		})
 	}
 	s := d.status("replace")
-	if s.Counters.Errors != 0 || s.Standby.HeldFailed != 0 || s.Standby.Held != 0 || s.Standby.Recovered != uint64(rounds(t)) {
+	if s.Counters.Errors != 0 || s.Standby.HeldFailed != 0 || s.Standby.Held != 0 || s.Standby.Resumed != uint64(rounds(t)) {
 		t.Errorf("afterwards: %+v, %+v", s.Counters, s.Standby)
 	}
 }
@@ -85,7 +85,7 @@ func TestReplaceWithoutManager(t *testing.T) {
 	d.start()
 	d.waitStandby("orphan", "off")
 	s := d.status("orphan")
-	if s.Counters.Errors != 0 || s.Standby.HeldFailed != 0 || s.Standby.Held != 0 || s.Standby.Recovered != 1 || !s.Standby.Enabled {
+	if s.Counters.Errors != 0 || s.Standby.HeldFailed != 0 || s.Standby.Held != 0 || s.Standby.Resumed != 1 || !s.Standby.Enabled {
 		t.Errorf("afterwards: %+v, %+v", s.Counters, s.Standby)
 	}
 	if got, err := d.attribute("orphan", "state"); err != nil || got != api.StateLive {
@@ -105,7 +105,7 @@ func TestReopen(t *testing.T) {
 	sd := login(t, exportLIO(t, "reopen", disk))
 	d.waitStandby("reopen", "off")
 	outage(t, d, g, sd, "reopen", 0, g.mounts[0], func() { g.revive(t, g.mounts[0]) })
-	if s := d.status("reopen"); s.Counters.Errors != 0 || s.Standby.HeldFailed != 0 || s.Standby.Recovered != 1 {
+	if s := d.status("reopen"); s.Counters.Errors != 0 || s.Standby.HeldFailed != 0 || s.Standby.Resumed != 1 {
 		t.Errorf("afterwards: %+v, %+v", s.Counters, s.Standby)
 	}
 }

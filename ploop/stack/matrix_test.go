@@ -23,12 +23,12 @@ import (
 // The fault matrix: a mixed workload, of which every operation on a file is
 // made to fail once, with every error that sends a device to standby, in every
 // way; the caller does what a device does, which is to keep the request and do
-// it anew after a recovery. In the end everything is there.
+// it anew after a resume. In the end everything is there.
 
 // matrixMode is a way to fail.
 type matrixMode struct {
 	name     string
-	persists bool // until the recovery; else once
+	persists bool // until the resume; else once
 	arrives  bool // it is done nevertheless
 	partial  bool // or half of it
 }
@@ -44,8 +44,8 @@ var matrixModes = []matrixMode{
 
 var matrixErrnos = []syscall.Errno{syscall.EBUSY, syscall.ENOTCONN, syscall.EIO}
 
-// matrixRecoveries are what a device goes on with.
-var matrixRecoveries = []string{
+// matrixResumes are what a device goes on with.
+var matrixResumes = []string{
 	"the storage is back",
 	"the same files, opened anew",
 	"copies of all that the files hold",
@@ -64,10 +64,10 @@ const (
 )
 
 type matrix struct {
-	scene, recovery string
-	mode            matrixMode
-	errno           syscall.Errno
-	k               int // which operation fails; 0: none
+	scene, resume string
+	mode          matrixMode
+	errno         syscall.Errno
+	k             int // which operation fails; 0: none
 
 	w     *simWorld
 	refs  []image.Ref
@@ -80,7 +80,7 @@ type matrix struct {
 	lies  bool   // control: the operation is said to be done
 	next  uint64 // version
 	sites map[string]bool
-	turns int // recoveries
+	turns int // resumes
 }
 
 func (x *matrix) fault(_ *simFile, kind string, off, _ int64) simFault {
@@ -201,18 +201,18 @@ func (x *matrix) do(request func() error) error {
 			return err
 		}
 		if try == 10 {
-			return fmt.Errorf("still after ten recoveries: %w", err)
+			return fmt.Errorf("still after ten resumes: %w", err)
 		}
-		if err := x.recover(); err != nil {
+		if err := x.restart(); err != nil {
 			return err
 		}
 	}
 }
 
-func (x *matrix) recover() error {
+func (x *matrix) restart() error {
 	x.turns++
 	x.down = false
-	switch x.recovery {
+	switch x.resume {
 	case "the storage is back":
 		return nil
 	case "the same files, opened anew":
@@ -220,7 +220,7 @@ func (x *matrix) recover() error {
 		w := newSimWorld()
 		for name, f := range x.w.files {
 			b := f.now
-			if x.recovery == "copies without what failed" {
+			if x.resume == "copies without what failed" {
 				b = bytes.Clone(f.durable)
 				for _, op := range f.pending {
 					if op.done && !op.failed {
@@ -503,13 +503,13 @@ func TestFaultMatrix(t *testing.T) {
 		}
 		points += x.n
 		step := matrixStep()
-		for i, recovery := range matrixRecoveries {
+		for i, resume := range matrixResumes {
 			for m, mode := range matrixModes {
 				for e, errno := range matrixErrnos {
 					for k := 1 + (i*18+m*3+e)*5%step; ; k += step {
-						x := &matrix{scene: scene, recovery: recovery, mode: mode, errno: errno, k: k, sites: sites}
+						x := &matrix{scene: scene, resume: resume, mode: mode, errno: errno, k: k, sites: sites}
 						if err := x.run(); err != nil {
-							t.Errorf("%s; operation %d fails by %v, %s; then %s: %v", scene, k, errno, mode.name, recovery, err)
+							t.Errorf("%s; operation %d fails by %v, %s; then %s: %v", scene, k, errno, mode.name, resume, err)
 						}
 						cases++
 						turns += x.turns
@@ -521,8 +521,8 @@ func TestFaultMatrix(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d points in %d scenes, %d errors, %d ways to fail, %d recoveries: %d cases, %d times recovered, %d places of the engine",
-		points, len(matrixScenes), len(matrixErrnos), len(matrixModes), len(matrixRecoveries), cases, turns, len(sites))
+	t.Logf("%d points in %d scenes, %d errors, %d ways to fail, %d ways to resume: %d cases, %d times resumed, %d places of the engine",
+		points, len(matrixScenes), len(matrixErrnos), len(matrixModes), len(matrixResumes), cases, turns, len(sites))
 	want := engineSites(t)
 	for _, site := range want {
 		if !sites[site] {

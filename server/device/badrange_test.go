@@ -95,24 +95,24 @@ func TestBadRange(t *testing.T) {
 	data.Op, data.Off, data.Len = faultfs.Read, clusterBlocks*blockSize, 1<<40
 	for i, path := range dataPathsOf(t, ctl) {
 		for k, c := range []struct {
-			name     string
-			recovery string
-			rule     faultfs.Rule
-			do       func(fd rawDisk) error
+			name   string
+			resume string
+			rule   faultfs.Rule
+			do     func(fd rawDisk) error
 		}{
-			{"read, reopen", api.RecoveryReopen, read, func(fd rawDisk) error { return fd.expect(bad*clusterBlocks, 1) }},
-			{"read, manual", api.RecoveryManual, read, func(fd rawDisk) error { return fd.expect(bad*clusterBlocks, 1) }},
-			{"write, reopen", api.RecoveryReopen, write, func(fd rawDisk) error { return fd.write(bad*clusterBlocks, 2) }},
+			{"read, reopen", api.ResumeReopen, read, func(fd rawDisk) error { return fd.expect(bad*clusterBlocks, 1) }},
+			{"read, manual", api.ResumeManual, read, func(fd rawDisk) error { return fd.expect(bad*clusterBlocks, 1) }},
+			{"write, reopen", api.ResumeReopen, write, func(fd rawDisk) error { return fd.write(bad*clusterBlocks, 2) }},
 		} {
 			if onOtherKernel(i + k) {
 				continue
 			}
 			t.Run(path+"/"+c.name, func(t *testing.T) {
-				f, w, fd := serveBad(t, ctl, api.Spec{Name: "bad", DataPath: path, Recovery: c.recovery})
+				f, w, fd := serveBad(t, ctl, api.Spec{Name: "bad", DataPath: path, Resume: c.resume})
 				w.a.Add(c.rule)
 				ended := make(chan error, 1)
 				go func() { ended <- c.do(fd) }()
-				if c.recovery == api.RecoveryManual {
+				if c.resume == api.ResumeManual {
 					f.until("held", func(s api.Status) bool { return standbyOn(s) && s.Standby.Held == 1 })
 					if err := f.Replace(t.Context(), Replace{Level: -1, Image: refs(w.a, "top")[0]}); err != nil {
 						t.Fatal(err)
@@ -150,7 +150,7 @@ func TestBadRange(t *testing.T) {
 		}
 	}
 	t.Run("lost", func(t *testing.T) {
-		f, w, fd := serveBad(t, ctl, api.Spec{Name: "bad", Recovery: api.RecoveryReopen})
+		f, w, fd := serveBad(t, ctl, api.Spec{Name: "bad", Resume: api.ResumeReopen})
 		w.a.Add(data)
 		ended := make(chan error, 1)
 		go func() { ended <- fd.expect(bad*clusterBlocks, 1) }()
@@ -169,7 +169,7 @@ func TestBadRange(t *testing.T) {
 		}
 	})
 	t.Run("time-out", func(t *testing.T) {
-		f, w, fd := serveBad(t, ctl, api.Spec{Name: "bad", Recovery: api.RecoveryReopen, StandbyTimeout: api.Duration(time.Second)})
+		f, w, fd := serveBad(t, ctl, api.Spec{Name: "bad", Resume: api.ResumeReopen, StandbyTimeout: api.Duration(time.Second)})
 		w.a.Add(data)
 		if err := fd.expect(bad*clusterBlocks, 1); !errors.Is(err, unix.EIO) {
 			t.Errorf("it ended with %v", err)
@@ -204,7 +204,7 @@ func serveBad(t *testing.T, ctl *ublk.Control, spec api.Spec) (*standbyFixture, 
 	return f, w, fd
 }
 
-// do has a request done, and begun anew after a recovery each time that it was held, until it
+// do has a request done, and begun anew after a resume each time that it was held, until it
 // ends. It says how often it was held.
 func (s *slowDevice) do(op ublk.Op, cluster int64, heldAtMost int) (errno unix.Errno, held int) {
 	s.t.Helper()

@@ -22,12 +22,12 @@ func TestStandbyEvents(t *testing.T) {
 		do    func(m *standby.Device)
 		want  string // all messages
 	}{
-		{"by hand, then replaced", []string{key, lease}, func(m *standby.Device) { m.Set(); m.Recovered() },
+		{"by hand, then replaced", []string{key, lease}, func(m *standby.Device) { m.Set(); m.Resume() },
 			"by hand; requests are held|standby was ended by a replacement: what was held is served"},
 		{"an error, then reopened", []string{key, lease}, func(m *standby.Device) { m.Fault(unix.EIO, "a read", standby.Place{}, false); m.Reopened() },
 			"a read; requests are held|standby was ended by reopening the files, which answer again: what was held is served"},
 		{"given up", []string{key, lease}, func(m *standby.Device) { m.Set(); m.Clear("by hand") },
-			"by hand; requests are held|standby was ended by hand, without a recovery: what was held failed"},
+			"by hand; requests are held|standby was ended by hand, without a resume: what was held failed"},
 		{"a mark with a fuse off", []string{lease}, func(m *standby.Device) { m.Restore(standby.Restored{Cause: "a read"}); m.Clear("by hand") },
 			"a read; nothing is held, as a fuse is off|the mark of a standby was cleared by hand; nothing was held, as a fuse was off"},
 		{"too long", []string{key, lease}, func(m *standby.Device) { m.Set(); m.Expire(m.Status().Since) },
@@ -39,7 +39,7 @@ func TestStandbyEvents(t *testing.T) {
 			k := newTestKey()
 			m := standby.NewDevice(k.Switch, standby.Options{Changed: func(c standby.Change) {
 				switch c.Kind {
-				case standby.Entered, standby.Recovered, standby.Cleared, standby.Expired:
+				case standby.Entered, standby.Resumed, standby.Cleared, standby.Expired:
 					d.note(c)
 				}
 			}})

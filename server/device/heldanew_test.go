@@ -13,7 +13,7 @@ import (
 	"holdfast/ublk"
 )
 
-// TestHeldAnew ends a standby without a recovery, and has the next one begin before the
+// TestHeldAnew ends a standby without a resume, and has the next one begin before the
 // queue has failed what was held: what it holds since is not to fail.
 func TestHeldAnew(t *testing.T) {
 	ctl := openControl(t)

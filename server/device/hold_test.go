@@ -186,7 +186,7 @@ func TestHold(t *testing.T) {
 			want error // of what was held
 			kind string
 		}{
-			{"reopen", func(s *api.Spec) { s.Recovery = api.RecoveryReopen }, func(t *testing.T, f *standbyFixture, d *disk) { d.revive() }, nil, api.EventRecovered},
+			{"reopen", func(s *api.Spec) { s.Resume = api.ResumeReopen }, func(t *testing.T, f *standbyFixture, d *disk) { d.revive() }, nil, api.EventResumed},
 			{"replace", nil, func(t *testing.T, f *standbyFixture, d *disk) {
 				d.revive()
 				if err := f.Replace(t.Context(), Replace{Level: -1, Image: d.ref()}); err != nil {

@@ -15,7 +15,7 @@ import (
 )
 
 // TestMany has 64 devices of one process go to standby at once, with 32 requests held by
-// each, and recover: half by themselves, half by a replacement.
+// each, and resume: half by themselves, half by a replacement.
 func TestMany(t *testing.T) {
 	sharedOut(t, 0)
 	ctl := openControl(t)
@@ -37,7 +37,7 @@ func TestMany(t *testing.T) {
 		if err := ploop.Create(filepath.Join(w.backing, name), ploop.CreateOptions{Size: 4 << 20, ClusterSize: 64 << 10}); err != nil {
 			t.Fatal(err)
 		}
-		spec := api.Spec{Name: name, Images: refs(w.a, name), Queues: 1, Depth: requests, Recovery: []string{api.RecoveryManual, api.RecoveryReopen}[i%2]}
+		spec := api.Spec{Name: name, Images: refs(w.a, name), Queues: 1, Depth: requests, Resume: []string{api.ResumeManual, api.ResumeReopen}[i%2]}
 		d, err := Open(t.Context(), spec, Options{Control: ctl, Key: key.Switch})
 		if err != nil {
 			t.Fatal(err)
@@ -77,7 +77,7 @@ func TestMany(t *testing.T) {
 	replaced := make(chan error, devices)
 	n := 0
 	for _, o := range all {
-		if spec := o.Spec(); spec.Recovery == api.RecoveryManual {
+		if spec := o.Spec(); spec.Resume == api.ResumeManual {
 			n++
 			go func() {
 				replaced <- o.Replace(context.Background(), Replace{Level: -1, Image: refs(w.b, spec.Name)[0]})
@@ -99,7 +99,7 @@ func TestMany(t *testing.T) {
 			}
 		}
 		s := o.Status()
-		if s.State != api.StateLive || s.Standby.Recovered != 1 || s.Standby.HeldFailed != 0 || s.Standby.Held != 0 || s.Counters.InFlight != 0 {
+		if s.State != api.StateLive || s.Standby.Resumed != 1 || s.Standby.HeldFailed != 0 || s.Standby.Held != 0 || s.Counters.InFlight != 0 {
 			t.Errorf("%s: %s, %+v", s.Name, s.State, s.Standby)
 		}
 	}

@@ -97,7 +97,7 @@ func (d *Device) reopen(ctx context.Context) error {
 	for i := range all {
 		all[i] = true
 	}
-	return d.succeed(ctx, succession{images: images, reopen: all, drain: reopenDrain, replaced: -1, recovered: d.machine.Reopened, commit: d.opened})
+	return d.succeed(ctx, succession{images: images, reopen: all, drain: reopenDrain, replaced: -1, resume: d.machine.Reopened, commit: d.opened})
 }
 
 // reopenState is what is shown of the attempts.

@@ -86,7 +86,7 @@ func (d *Device) replace(ctx context.Context, r Replace) error {
 	}
 	reopen := make([]bool, len(spec.Images))
 	reopen[r.Level] = true
-	err := d.succeed(ctx, succession{images: spec.Images, reopen: reopen, force: r.Force, drain: r.Drain, replaced: r.Level, recovered: d.machine.Recovered,
+	err := d.succeed(ctx, succession{images: spec.Images, reopen: reopen, force: r.Force, drain: r.Drain, replaced: r.Level, resume: d.machine.Resume,
 		commit: func(o Opened) error {
 			if r.Opened != nil {
 				r.Opened(o)
@@ -112,8 +112,8 @@ type succession struct {
 	commit func(Opened) error
 	// replaced is the level of the file that is another one; -1: none is.
 	replaced int
-	// recovered ends the standby.
-	recovered func() bool
+	// resume ends the standby.
+	resume func() bool
 }
 
 // succeed makes the change, with d.lock held: hold, drain, check, make it durable,
@@ -176,7 +176,7 @@ func (d *Device) succeed(ctx context.Context, c succession) (err error) {
 		d.machine.Replaced(c.replaced)
 	}
 	if c.reopen[len(c.reopen)-1] {
-		c.recovered()
+		c.resume()
 	}
 	return nil
 }

@@ -18,7 +18,7 @@ func (d *Device) Attach(consumer string) error { return d.machine.Attach(consume
 // Detach drops a consumer's lease. standby.ErrNotAttached: it has none.
 func (d *Device) Detach(consumer string) error { return d.machine.Detach(consumer) }
 
-// SetStandby sets STANDBY by hand, or ends it without a recovery: what is held then
+// SetStandby sets STANDBY by hand, or ends it without a resume: what is held then
 // fails with EIO. standby.ErrNotSupported: it can't be set, a fuse is off.
 func (d *Device) SetStandby(on bool) error {
 	if on {
@@ -90,7 +90,7 @@ func (d *Device) keep() {
 			if t := time.Duration(d.spec.StandbyTimeout); t > 0 {
 				expire = time.After(time.Until(deadline(&st, t)))
 			}
-			if !st.ByHand && d.spec.Recovery == api.RecoveryReopen {
+			if !st.ByHand && d.spec.Resume == api.ResumeReopen {
 				if st.Spent == 0 {
 					last = nil
 				}
@@ -129,13 +129,13 @@ func (d *Device) note(c standby.Change) {
 		}
 	case standby.Kept:
 		d.tell(api.EventKept, "standby is by hand now: it is not ended by reopening the files")
-	case standby.Recovered:
+	case standby.Resumed:
 		d.flowing()
-		d.tell(api.EventRecovered, "standby was ended %s: what was held is served", c.Cause)
+		d.tell(api.EventResumed, "standby was ended %s: what was held is served", c.Cause)
 	case standby.Cleared:
 		d.flowing()
 		if c.Held == standby.Fail {
-			d.tell(api.EventCleared, "standby was ended %s, without a recovery: what was held failed", c.Cause)
+			d.tell(api.EventCleared, "standby was ended %s, without a resume: what was held failed", c.Cause)
 		} else {
 			d.tell(api.EventCleared, "the mark of a standby was cleared %s; nothing was held, as a fuse was off", c.Cause)
 		}
@@ -200,12 +200,12 @@ func (d *Device) standbyStatus() (api.StandbyStatus, standby.Reason) {
 	m := d.machine.Status()
 	s := api.StandbyStatus{
 		Value: m.Value(), Enabled: m.Enabled, Flag: m.Flag, Consumers: m.Consumers, Expired: m.Expired,
-		Stuck: d.lateCalls.Load() + d.lateTransfers.Load(), Recovery: d.spec.Recovery,
-		Seconds: m.Stats.InStandby.Seconds(), Entered: m.Stats.Entered, Recovered: m.Stats.Recovered,
+		Stuck: d.lateCalls.Load() + d.lateTransfers.Load(), Resume: d.spec.Resume,
+		Seconds: m.Stats.InStandby.Seconds(), Entered: m.Stats.Entered, Resumed: m.Stats.Resumed,
 		Triggers: map[string]uint64{}, Inconsistencies: map[string]uint64{},
 	}
-	if s.Recovery == "" {
-		s.Recovery = api.RecoveryManual
+	if s.Resume == "" {
+		s.Resume = api.ResumeManual
 	}
 	if m.Flag {
 		s.Since, s.Cause, s.ByHand = &m.Since, m.Cause, m.ByHand

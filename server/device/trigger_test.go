@@ -37,13 +37,13 @@ func TestTriggers(t *testing.T) {
 	ctl := openControl(t)
 	dataStart := int64(clusterBlocks * blockSize) // header and BAT lie before
 	for _, path := range dataPathsOf(t, ctl) {
-		for _, recovery := range []string{api.RecoveryManual, api.RecoveryReopen} {
+		for _, resume := range []string{api.ResumeManual, api.ResumeReopen} {
 			for _, deltas := range []int{2, 1} {
-				if testing.Short() && (recovery == api.RecoveryReopen) != (deltas == 1) || onOtherKernel(deltas) {
+				if testing.Short() && (resume == api.ResumeReopen) != (deltas == 1) || onOtherKernel(deltas) {
 					continue // to save time
 				}
-				t.Run(fmt.Sprintf("%s/%s/%d deltas", path, recovery, deltas), func(t *testing.T) {
-					m := newTriggered(t, path, recovery, deltas)
+				t.Run(fmt.Sprintf("%s/%s/%d deltas", path, resume, deltas), func(t *testing.T) {
+					m := newTriggered(t, path, resume, deltas)
 					for i, c := range []struct {
 						name   string
 						deltas int // 0: any
@@ -88,7 +88,7 @@ func TestTriggers(t *testing.T) {
 							continue
 						}
 						for k, errno := range []unix.Errno{unix.EBUSY, unix.ENOTCONN, unix.EIO} {
-							if (testing.Short() || path != "copy" || recovery != api.RecoveryManual) && k != i%3 && os.Getenv(longEnv) == "" {
+							if (testing.Short() || path != "copy" || resume != api.ResumeManual) && k != i%3 && os.Getenv(longEnv) == "" {
 								continue // to save time
 							}
 							c.rule.Errno = errno
@@ -115,11 +115,11 @@ type triggered struct {
 	want  map[uint64]uint64 // block to version; others are of the lower, or zeroes
 }
 
-func newTriggered(t *testing.T, path, recovery string, deltas int) *triggered {
-	return newTriggeredOn(t, newWays(t, faultfs.Options{}), path, recovery, deltas)
+func newTriggered(t *testing.T, path, resume string, deltas int) *triggered {
+	return newTriggeredOn(t, newWays(t, faultfs.Options{}), path, resume, deltas)
 }
 
-func newTriggeredOn(t *testing.T, w *ways, path, recovery string, deltas int) *triggered {
+func newTriggeredOn(t *testing.T, w *ways, path, resume string, deltas int) *triggered {
 	was := longestReopen
 	longestReopen = 500 * time.Millisecond
 	t.Cleanup(func() { longestReopen = was })
@@ -146,7 +146,7 @@ func newTriggeredOn(t *testing.T, w *ways, path, recovery string, deltas int) *t
 			t.Fatal(err)
 		}
 	}
-	f := serveStandby(t, openControl(t), api.Spec{Name: "trigger", Images: refs(m.way, m.names...), DataPath: path, Recovery: recovery, Queues: 1}).arm()
+	f := serveStandby(t, openControl(t), api.Spec{Name: "trigger", Images: refs(m.way, m.names...), DataPath: path, Resume: resume, Queues: 1}).arm()
 	m.Device, m.fd = f.Device, openDisk(t, f.Device)
 	return m
 }
@@ -231,7 +231,7 @@ func (m *triggered) fault(name string, rule faultfs.Rule, may bool, do func(plac
 		m.t.Fatalf("%s: ended in standby: %v", name, err)
 	default:
 	}
-	if m.Spec().Recovery == api.RecoveryReopen {
+	if m.Spec().Resume == api.ResumeReopen {
 		m.way.Remove(id)
 	} else {
 		// By the other way while this one fails, or when it works again; or the
@@ -302,7 +302,7 @@ func TestShort(t *testing.T) {
 }
 
 func testShort(t *testing.T, path string, o faultfs.Options) {
-	m := newTriggeredOn(t, newWays(t, o), path, api.RecoveryManual, 2)
+	m := newTriggeredOn(t, newWays(t, o), path, api.ResumeManual, 2)
 	p := m.places()
 	version := uint64(10)
 	for _, part := range []int64{512, 1536, 4096} {

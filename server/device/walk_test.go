@@ -26,7 +26,7 @@ import (
 
 // TestWalk does thousands of seeded steps to a device: I/O of several users, faults of
 // its storage, hangs, attach, detach, key, standby by hand, replacements by the same
-// files, the other way and copies, recovery by itself, time-outs, removal. A model
+// files, the other way and copies, resume by itself, time-outs, removal. A model
 // knows what each block may hold, and when a request may fail. At rest points everything
 // is mended, and all requests must have ended, once, and all blocks be right.
 //
@@ -146,7 +146,7 @@ func (w *walk) trigger() unix.Errno { return pick(w, unix.EBUSY, unix.ENOTCONN, 
 // open makes the device, by either way.
 func (w *walk) open() {
 	w.spec = api.Spec{Name: "walk", Images: refs(w.way(), w.names...), Queues: 1 + w.rng.IntN(2), Depth: 32,
-		DataPath: pick(w, dataPathsOf(w.t, w.ctl)...), Recovery: pick(w, api.RecoveryManual, api.RecoveryReopen),
+		DataPath: pick(w, dataPathsOf(w.t, w.ctl)...), Resume: pick(w, api.ResumeManual, api.ResumeReopen),
 		// What a request gets whose FUSE server dies under it.
 		StandbyErrors: []string{"EBUSY", "ENOTCONN", "EIO", "ECONNABORTED"}}
 	if w.one(4) {
