@@ -89,7 +89,7 @@ func (p *peer) ensure(ctx context.Context) error {
 	again := time.NewTicker(p.all.cfg.pace.retry)
 	defer again.Stop()
 	for start := true; ; {
-		changed := p.changed.next()
+		changed := p.changed.Next()
 		switch p.state() {
 		case api.ServerUp:
 			return nil

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/api"
+	"holdfast/internal/cond"
 	"holdfast/state"
 )
 
@@ -22,7 +23,7 @@ type peer struct {
 	turn   chan struct{} // holds one token while somebody starts it, or clears up after it
 	using  int           // operations; under peers.mu
 
-	changed signal // something of the device may be another
+	changed cond.Cond // something of the device may be another
 
 	mu   sync.Mutex
 	seen observation
@@ -153,8 +154,8 @@ func (p *peer) set(change func(o *observation)) {
 	if is != was {
 		p.all.log.Info().Str("device", p.name).Str("server", is).Msgf("its server was %s", was)
 	}
-	p.changed.broadcast()
-	p.all.changed.broadcast()
+	p.changed.Broadcast()
+	p.all.changed.Broadcast()
 }
 
 // observe looks at the server. One that is up and has not ended is left alone: who wants to

@@ -16,6 +16,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"holdfast/api"
+	"holdfast/internal/cond"
 	"holdfast/state"
 )
 
@@ -34,7 +35,7 @@ type peers struct {
 	life    context.Context // the manager's
 	stopped *atomic.Bool    // nothing is to be started any more
 
-	changed signal         // any device's state may be another, or there is one more or less
+	changed cond.Cond      // any device's state may be another, or there is one more or less
 	tasks   sync.WaitGroup // one for each, and what these begin
 
 	mu       sync.Mutex
@@ -159,7 +160,7 @@ func (ps *peers) enter(name string) *peer {
 		if ctx := ps.alive; ctx != nil {
 			ps.tasks.Go(func() { p.run(ctx) })
 		}
-		ps.changed.broadcast()
+		ps.changed.Broadcast()
 	}
 	return p
 }
@@ -259,8 +260,8 @@ func (ps *peers) journal(p *peer, e api.Event) {
 	p.outdate()
 	fresh, gap, at := ps.events.take(p.name, e)
 	if fresh {
-		p.changed.broadcast()
-		ps.changed.broadcast()
+		p.changed.Broadcast()
+		ps.changed.Broadcast()
 	}
 	if fresh && e.Kind == api.EventCreated {
 		ps.tasks.Go(func() { // one that its server has created by itself
@@ -308,8 +309,8 @@ func (ps *peers) dropped(p *peer) bool {
 	delete(ps.byName, p.name)
 	ps.events.forget(p.name)
 	ps.hooks.forget(p.name)
-	p.changed.broadcast()
-	ps.changed.broadcast()
+	p.changed.Broadcast()
+	ps.changed.Broadcast()
 	return true
 }
 

@@ -75,7 +75,7 @@ func (p *peer) whenDying(ctx context.Context, end context.CancelCauseFunc) (stop
 	over := make(chan struct{})
 	go func() {
 		for {
-			changed := p.changed.next()
+			changed := p.changed.Next()
 			if p.state() == api.ServerDying {
 				end(p.unreachable())
 				return

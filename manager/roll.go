@@ -242,7 +242,7 @@ func (o *roll) follow(ctx context.Context, p *peer, before, failed int) error {
 	again := time.NewTicker(o.m.cfg.pace.retry)
 	defer again.Stop()
 	for {
-		changed := p.changed.next()
+		changed := p.changed.Next()
 		p.nudge()
 		seen := p.observation()
 		dev := p.device()

@@ -24,9 +24,9 @@ func (m *Manager) Wait(ctx context.Context, name string, states []string) (*api.
 	defer tick.Stop()
 	for ending := false; ; {
 		var dev *api.Device
-		changed, state := m.peers.changed.next(), api.StateRemoved
+		changed, state := m.peers.changed.Next(), api.StateRemoved
 		if p := m.peers.get(name); p != nil {
-			changed = p.changed.next()
+			changed = p.changed.Next()
 			dev = p.look(ctx)
 		}
 		if dev != nil {

@@ -32,7 +32,7 @@ func (s *creation) again() {
 func (s *creation) createAgain() {
 	pause := againFirst
 	for try := 1; ; try++ {
-		mounted := s.mounts.next()
+		mounted := s.mounts.Next()
 		err := s.tryAgain(pause)
 		if try == 1 && err != nil {
 			s.log.Warn().Msgf("not created again yet: %v", err)
@@ -83,7 +83,7 @@ func (s *creation) watchMounts() {
 	for s.creating.Err() == nil && s.waitsToBeCreated() {
 		fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}
 		if n, err := unix.Poll(fds, int(s.times.mounts.Milliseconds())); n > 0 {
-			s.mounts.broadcast()
+			s.mounts.Broadcast()
 		} else if err != nil && err != unix.EINTR {
 			return
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"holdfast/api"
+	"holdfast/internal/cond"
 	"holdfast/ploop"
 	"holdfast/server/device"
 	"holdfast/state"
@@ -48,7 +49,7 @@ func (s *Server) Create(ctx context.Context, spec api.Spec) (*api.Device, error)
 // A creation makes its server's device, when somebody says so or because it is persistent.
 type creation struct {
 	*Server
-	mounts signal // something was mounted
+	mounts cond.Cond // something was mounted
 }
 
 // create does the work, with the turn held.

@@ -49,7 +49,7 @@ func (s *Server) event(e api.Event) {
 		s.background.Go(func() { s.ledger.noteStandby(dev) })
 	}
 	s.mu.Unlock()
-	s.changed.broadcast()
+	s.changed.Broadcast()
 }
 
 // tell logs an event of the server's own, and adds it to the journal.
@@ -57,5 +57,5 @@ func (s *Server) tell(kind, format string, args ...any) {
 	e := api.Event{Time: time.Now(), Device: s.name, Kind: kind, Message: fmt.Sprintf(format, args...)}
 	s.log.Info().Str("event", kind).Msg(e.Message)
 	s.journal.Add(e)
-	s.changed.broadcast()
+	s.changed.Broadcast()
 }

@@ -5,13 +5,14 @@ import (
 	"time"
 
 	"holdfast/api"
+	"holdfast/internal/cond"
 	"holdfast/state"
 )
 
 // known is what is known of the device now, and who waits for that to change.
 type known struct {
 	name    string
-	changed signal // somebody may see something else now
+	changed cond.Cond // somebody may see something else now
 
 	mu       sync.Mutex
 	phase    Phase
@@ -31,7 +32,7 @@ func (k *known) set(change func()) {
 	defer k.mu.Unlock()
 	change()
 	k.used = time.Now()
-	k.changed.broadcast()
+	k.changed.Broadcast()
 }
 
 // become changes the phase.

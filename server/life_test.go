@@ -290,12 +290,9 @@ func TestWaitEnds(t *testing.T) {
 	h := newHost(t)
 	h.create("v", "i")
 	s := h.server("v")
+	h.k.set(func() { h.k.asked = 0 })
 	lost := h.wait("v", api.StateLost)
-	waitFor(t, "the wait", func() bool {
-		s.changed.mu.Lock()
-		defer s.changed.mu.Unlock()
-		return s.changed.ch != nil
-	})
+	waitFor(t, "the wait", func() bool { h.k.mu.Lock(); defer h.k.mu.Unlock(); return h.k.asked > 0 })
 	if err := s.Leave(ctx); err != nil {
 		t.Fatal(err)
 	}

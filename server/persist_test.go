@@ -99,7 +99,7 @@ func TestPersistWaits(t *testing.T) {
 	if err := os.Rename(a+".away", a); err != nil {
 		t.Fatal(err)
 	}
-	h.server("a").creation.mounts.broadcast()
+	h.server("a").creation.mounts.Broadcast()
 	h.eventually("a", api.StateLive)
 	if s := h.state("c"); s != "" {
 		t.Errorf("what was given up is back: %s", s)

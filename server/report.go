@@ -93,7 +93,7 @@ func (s *Server) Wait(ctx context.Context, states []string) (*api.Device, error)
 	tick := time.NewTicker(waitPeriod)
 	defer tick.Stop()
 	for ending := false; ; {
-		changed := s.changed.next()
+		changed := s.changed.Next()
 		dev := s.Device()
 		state := api.StateRemoved
 		if dev != nil {
