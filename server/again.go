@@ -52,6 +52,12 @@ func (s *creation) createAgain() {
 
 // tryAgain is one try; nil: nothing is left to be done.
 func (s *creation) tryAgain(pause time.Duration) error {
+	// To wait for storage that owes an answer would only keep the turn from others.
+	if rec := s.record(); rec != nil {
+		if err := s.inspections.unanswered(refs(rec.Spec.Images)); err != nil {
+			return err
+		}
+	}
 	end, err := s.turn.take(s.creating)
 	if err != nil {
 		return err

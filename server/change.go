@@ -114,7 +114,7 @@ func answered[T any](limit time.Duration, image ploop.ImageRef, ask func() (T, e
 	}
 	var none T
 	if !questions.begin(image.Path) {
-		return none, api.Errorf(api.CodeImage, "image %q: %d earlier questions to it have no answer yet: its storage hangs; give a file elsewhere, or abort that mount (umount -f)", image.Path, mostQuestions)
+		return none, api.Errorf(api.CodeImage, "image %q: %d earlier questions to it have no answer yet, and its storage may hang; give a file elsewhere, or abort that mount (umount -f)", image.Path, mostQuestions)
 	}
 	came := make(chan answer, 1)
 	go func() {
@@ -128,6 +128,6 @@ func answered[T any](limit time.Duration, image ploop.ImageRef, ask func() (T, e
 	case a := <-came:
 		return a.value, a.err
 	case <-t.C:
-		return none, api.Errorf(api.CodeImage, "image %q does not answer within %v: its storage hangs; give a file elsewhere, or abort that mount (umount -f)", image.Path, limit)
+		return none, api.Errorf(api.CodeImage, "image %q has not answered within %v, and its storage may hang; try again, give a file elsewhere, or abort that mount (umount -f)", image.Path, limit)
 	}
 }

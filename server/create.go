@@ -112,14 +112,14 @@ func (s *creation) create(ctx context.Context, spec api.Spec) error {
 
 // lookFirst sees what can be seen of a device's files before it is made.
 func (s *creation) lookFirst(ctx context.Context, spec *api.Spec, old *state.Record) (ids []state.ImageID, files []state.ClaimedFile, err error) {
-	ctx, cancel := context.WithTimeout(ctx, recoverTime)
+	ctx, cancel := context.WithTimeout(ctx, s.times.inspect)
 	defer cancel()
 	type seen struct {
 		ids   []state.ImageID
 		files []state.ClaimedFile
 	}
 	came := make(chan seen, 1)
-	err = s.look(ctx, func() error {
+	err = s.inspections.inspect(ctx, spec.Images, func() error {
 		if old != nil && !old.Closed {
 			if why := changed(old, s.boot, false); why != nil {
 				return api.Errorf(api.CodeConflict, "device %q is lost and cannot be taken over: %w; remove it first", s.name, why)

@@ -19,8 +19,8 @@
 //
 // One operation at a time: Server.turn is taken for the length of it. Server.mu guards what is
 // known of the device, and is never held while something blocks, so whoever asks is answered
-// while an operation hangs in storage. What may hang runs on a goroutine of its own (look) and
-// is waited for with a bound. Leases and the switch work beside an operation; Server.recMu
+// while an operation hangs in storage. What may hang runs on a goroutine of its own (inspections)
+// and is waited for with a bound. Leases and the switch work beside an operation; Server.recMu
 // orders changes of a live device's record.
 //
 // # What a server doesn't do

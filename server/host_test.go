@@ -47,7 +47,7 @@ type process struct {
 
 func newHost(t *testing.T) *host {
 	h := &host{t: t, dir: tempDir(t), log: zerolog.Nop(), running: map[string]*process{}, times: times{
-		idle: 30 * time.Second, stopPoll: 10 * time.Millisecond, settle: 300 * time.Millisecond,
+		idle: 30 * time.Second, stopPoll: 10 * time.Millisecond, settle: 300 * time.Millisecond, inspect: patience,
 		closing: 5 * time.Second, answers: 2 * time.Second, mounts: 5 * time.Millisecond}}
 	h.k = newFake(t, h.stateDir())
 	for _, dir := range []string{h.runDir(), h.records().Dir} {

@@ -225,7 +225,7 @@ func (k *thisKernel) unreleased(ctx context.Context, disk state.Disk) bool {
 	return err == nil && state.Tag(info.Tag) == disk.Tag && info.Unreleased()
 }
 
-func (k *thisKernel) holders(id int) string { return findHolders("/proc", id) }
+func (k *thisKernel) holders(id int) string { return findHolders("/proc", id, holdersTime) }
 
 // deleteDevice does not wait for those who still have the dead device open,
 // where the driver lets us (6.9).

@@ -8,8 +8,12 @@ import (
 	"holdfast/internal/failpoint"
 )
 
-// leaveDrain is how long a device that is left waits for requests under way.
-const leaveDrain = 5 * time.Second
+// leaveDrain is how long a device that is left waits for requests under way, and leaveTime how long
+// all of it may take before there is no way back.
+const (
+	leaveDrain = 5 * time.Second
+	leaveTime  = leaveDrain + recoverTime
+)
 
 // Leave gives the device up in order, for another server that takes it over: its requests wait
 // for that one. What a successor could not take is not left. After a success this server ends.
@@ -31,10 +35,8 @@ func (s *Server) leave(ctx context.Context, exit int) error {
 		if rec == nil {
 			return api.Errorf(api.CodeNotFound, "there is no device %q", s.name)
 		}
-		ctx, cancel := context.WithTimeout(ctx, leaveDrain+recoverTime)
-		defer cancel()
 		if failing != nil {
-			if err := failing.Leave(ctx); err != nil {
+			if err := s.leaveFailing(ctx, failing); err != nil {
 				return api.Errorf(api.CodeInternal, "device %q can't be left: %w", s.name, err)
 			}
 			s.set(func() { s.failing = nil })
@@ -50,22 +52,36 @@ func (s *Server) leave(ctx context.Context, exit int) error {
 	})
 }
 
+func (s *Server) leaveFailing(ctx context.Context, f failing) error {
+	ctx, cancel := context.WithTimeout(ctx, leaveTime)
+	defer cancel()
+	return f.Leave(ctx)
+}
+
 func (s *Server) leaveServed(ctx context.Context, dev live) error {
-	rec := s.record()
-	err := s.look(ctx, func() error {
-		if err := changed(rec, s.boot, true); err != nil {
-			return err
-		}
-		return s.kernel.examine(rec.Spec, knownOf(rec))
-	})
-	if err != nil {
+	if err := s.examine(ctx); err != nil {
 		return api.Errorf(api.CodeOf(err), "device %q could not be taken over by another server: %w", s.name, err)
 	}
 	// Now, not when the keeper of the device comes to it.
 	s.ledger.noteStandby(dev)
+	ctx, cancel := context.WithTimeout(ctx, leaveTime)
+	defer cancel()
 	if err := dev.Leave(ctx, leaveDrain); err != nil {
 		return api.Errorf(api.CodeBusy, "device %q can't be left: %w", s.name, err)
 	}
 	s.ledger.left(dev)
 	return nil
+}
+
+// examine sees whether another server could take the device over.
+func (s *Server) examine(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, s.times.inspect)
+	defer cancel()
+	rec := s.record()
+	return s.inspections.inspect(ctx, rec.Spec.Images, func() error {
+		if err := changed(rec, s.boot, true); err != nil {
+			return err
+		}
+		return s.kernel.examine(rec.Spec, knownOf(rec))
+	})
 }

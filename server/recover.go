@@ -16,7 +16,7 @@ import (
 	"holdfast/ublk"
 )
 
-// How a recovery is tried: each attempt has a bound, and the pause between two doubles
+// How a recovery is tried: each attempt has a bound, once the images have answered, and the pause between two doubles
 // from the first to the longest. A lock that is held is tried more often: it is the
 // fence, and opens when the last write of the dead server has landed.
 const (
@@ -59,7 +59,7 @@ func (r *recovery) lookup() leftover {
 func (r *recovery) keepTrying(ctx context.Context) {
 	begin, wait := time.Now(), firstRecoverWait
 	for {
-		err := r.attempt(ctx, false)
+		err := r.attemptUnlessHung(ctx)
 		if err == nil || ctx.Err() != nil || api.CodeOf(err) == api.CodeNotFound {
 			return
 		}
@@ -88,6 +88,18 @@ func recoverTimeout(spec *api.Spec) time.Duration {
 		return t
 	}
 	return api.DefaultRecoverTimeout
+}
+
+// attemptUnlessHung makes one attempt, but while the storage of the device's images owes an answer: to wait for
+// that would only keep the turn from others, as from who gives the device another file.
+func (r *recovery) attemptUnlessHung(ctx context.Context) error {
+	if rec := r.record(); rec != nil {
+		if err := r.inspections.unanswered(refs(rec.Spec.Images)); err != nil {
+			r.notYet(err)
+			return err
+		}
+	}
+	return r.attempt(ctx, false)
 }
 
 // attempt makes one attempt. CodeNotFound: there is nothing to recover.
@@ -137,25 +149,33 @@ func (r *recovery) try(ctx context.Context, force bool) error {
 			err = fmt.Errorf("%w: %s (%w)", ublk.ErrUnreleased, text, err)
 		}
 	}
+	r.notYet(err)
+	e := classify(err)
+	return api.Errorf(e.Code, "device %q can't be recovered now: %w", r.name, err)
+}
+
+// notYet says what keeps the device from being recovered.
+func (r *recovery) notYet(err error) {
 	news := false
 	r.set(func() {
+		if r.phase != Recovering {
+			return
+		}
 		news = r.problem != err.Error()
 		r.problem, r.unreleased = err.Error(), errors.Is(err, ublk.ErrUnreleased)
 	})
 	if news {
 		r.tell(api.EventRecoverFailed, "not yet: %v", err)
 	}
-	e := classify(err)
-	return api.Errorf(e.Code, "device %q can't be recovered now: %w", r.name, err)
 }
 
 // takeOver becomes the device's server.
 func (r *recovery) takeOver(ctx context.Context, rec *state.Record, failing failing, force bool) error {
-	ctx, cancel := context.WithTimeout(ctx, recoverTime)
-	defer cancel()
-	if err := r.lookAt(ctx, rec, force); err != nil {
+	if err := r.inspectImages(ctx, rec, force); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, recoverTime)
+	defer cancel()
 	if failing != nil {
 		if err := failing.Leave(ctx); err != nil && !errors.Is(err, ublk.ErrStopped) {
 			return err
@@ -183,11 +203,13 @@ func (r *recovery) takeOver(ctx context.Context, rec *state.Record, failing fail
 	return nil
 }
 
-// lookAt sees whether the images answer, and are what they were, before anything is done
+// inspectImages sees whether the images answer, and are what they were, before anything is done
 // that could hang with their storage for longer. It claims them.
-func (r *recovery) lookAt(ctx context.Context, rec *state.Record, force bool) error {
+func (r *recovery) inspectImages(ctx context.Context, rec *state.Record, force bool) error {
+	ctx, cancel := context.WithTimeout(ctx, r.times.inspect)
+	defer cancel()
 	came := make(chan []state.ClaimedFile, 1)
-	err := r.look(ctx, func() error {
+	err := r.inspections.inspect(ctx, rec.Spec.Images, func() error {
 		err := changed(rec, r.boot, true)
 		if notTheFile(err) && !force {
 			return fmt.Errorf("%w; if it is the one, or is meant to be, 'holdfast recover --force %s' takes it as it is", err, r.name)

@@ -103,7 +103,7 @@ func (s *removal) removeLost(force bool) error {
 	if rec.Writable() != nil && !rec.Closed {
 		ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
 		defer cancel()
-		err = s.look(ctx, func() error {
+		err = s.inspections.inspect(ctx, rec.Spec.Images, func() error {
 			if why := changed(rec, s.boot, false); why != nil {
 				return api.Errorf(api.CodeConflict, "lost device %q: %w; 'holdfast remove --force %s' forgets the device and leaves its images as they are", s.name, why, s.name)
 			}

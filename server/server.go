@@ -77,8 +77,9 @@ type Server struct {
 	creation *creation
 	removal  *removal
 	ending   *ending
-	looking  atomic.Bool // at the images
 	errors   errorRate
+
+	inspections inspections // of the images
 
 	// alive ends with the server; creating, of these, when it is told to stop.
 	alive        context.Context
@@ -265,7 +266,7 @@ func (s *Server) close() {
 	select {
 	case <-done:
 	case <-time.After(s.times.closing):
-		s.log.Warn().Msg("something of this server hangs in storage that doesn't answer, and is not waited for")
+		s.log.Warn().Msgf("what this server does in the background has not ended within %v, and is not waited for: it may hang in storage", s.times.closing)
 	}
 	if s.front != nil {
 		s.front.close(s.times.answers)
@@ -282,22 +283,3 @@ func (s *Server) close() {
 
 // disk is what the driver has of the record's device, if it has anything.
 func (s *Server) disk(rec *state.Record) state.Disk { return rec.Disk(s.cfg.StateDir) }
-
-// look does what may hang with the storage of the device's images, and waits for it until ctx
-// ends: the turn is held, and others wait for that. While it hangs the next ones only say so.
-func (s *Server) look(ctx context.Context, do func() error) error {
-	if !s.looking.CompareAndSwap(false, true) {
-		return api.Errorf(api.CodeImage, "the storage of its images still doesn't answer")
-	}
-	came := make(chan error, 1)
-	go func() {
-		defer s.looking.Store(false)
-		came <- do()
-	}()
-	select {
-	case err := <-came:
-		return err
-	case <-ctx.Done():
-		return api.Errorf(api.CodeImage, "the storage of its images doesn't answer")
-	}
-}

@@ -39,36 +39,35 @@ func (r *recovery) longUnreleased(now bool) bool {
 	return now && time.Since(r.unreleasedSince) > unreleasedLong
 }
 
-// Looking at a process may have to wait for it, so it has a bound.
+// To read of a process may have to wait for it, so the search has a bound.
 const holdersTime = time.Second
 
-// holdersLooks holds one while a look is under way.
-var holdersLooks = make(chan struct{}, 1)
+// holdersSearch holds one token while a search is under way.
+var holdersSearch = make(chan struct{}, 1)
 
-// findHolders is holdersOf, with a bound.
-func findHolders(proc string, id int) string {
+// findHolders is holdersOf, with a bound. While a search hangs no other begins.
+func findHolders(proc string, id int, limit time.Duration) string {
+	unknown := fmt.Sprintf("somebody: the search of all processes for who it is has not ended within %v", limit)
+	t := time.NewTimer(limit)
+	defer t.Stop()
 	select {
-	case holdersLooks <- struct{}{}:
-	default:
-		return holdersUnknown
+	case holdersSearch <- struct{}{}:
+	case <-t.C:
+		return unknown
 	}
 	found := make(chan string, 1)
 	go func() {
 		who := holdersOf(proc, id)
-		<-holdersLooks
+		<-holdersSearch
 		found <- who
 	}()
-	t := time.NewTimer(holdersTime)
-	defer t.Stop()
 	select {
 	case who := <-found:
 		return who
 	case <-t.C:
-		return holdersUnknown
+		return unknown
 	}
 }
-
-const holdersUnknown = "somebody: a look at all processes for who it is doesn't end"
 
 // holdersOf says who keeps /dev/ublkcN: processes that have it open, and threads of the kernel
 // that are about to release files and wait for something; "": nobody who can be seen.

@@ -105,3 +105,17 @@ func TestHolders(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// TestHoldersWhileSomebodySearches: a search that is under way is waited for, and is no answer.
+func TestHoldersWhileSomebodySearches(t *testing.T) {
+	holdersSearch <- struct{}{}
+	if got := findHolders(t.TempDir(), 4, time.Millisecond); !strings.Contains(got, "has not ended") {
+		t.Errorf("%q while another search hangs", got)
+	}
+	found := make(chan string, 1)
+	go func() { found <- findHolders(t.TempDir(), 4, patience) }()
+	<-holdersSearch
+	if got := <-found; got != "" {
+		t.Errorf("%q after another search", got)
+	}
+}
