@@ -176,14 +176,14 @@ func CheckOn(refs []ImageRef, o CheckOptions, open storage.Opener) (*CheckReport
 	// What is given is taken for the whole stack, unless it is known better.
 	over := o.Repair && FindParentGap(refs) != nil
 	for level, ref := range refs {
-		look := func(repair bool) (*ImageCheck, error) {
+		run := func(repair bool) (*ImageCheck, error) {
 			c := &ImageCheck{File: ref.Path, over: over || level > 0, allow: o.Allow}
 			return c, c.check(ref, open, repair)
 		}
-		c, err := look(false)
+		c, err := run(false)
 		if err == nil && o.Repair && c.repairable() {
 			// Again under the exclusive lock: what was seen may be old.
-			c, err = look(true)
+			c, err = run(true)
 		}
 		if err != nil {
 			return nil, err
@@ -194,7 +194,7 @@ func CheckOn(refs []ImageRef, o CheckOptions, open storage.Opener) (*CheckReport
 	return r, nil
 }
 
-// checkStack looks whether the images lie over one another.
+// checkStack says whether the images lie over one another.
 func (r *CheckReport) checkStack(refs []ImageRef) {
 	if len(refs) < 2 {
 		return
@@ -232,7 +232,7 @@ func (c *ImageCheck) check(ref ImageRef, open storage.Opener, repair bool) error
 	if ref.Raw {
 		return nil
 	}
-	if err := c.look(d); err != nil {
+	if err := c.examine(d); err != nil {
 		return err
 	}
 	c.Lost, c.LostBytes = c.lost.List, c.lost.Bytes
@@ -258,12 +258,12 @@ func (c *ImageCheck) found(kind string, by fix, e *FormatError) *Finding {
 // room says whether one more finding is listed.
 func (c *ImageCheck) room() bool { return len(c.Findings) < maxFindings }
 
-// look makes the findings.
-func (c *ImageCheck) look(d *format.Delta) error {
+// examine makes the findings.
+func (c *ImageCheck) examine(d *format.Delta) error {
 	h := &d.Header
-	c.lookHeader(d)
+	c.checkHeader(d)
 	used, err := d.ScanBAT(func(uint64, uint64) { c.Allocated++ }, func(i uint64, raw uint32, p format.Problem) error {
-		c.lookEntry(d, i, raw, p)
+		c.checkEntry(d, i, raw, p)
 		return nil
 	})
 	if err != nil {
@@ -276,7 +276,7 @@ func (c *ImageCheck) look(d *format.Delta) error {
 		c.Free += pos - count // for now the gaps up to here
 		count = pos + 1
 	}
-	if err := c.lookExt(d, used); err != nil {
+	if err := c.checkExtension(d, used); err != nil {
 		return err
 	}
 	if c.LeakBytes = d.Size - c.end; c.LeakBytes > 0 {
@@ -292,7 +292,7 @@ func (c *ImageCheck) look(d *format.Delta) error {
 	return nil
 }
 
-func (c *ImageCheck) lookHeader(d *format.Delta) {
+func (c *ImageCheck) checkHeader(d *format.Delta) {
 	for _, f := range d.Flaws {
 		if f.Offset == 44 {
 			c.InUse = true
@@ -320,8 +320,8 @@ func (c *ImageCheck) lookHeader(d *format.Delta) {
 	f.Message = c.Guess
 }
 
-// lookEntry judges a bad entry.
-func (c *ImageCheck) lookEntry(d *format.Delta, i uint64, raw uint32, p format.Problem) {
+// checkEntry judges a bad entry.
+func (c *ImageCheck) checkEntry(d *format.Delta, i uint64, raw uint32, p format.Problem) {
 	cluster := d.Header.ClusterSize()
 	start := int64(i) * cluster
 	e := &FormatError{File: c.File}

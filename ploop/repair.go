@@ -9,8 +9,8 @@ import (
 	"holdfast/ploop/internal/storage"
 )
 
-// lookExt judges the format extension, whose clusters count as used.
-func (c *ImageCheck) lookExt(d *format.Delta, used format.Positions) error {
+// checkExtension judges the format extension, whose clusters count as used.
+func (c *ImageCheck) checkExtension(d *format.Delta, used format.Positions) error {
 	h := &d.Header
 	// Without a valid in_use nobody reads it; but if its space is cut off,
 	// the field that points there must go first.

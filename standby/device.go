@@ -25,7 +25,7 @@ const (
 	Inconsistent
 )
 
-// Change is told to the owner of a device. Held says what becomes of the requests that
+// Change is what the owner of a device gets to know. Held says what becomes of the requests that
 // it keeps: Pass: process them anew; Fail: end them with EIO; Hold: keep them.
 type Change struct {
 	Kind          Kind
@@ -104,8 +104,8 @@ func (d *Device) Gate() *Gate { return &d.gate }
 
 func (d *Device) supported() bool { return d.key.on && len(d.leases) > 0 }
 
-// settle brings the gate in line with everything else, looks for inconsistencies, and
-// tells of the change c. c.Held is filled in, unless it is Fail already.
+// settle brings the gate in line with everything else, checks for inconsistencies, and
+// reports the change c. c.Held is filled in, unless it is Fail already.
 func (d *Device) settle(c Change) {
 	w := d.reasons
 	if d.flag && d.supported() {
@@ -119,12 +119,12 @@ func (d *Device) settle(c Change) {
 		c.Held = d.gate.Verdict()
 	}
 	d.changed(c)
-	d.look(EnabledKeyOff, len(d.leases) > 0 && !d.key.on)
-	d.look(FlagNotEnabled, d.flag && len(d.leases) == 0)
+	d.checkFor(EnabledKeyOff, len(d.leases) > 0 && !d.key.on)
+	d.checkFor(FlagNotEnabled, d.flag && len(d.leases) == 0)
 }
 
-// look reports an inconsistency that lasts, when it begins.
-func (d *Device) look(i Inconsistency, is bool) {
+// checkFor reports an inconsistency that lasts, when it begins.
+func (d *Device) checkFor(i Inconsistency, is bool) {
 	was := d.is[i]
 	d.is[i] = is
 	if is && !was {

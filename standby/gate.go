@@ -51,7 +51,7 @@ type Gate struct {
 	word atomic.Uint32
 }
 
-// Closed is the look that every request takes at its start: one load.
+// Closed is what every request asks at its start: one load.
 func (g *Gate) Closed() bool { return g.word.Load() != 0 }
 
 // Reasons are why it is closed, 0 if it is open.

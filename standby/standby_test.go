@@ -13,13 +13,13 @@ import (
 )
 
 // fixture is a key with one device, a clock that is turned by hand, and a list of what
-// was told.
+// was warned of.
 type fixture struct {
-	k    *testKey
-	d    *Device
-	now  time.Time
-	told []string
-	held Verdict // of the last change
+	k      *testKey
+	d      *Device
+	now    time.Time
+	warned []string
+	held   Verdict // of the last change
 }
 
 // testKey is a switch of the process' own, and who holds it.
@@ -63,7 +63,7 @@ func newFixture() *fixture {
 	f.k = newTestKey(func() time.Time { return f.now })
 	f.d = NewDevice(f.k.Switch, Options{Changed: func(c Change) {
 		if c.Kind == Inconsistent {
-			f.told = append(f.told, string(c.Inconsistency))
+			f.warned = append(f.warned, string(c.Inconsistency))
 			return
 		}
 		f.held = c.Held
@@ -104,13 +104,13 @@ func asError(v Verdict) error { return errVerdict[v] }
 
 func TestTransitions(t *testing.T) {
 	for _, c := range []struct {
-		name  string
-		steps []string
-		last  error // of the last step
-		value string
-		gate  Verdict
-		held  Verdict // what the last change says of held requests
-		told  []string
+		name   string
+		steps  []string
+		last   error // of the last step
+		value  string
+		gate   Verdict
+		held   Verdict // what the last change says of held requests
+		warned []string
 	}{
 		{"nothing", nil, nil, "not supported", Pass, Pass, nil},
 		{"key alone", []string{"key on"}, nil, "not supported", Pass, Pass, nil},
@@ -187,15 +187,15 @@ func TestTransitions(t *testing.T) {
 			if f.held != c.held {
 				t.Errorf("held requests: %v, want %v", f.held, c.held)
 			}
-			if !slices.Equal(f.told, c.told) {
-				t.Errorf("warned of %v, want %v", f.told, c.told)
+			if !slices.Equal(f.warned, c.warned) {
+				t.Errorf("warned of %v, want %v", f.warned, c.warned)
 			}
 			counted := uint64(0)
 			for n := range maps.Values(st.Stats.Inconsistencies) {
 				counted += n
 			}
-			if counted != uint64(len(c.told)) {
-				t.Errorf("counted %d inconsistencies, warned of %d", counted, len(c.told))
+			if counted != uint64(len(c.warned)) {
+				t.Errorf("counted %d inconsistencies, warned of %d", counted, len(c.warned))
 			}
 		})
 	}
@@ -249,11 +249,11 @@ func TestClosedDeviceIsForgotten(t *testing.T) {
 	f := newFixture()
 	f.d.Attach("lio")
 	f.d.Close()
-	f.told = nil
+	f.warned = nil
 	f.k.Enable("lio")
 	f.k.Disable("lio")
-	if len(f.told) != 0 {
-		t.Errorf("told %v", f.told)
+	if len(f.warned) != 0 {
+		t.Errorf("warned of %v", f.warned)
 	}
 }
 

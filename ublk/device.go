@@ -235,12 +235,12 @@ func (d *Device) Stop(ctx context.Context) error {
 // went wrong since they began to.
 func (d *Device) closeDevice() error {
 	if d.zeroes != nil {
-		d.noteError(unix.Munmap(d.zeroes))
+		d.keepError(unix.Munmap(d.zeroes))
 		d.zeroes = nil
 	}
-	d.noteError(d.spare.close())
+	d.keepError(d.spare.close())
 	if d.fd >= 0 {
-		d.noteError(unix.Close(d.fd))
+		d.keepError(unix.Close(d.fd))
 		d.fd = -1
 	}
 	d.errMu.Lock()
@@ -270,8 +270,8 @@ func (d *Device) queueEnded() {
 	}
 }
 
-// noteError keeps an error of the teardown, which goes on, for Stop to return.
-func (d *Device) noteError(err error) {
+// keepError keeps an error of the teardown, which goes on, for Stop to return.
+func (d *Device) keepError(err error) {
 	if err == nil {
 		return
 	}

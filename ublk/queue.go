@@ -185,7 +185,7 @@ func (q *Queue) release() {
 	if q.wake != nil {
 		errs = append(errs, q.wake.Close())
 	}
-	q.dev.noteError(errors.Join(errs...))
+	q.dev.keepError(errors.Join(errs...))
 }
 
 // fetchAll leaves a command for every tag with the driver. A refusal comes back at

@@ -115,8 +115,8 @@ func TestTakenOverFromAJournal(t *testing.T) {
 	}
 }
 
-// TestFirstWriteTells: where the kernel can't be asked, the page cache is looked at.
-func TestFirstWriteTells(t *testing.T) {
+// TestFirstWriteFindsThePageCache: where the kernel can't be asked, the page cache is looked at.
+func TestFirstWriteFindsThePageCache(t *testing.T) {
 	needRoot(t)
 	memory := t.TempDir()
 	if err := unix.Mount("none", memory, "tmpfs", 0, ""); err != nil {

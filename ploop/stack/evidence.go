@@ -41,12 +41,12 @@ func (s *Stack) Earlier() []image.Mount { return slices.Clone(s.reached) }
 
 func (s *Stack) sampleIndex(d *delta) (index [][2]uint64) {
 	first := format.Sampled // of those at the beginning: half, if there are others
-	if s.clusters > format.LookedAt/2 {
+	if s.clusters > format.Examined/2 {
 		first /= 2
 	}
 	format.Samples(s.clusters, func(i uint64) bool {
 		e := s.table.Load(i)
-		if e.Mapped() && e.Level() == d.Level && (i >= format.LookedAt/2 || len(index) < first) {
+		if e.Mapped() && e.Level() == d.Level && (i >= format.Examined/2 || len(index) < first) {
 			index = append(index, [2]uint64{i, uint64(e.Sector())})
 		}
 		return len(index) < format.Sampled

@@ -33,10 +33,10 @@ func (s *Stack) fence(before []image.Mount) error {
 	return nil
 }
 
-// tells says whether a lock on d, which was just had, tells that nothing which is under way in a
-// file that was reached by before can land in d. One on a file system of this host's own is
+// whyLate says why a lock on d, which was just had, does not prove that nothing is under way in a
+// file reached by before that can land in d; "": it does. One on a file system of this host's own is
 // another file than one that lies elsewhere.
-func (d *delta) tells(before []image.Mount) (why string) {
+func (d *delta) whyLate(before []image.Mount) (why string) {
 	if !d.File.Locked() {
 		return "the file system has no locks"
 	}

@@ -19,23 +19,23 @@ import (
 // the Reader sees the busy bit.
 type grace struct {
 	epoch   atomic.Uint64
-	waiting atomic.Int32 // someone waits: leaving Readers must tell
+	waiting atomic.Int32 // someone waits: leaving Readers must wake them
 
-	mu lock.Mutex // one waiter at a time
+	turn lock.Mutex // one waiter at a time
 
-	tell    sync.Mutex
-	cond    *sync.Cond // on tell: some counter reached zero
-	readers []*Reader  // under tell
+	mu      sync.Mutex
+	cond    *sync.Cond // on mu: some counter reached zero
+	readers []*Reader  // under mu
 
 	skip bool // tests' control: don't wait
 }
 
-func (g *grace) init() { g.cond = sync.NewCond(&g.tell) }
+func (g *grace) init() { g.cond = sync.NewCond(&g.mu) }
 
 func (g *grace) add(r *Reader) {
-	g.tell.Lock()
+	g.mu.Lock()
 	g.readers = append(g.readers, r)
-	g.tell.Unlock()
+	g.mu.Unlock()
 }
 
 // enter counts a transfer of r and returns its parity for leave.
@@ -47,9 +47,9 @@ func (g *grace) enter(r *Reader) uint32 {
 
 func (g *grace) leave(r *Reader, p uint32) {
 	if r.count[p].n.Add(-1) == 0 && g.waiting.Load() != 0 {
-		g.tell.Lock()
+		g.mu.Lock()
 		g.cond.Broadcast()
-		g.tell.Unlock()
+		g.mu.Unlock()
 	}
 }
 
@@ -60,10 +60,10 @@ func (g *grace) wait(over <-chan struct{}) error {
 	if g.skip {
 		return nil
 	}
-	if err := g.mu.Lock(over); err != nil {
+	if err := g.turn.Lock(over); err != nil {
 		return err
 	}
-	defer g.mu.Unlock()
+	defer g.turn.Unlock()
 	g.waiting.Add(1)
 	defer g.waiting.Add(-1)
 	p := g.epoch.Load() & 1
@@ -75,8 +75,8 @@ func (g *grace) wait(over <-chan struct{}) error {
 }
 
 func (g *grace) drain(p uint64, over <-chan struct{}) error {
-	g.tell.Lock()
-	defer g.tell.Unlock()
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	for _, r := range g.readers {
 		for r.count[p].n.Load() != 0 {
 			select {
@@ -92,15 +92,15 @@ func (g *grace) drain(p uint64, over <-chan struct{}) error {
 
 // wake has those who wait see that they may give up.
 func (g *grace) wake() {
-	g.tell.Lock()
+	g.mu.Lock()
 	g.cond.Broadcast()
-	g.tell.Unlock()
+	g.mu.Unlock()
 }
 
 // idle says that no transfer is under way. It never waits, and holds only if none can begin.
 func (g *grace) idle() bool {
-	g.tell.Lock()
-	defer g.tell.Unlock()
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	for _, r := range g.readers {
 		if r.count[0].n.Load() != 0 || r.count[1].n.Load() != 0 {
 			return false

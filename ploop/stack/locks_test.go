@@ -18,7 +18,7 @@ import (
 	"holdfast/ploop/internal/storage"
 )
 
-// lockScene is an image that is opened in all the ways there are: alone, and as the
+// lockScene is an image that is opened in all the modes there are: alone, and as the
 // base of a top.
 type lockScene struct {
 	t              *testing.T
@@ -69,10 +69,10 @@ func newLockScene(t *testing.T, raw bool) *lockScene {
 }
 
 // How the image is opened.
-var lockWays = []string{"read-only", "base", "golden", "bundle", "guarded", "writer"}
+var lockModes = []string{"read-only", "base", "golden", "bundle", "guarded", "writer"}
 
-func (l *lockScene) open(way string) (*Stack, error) {
-	switch way {
+func (l *lockScene) open(mode string) (*Stack, error) {
+	switch mode {
 	case "read-only":
 		return Open([]image.Ref{l.img}, Options{ReadOnly: true})
 	case "base":
@@ -87,13 +87,13 @@ func (l *lockScene) open(way string) (*Stack, error) {
 	return Open([]image.Ref{l.img}, Options{})
 }
 
-// expect opens the image in every way while somebody else has it.
+// expect opens the image in every mode while somebody else has it.
 func (l *lockScene) expect(works map[string]bool) {
 	l.t.Helper()
-	for _, way := range lockWays {
-		s, err := l.open(way)
-		if works[way] != (err == nil) || err != nil && !errors.Is(err, image.ErrLocked) {
-			l.t.Errorf("%s: %v", way, err)
+	for _, mode := range lockModes {
+		s, err := l.open(mode)
+		if works[mode] != (err == nil) || err != nil && !errors.Is(err, image.ErrLocked) {
+			l.t.Errorf("%s: %v", mode, err)
 		}
 		if err == nil {
 			if err := s.Close(); err != nil {
@@ -143,18 +143,18 @@ func TestLocksOfQEMU(t *testing.T) {
 				if format == "parallels" && c.args == nil {
 					return // has left it in use, perhaps
 				}
-				for _, way := range lockWays {
-					s, err := l.open(way)
+				for _, mode := range lockModes {
+					s, err := l.open(mode)
 					if err != nil {
-						t.Fatalf("%s, when QEMU has ended: %v", way, err)
+						t.Fatalf("%s, when QEMU has ended: %v", mode, err)
 					}
 					out, code := qemu(t, "qemu-io", append(c.args, "-f", format, "-c", "read 0 512", l.img.Path)...)
 					reads := c.args != nil
 					switch {
-					case reads && (code == 0) != (way != "writer"):
-						t.Errorf("QEMU reads beside our %s: exit code %d\n%s", way, code, out)
-					case !reads && way != "golden" && code == 0:
-						t.Errorf("QEMU writes beside our %s", way)
+					case reads && (code == 0) != (mode != "writer"):
+						t.Errorf("QEMU reads beside our %s: exit code %d\n%s", mode, code, out)
+					case !reads && mode != "golden" && code == 0:
+						t.Errorf("QEMU writes beside our %s", mode)
 					}
 					if err := s.Close(); err != nil {
 						t.Fatal(err)
@@ -207,20 +207,20 @@ func (l *lockScene) qemu(args []string) (end func()) {
 
 // TestLocksOfOthers has the bytes locked that other programs lock.
 func TestLocksOfOthers(t *testing.T) {
-	only := func(ways ...string) map[string]bool {
+	only := func(modes ...string) map[string]bool {
 		m := map[string]bool{}
-		for _, way := range ways {
-			m[way] = true
+		for _, mode := range modes {
+			m[mode] = true
 		}
 		return m
 	}
-	but := func(ways ...string) map[string]bool {
+	but := func(modes ...string) map[string]bool {
 		m := map[string]bool{}
-		for way := range allWork {
-			m[way] = true
+		for mode := range allWork {
+			m[mode] = true
 		}
-		for _, way := range ways {
-			delete(m, way)
+		for _, mode := range modes {
+			delete(m, mode)
 		}
 		return m
 	}
@@ -262,10 +262,10 @@ func TestLocksOfOthers(t *testing.T) {
 			if c.comes == nil {
 				return
 			}
-			for _, way := range lockWays {
-				s, err := l.open(way)
+			for _, mode := range lockModes {
+				s, err := l.open(mode)
 				if err != nil {
-					t.Fatal(way, err)
+					t.Fatal(mode, err)
 				}
 				free := true
 				if c.asks {
@@ -279,8 +279,8 @@ func TestLocksOfOthers(t *testing.T) {
 					_, err = do(unix.F_OFD_SETLK, c.kind)
 					free = err == nil
 				}
-				if free != c.comes[way] {
-					t.Errorf("beside our %s it begins: %v, want %v", way, free, c.comes[way])
+				if free != c.comes[mode] {
+					t.Errorf("beside our %s it begins: %v, want %v", mode, free, c.comes[mode])
 				}
 				if _, err := do(unix.F_OFD_SETLK, unix.F_UNLCK); err != nil {
 					t.Fatal(err)
@@ -293,16 +293,16 @@ func TestLocksOfOthers(t *testing.T) {
 	}
 }
 
-// TestLocksOfOurs has every way beside every other.
+// TestLocksOfOurs has every mode beside every other.
 func TestLocksOfOurs(t *testing.T) {
 	l := newLockScene(t, false)
 	l.bundleTop = mustCreate(t, filepath.Join(l.dir, "bundle", "other.hds"), ploop.CreateOptions{Size: 4 << 20}).Path
-	for _, first := range lockWays {
+	for _, first := range lockModes {
 		s, err := l.open(first)
 		if err != nil {
 			t.Fatal(first, err)
 		}
-		for _, second := range lockWays {
+		for _, second := range lockModes {
 			other, err := l.open(second)
 			works := first != "writer" && second != "writer" && !(usesTop(first) && usesTop(second)) && (first != "bundle" || second != "bundle")
 			if works != (err == nil) || err != nil && !errors.Is(err, image.ErrLocked) {
@@ -320,8 +320,8 @@ func TestLocksOfOurs(t *testing.T) {
 	}
 }
 
-// usesTop says that a way of opening writes to the scene's top.
-func usesTop(way string) bool { return way == "base" || way == "golden" }
+// usesTop says that a mode of opening writes to the scene's top.
+func usesTop(mode string) bool { return mode == "base" || mode == "golden" }
 
 // TestLockTakenAgain: what a reader gives back and takes again is the same.
 func TestLockTakenAgain(t *testing.T) {

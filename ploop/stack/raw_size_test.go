@@ -72,7 +72,7 @@ func TestRawBaseGrown(t *testing.T) {
 		if err := os.WriteFile(base.Path, bytes.Repeat([]byte{'r'}, int(now)), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		look := func(s *Stack) {
+		verify := func(s *Stack) {
 			t.Helper()
 			p := storage.AlignedBuffer(size)
 			if _, err := s.ReadAt(p, 0); err != nil || s.Size() != size {
@@ -84,12 +84,12 @@ func TestRawBaseGrown(t *testing.T) {
 		}
 		h, next := mustSucceed(t, s, Succession{Refs: refs, Reopen: []bool{true, false}, Drained: true})
 		commit(t, h)
-		look(next)
+		verify(next)
 		if err := next.closeFiles(); err != nil {
 			t.Fatal(err)
 		}
 		s = mustOpen(t, refs, Options{TakeOver: true, Continue: true, Size: size, RawSize: was})
-		look(s)
+		verify(s)
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}

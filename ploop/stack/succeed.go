@@ -126,7 +126,7 @@ func (s *Stack) reopen(level int, ref image.Ref, c Succession) (*delta, error) {
 		d.Size = s.size // forced, and longer
 		d.SetRawCluster(format.RawCluster / image.SectorSize)
 	}
-	if why := d.tells(s.mounts()); write && !c.Drained && !c.Force && why != "" {
+	if why := d.whyLate(s.mounts()); write && !c.Drained && !c.Force && why != "" {
 		err := fmt.Errorf("%w, and nothing tells whether they could land in %q: %s; abort the old storage's mount, or force it", ErrInFlight, ref.Path, why)
 		return nil, errors.Join(err, d.release())
 	}

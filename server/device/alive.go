@@ -7,8 +7,8 @@ import (
 	"holdfast/ublk"
 )
 
-// pulse is a question to all queues, one at a time.
-type pulse struct {
+// liveness is a question to all queues, one at a time.
+type liveness struct {
 	mu    sync.Mutex
 	asked time.Time // when the question went out; zero: none is out
 }
@@ -21,7 +21,7 @@ type pulse struct {
 // A queue's thread does nothing that waits for storage, so a device whose requests hang, are
 // held or are parked still answers. A device that has been stopped owes nothing.
 func (d *Device) Unanswered() time.Duration {
-	p := &d.pulse
+	p := &d.liveness
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.asked.IsZero() {

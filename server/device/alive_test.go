@@ -12,16 +12,16 @@ import (
 // moves, and nobody waits for it.
 func TestUnanswered(t *testing.T) {
 	ctl := openControl(t)
-	d := serve(t, ctl, api.Spec{Name: "pulse", Images: makeStack(t, t.TempDir(), 1, 2, 8<<20, 1<<20), Queues: 2})
+	d := serve(t, ctl, api.Spec{Name: "alive", Images: makeStack(t, t.TempDir(), 1, 2, 8<<20, 1<<20), Queues: 2})
 	// answers asks until no question is out.
 	answers := func() {
 		t.Helper()
 		for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 			d.Unanswered()
 			time.Sleep(5 * time.Millisecond)
-			d.pulse.mu.Lock()
-			out := !d.pulse.asked.IsZero()
-			d.pulse.mu.Unlock()
+			d.liveness.mu.Lock()
+			out := !d.liveness.asked.IsZero()
+			d.liveness.mu.Unlock()
 			if !out {
 				return
 			}

@@ -183,9 +183,9 @@ func TestBadRange(t *testing.T) {
 }
 
 // serveBad serves an image of which the first clusters are written, in order.
-func serveBad(t *testing.T, ctl *ublk.Control, spec api.Spec) (*standbyFixture, *ways, rawDisk) {
+func serveBad(t *testing.T, ctl *ublk.Control, spec api.Spec) (*standbyFixture, *twoMounts, rawDisk) {
 	t.Helper()
-	w := newWays(t, faultfs.Options{})
+	w := newTwoMounts(t, faultfs.Options{})
 	if err := ploop.Create(filepath.Join(w.backing, "top"), ploop.CreateOptions{Size: 8 << 20, ClusterSize: clusterBlocks * blockSize}); err != nil {
 		t.Fatal(err)
 	}
@@ -230,7 +230,7 @@ func TestSlowBadRange(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("mounts a file system")
 	}
-	w := newWays(t, faultfs.Options{})
+	w := newTwoMounts(t, faultfs.Options{})
 	s := newSlowDevice(t, 4, testImageOn(t, w, 64))
 	s.key.Enable("test")
 	if err := s.Attach("test"); err != nil {

@@ -74,7 +74,7 @@ type Device struct {
 	reopenState              reopenState
 	paths                    pathWatch
 	changing                 chan struct{} // see lock
-	pulse                    pulse
+	liveness                 liveness
 	lateCalls, lateTransfers atomic.Int64  // out in replaced stacks
 	through                  atomic.Bool   // see setThrough
 	ending                   atomic.Bool   // held requests fail
@@ -108,7 +108,7 @@ func Open(ctx context.Context, spec api.Spec, o Options) (*Device, error) {
 		log:      o.Log.With().Str("device", spec.Name).Logger(),
 		closing:  make(chan struct{}),
 		changing: make(chan struct{}, 1),
-		journal:  journal{noted: make(chan struct{}, 1)},
+		journal:  journal{pending: make(chan struct{}, 1)},
 	}
 	if d.event == nil {
 		d.event = func(api.Event) {}
@@ -143,7 +143,7 @@ func Open(ctx context.Context, spec api.Spec, o Options) (*Device, error) {
 	if err != nil {
 		return nil, noFence(damaged(err))
 	}
-	if err := d.tellOpened(stack); err != nil {
+	if err := d.recordOpened(stack); err != nil {
 		if r != nil {
 			stack.Abandon() // still in use
 			return nil, err
@@ -168,9 +168,9 @@ func Open(ctx context.Context, spec api.Spec, o Options) (*Device, error) {
 	}
 	if r != nil {
 		failpoint.Hit("recover-ended")
-		d.tell(api.EventServed, "%s is served again, from %s", d.Path(), spec.Images[len(spec.Images)-1])
+		d.emit(api.EventServed, "%s is served again, from %s", d.Path(), spec.Images[len(spec.Images)-1])
 	} else {
-		d.tell(api.EventCreated, "%s serves %s", d.Path(), spec.Images[len(spec.Images)-1])
+		d.emit(api.EventCreated, "%s serves %s", d.Path(), spec.Images[len(spec.Images)-1])
 	}
 	return d, nil
 }
@@ -289,7 +289,8 @@ func (d *Device) ID() int { return d.dev.ID() }
 // Path is the block device, /dev/ublkbN.
 func (d *Device) Path() string { return d.dev.Path() }
 
-func (d *Device) tell(kind, format string, args ...any) {
+// emit logs an event, and hands it to the owner.
+func (d *Device) emit(kind, format string, args ...any) {
 	e := api.Event{Time: time.Now(), Device: d.spec.Name, Kind: kind, Message: fmt.Sprintf(format, args...)}
 	d.log.Info().Str("event", kind).Msg(e.Message)
 	d.event(e)
@@ -341,7 +342,7 @@ func (d *Device) Close(ctx context.Context, force bool) error {
 	d.closed = true
 	d.machine.Close()
 	err := errors.Join(stopErr, closeErr)
-	d.tell(api.EventRemoved, "%s is gone", d.Path())
+	d.emit(api.EventRemoved, "%s is gone", d.Path())
 	return err
 }
 

@@ -46,7 +46,7 @@ func (d *Device) askEnd(g *generation) {
 		over := g.over
 		g.mu.Unlock()
 		if !over {
-			d.tell(api.EventTruncated, "%v", err)
+			d.emit(api.EventTruncated, "%v", err)
 		}
 	}()
 }

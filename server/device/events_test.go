@@ -40,7 +40,7 @@ func TestStandbyEvents(t *testing.T) {
 			m := standby.NewDevice(k.Switch, standby.Options{Changed: func(c standby.Change) {
 				switch c.Kind {
 				case standby.Entered, standby.Resumed, standby.Cleared, standby.Expired:
-					d.note(c)
+					d.emitChange(c)
 				}
 			}})
 			if slices.Contains(tt.fuses, key) {

@@ -98,7 +98,7 @@ func newSlowDeviceOf(t *testing.T, depth int, o stack.Options, refs ...ploop.Ima
 	}
 	s := &slowDevice{t: t, key: newTestKey()}
 	d := &Device{dev: new(ublk.Device), closing: make(chan struct{}), changing: make(chan struct{}, 1), event: func(api.Event) {}, queues: make([]queue, 1)}
-	d.journal.noted = make(chan struct{}, 1)
+	d.journal.pending = make(chan struct{}, 1)
 	d.machine = standby.NewDevice(s.key.Switch, standby.Options{Changed: d.changed})
 	d.gate = d.machine.Gate()
 	g := newGeneration(stack, 1)
@@ -165,8 +165,8 @@ func newPipe(t *testing.T) (fd int, release func()) {
 	return fds[0], release
 }
 
-// testImageOn is testImage by the first of two ways.
-func testImageOn(t *testing.T, w *ways, clusters int64) ploop.ImageRef {
+// testImageOn is testImage by the first of two mounts.
+func testImageOn(t *testing.T, w *twoMounts, clusters int64) ploop.ImageRef {
 	t.Helper()
 	testImage(t, w.backing, clusters)
 	return refs(w.a, "image")[0]

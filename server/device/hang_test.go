@@ -36,7 +36,7 @@ func TestHungStorage(t *testing.T) {
 				continue
 			}
 			t.Run(path+"/"+c.name, func(t *testing.T) {
-				w := newWays(t, faultfs.Options{AsyncIO: c.async})
+				w := newTwoMounts(t, faultfs.Options{AsyncIO: c.async})
 				back := func(name string) string { return filepath.Join(w.backing, name) }
 				if err := ploop.Create(back("top"), ploop.CreateOptions{Size: 8 << 20, ClusterSize: 64 << 10}); err != nil {
 					t.Fatal(err)
@@ -117,7 +117,7 @@ func TestHungStorage(t *testing.T) {
 // first hangs still.
 func TestHungSync(t *testing.T) {
 	ctl := openControl(t)
-	w := newWays(t, faultfs.Options{})
+	w := newTwoMounts(t, faultfs.Options{})
 	back := filepath.Join(w.backing, "top")
 	if err := ploop.Create(back, ploop.CreateOptions{Size: 8 << 20, ClusterSize: 64 << 10}); err != nil {
 		t.Fatal(err)
@@ -175,7 +175,7 @@ func TestHungStructure(t *testing.T) {
 	ctl := openControl(t)
 	for _, way := range []string{"same", "other"} {
 		t.Run(way, func(t *testing.T) {
-			w := newWays(t, faultfs.Options{})
+			w := newTwoMounts(t, faultfs.Options{})
 			if err := ploop.Create(filepath.Join(w.backing, "top"), ploop.CreateOptions{Size: 8 << 20, ClusterSize: 64 << 10}); err != nil {
 				t.Fatal(err)
 			}

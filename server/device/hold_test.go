@@ -173,8 +173,8 @@ func all(t *testing.T, ended <-chan error, want error) {
 
 func standbyOn(s api.Status) bool { return s.Standby.Value == "on" && s.State == api.StateStandby }
 
-// TestHold has the storage of a device die and come back in every way that a hold can end.
-func TestHold(t *testing.T) {
+// TestHoldEnds has the storage of a device die and come back in every way that a hold can end.
+func TestHoldEnds(t *testing.T) {
 	ctl := openControl(t)
 	const n = 16
 	for _, path := range dataPathsOf(t, ctl) {

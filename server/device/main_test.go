@@ -24,18 +24,18 @@ func TestMain(m *testing.M) {
 // longEnv asks for everything, which takes some minutes.
 const longEnv = "HOLDFAST_STANDBY_LONG"
 
-// ways are two ways to the same image files, each of which can fail.
-type ways struct {
+// twoMounts are two mounts of the same image files, each of which can fail.
+type twoMounts struct {
 	a, b    *faultfs.Storage
 	backing string
 }
 
-func newWays(t testing.TB, o faultfs.Options) *ways {
+func newTwoMounts(t testing.TB, o faultfs.Options) *twoMounts {
 	t.Helper()
 	if os.Getenv("HOLDFAST_VM") != "" {
 		exec.Command("modprobe", "fuse").Run() // may be built in
 	}
-	w := &ways{backing: t.TempDir()}
+	w := &twoMounts{backing: t.TempDir()}
 	for _, s := range []**faultfs.Storage{&w.a, &w.b} {
 		var err error
 		if *s, err = faultfs.Mount(w.backing, t.TempDir(), o); err != nil {
@@ -46,15 +46,15 @@ func newWays(t testing.TB, o faultfs.Options) *ways {
 	return w
 }
 
-// other is the other way.
-func (w *ways) other(s *faultfs.Storage) *faultfs.Storage {
+// other is the other mount.
+func (w *twoMounts) other(s *faultfs.Storage) *faultfs.Storage {
 	if s == w.a {
 		return w.b
 	}
 	return w.a
 }
 
-// refs are images of the backing directory by one way.
+// refs are images of the backing directory by one mount.
 func refs(s *faultfs.Storage, names ...string) []ploop.ImageRef {
 	all := make([]ploop.ImageRef, len(names))
 	for i, n := range names {

@@ -14,9 +14,9 @@ import (
 	"holdfast/ploop"
 )
 
-// TestMany has 64 devices of one process go to standby at once, with 32 requests held by
+// TestManyDevicesHoldAtOnce has 64 devices of one process go to standby at once, with 32 requests held by
 // each, and resume: half by themselves, half by a replacement.
-func TestMany(t *testing.T) {
+func TestManyDevicesHoldAtOnce(t *testing.T) {
 	sharedOut(t, 0)
 	ctl := openControl(t)
 	const requests = 32
@@ -24,7 +24,7 @@ func TestMany(t *testing.T) {
 	if testing.Short() {
 		devices = 16
 	}
-	w := newWays(t, faultfs.Options{})
+	w := newTwoMounts(t, faultfs.Options{})
 	key := newTestKey()
 	key.Enable("test")
 	type one struct {
@@ -72,7 +72,7 @@ func TestMany(t *testing.T) {
 			t.Errorf("%s: %+v", o.Spec().Name, s)
 		}
 	}
-	// One way comes back for those that wait for it, another one is there for the rest.
+	// One mount comes back for those that wait for it, another one is there for the rest.
 	w.a.Dead(0)
 	replaced := make(chan error, devices)
 	n := 0
@@ -105,12 +105,12 @@ func TestMany(t *testing.T) {
 	}
 }
 
-// TestMixedWays has two devices on one dead way, and only one with a lease.
-func TestMixedWays(t *testing.T) {
+// TestOnlyTheAttachedHolds has two devices on one dead mount, and only one with a lease.
+func TestOnlyTheAttachedHolds(t *testing.T) {
 	sharedOut(t, 0)
 	ctl := openControl(t)
 	for _, errno := range []unix.Errno{unix.EBUSY, unix.ENOTCONN, unix.EIO} {
-		w := newWays(t, faultfs.Options{})
+		w := newTwoMounts(t, faultfs.Options{})
 		var fds [2]rawDisk
 		var devices [2]*standbyFixture
 		for i, name := range []string{"attached", "not"} {

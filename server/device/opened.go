@@ -47,8 +47,8 @@ func (d *Device) remember(s *stack.Stack, levels []bool, earlier bool) (Opened, 
 	return o, err
 }
 
-// tellOpened has all files remembered.
-func (d *Device) tellOpened(s *stack.Stack) error {
+// recordOpened has all files recorded.
+func (d *Device) recordOpened(s *stack.Stack) error {
 	o, err := d.remember(s, nil, false)
 	if err != nil {
 		return err
@@ -56,8 +56,8 @@ func (d *Device) tellOpened(s *stack.Stack) error {
 	return d.opened(o)
 }
 
-// lateTold is how often it is looked whether requests have come back from replaced files.
-const lateTold = time.Second
+// latePoll is the interval of the looks whether requests have come back from replaced files.
+const latePoll = time.Second
 
 // awaitLate remembers when nothing is under way in replaced files any more.
 func (d *Device) awaitLate(g *generation) {
@@ -65,7 +65,7 @@ func (d *Device) awaitLate(g *generation) {
 		select {
 		case <-d.closing:
 			return
-		case <-time.After(lateTold):
+		case <-time.After(latePoll):
 		}
 		// A replacement that fails makes another generation of the same stack.
 		if d.gen.Load().stack != g.stack {

@@ -48,7 +48,7 @@ func (d *Device) park(j *job, err error) {
 		j.q.slow[j.r.Tag()].parked.Store(true)
 		if d.parked.Add(1) == 1 {
 			d.parkedSince.Store(time.Now().UnixNano())
-			d.tell(api.EventParked, "%v; requests wait, are tried again after %v and then ever more seldom, at last every %v, and go on when space is freed", err, firstPause, longestPause)
+			d.emit(api.EventParked, "%v; requests wait, are tried again after %v and then ever more seldom, at last every %v, and go on when space is freed", err, firstPause, longestPause)
 		}
 	}
 	if !d.parking.add(d, j) {
@@ -78,7 +78,7 @@ func (d *Device) unpark(j *job, served bool) {
 	j.q.slow[j.r.Tag()].parked.Store(false)
 	if d.parked.Add(-1) == 0 {
 		d.flowing()
-		d.tell(api.EventUnparked, "no request waits for space any more")
+		d.emit(api.EventUnparked, "no request waits for space any more")
 	}
 }
 

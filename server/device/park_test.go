@@ -23,7 +23,7 @@ func newParkedDevice(t *testing.T, requests int) *parkedDevice {
 	if os.Getuid() != 0 {
 		t.Skip("mounts a file system")
 	}
-	w := newWays(t, faultfs.Options{})
+	w := newTwoMounts(t, faultfs.Options{})
 	p := &parkedDevice{storage: w.a, slowDevice: newSlowDevice(t, requests+16, testImageOn(t, w, int64(requests)+16))}
 	p.full = w.a.Add(faultfs.Rule{Op: faultfs.Fallocate, Path: "image", Errno: unix.ENOSPC})
 	return p

@@ -62,7 +62,7 @@ func (a *reopening) delay() time.Duration {
 	return d
 }
 
-// answered tells the end of an attempt; nil: there is none.
+// answered receives at the end of an attempt; nil: there is none.
 func (a *reopening) answered() <-chan struct{} {
 	if a == nil {
 		return nil
@@ -77,7 +77,7 @@ func (a *reopening) try(d *Device) {
 		err = d.reopen(a.ctx)
 	}
 	if a.ctx.Err() == nil && d.reopenState.tried(err) {
-		d.tell(api.EventReopenRefused, "%v", err)
+		d.emit(api.EventReopenRefused, "%v", err)
 	}
 	a.done <- struct{}{}
 }
@@ -110,7 +110,7 @@ type reopenState struct {
 	probes  map[string]int // under way, by who asks and the files' paths
 }
 
-// next notes when the next attempt will be, and gives back its argument.
+// next keeps when the next attempt will be, and gives back its argument.
 func (s *reopenState) next(in time.Duration) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,9 +119,9 @@ func (s *reopenState) next(in time.Duration) time.Duration {
 	return in
 }
 
-// tried notes an attempt. It says whether the files were refused for a reason that was
-// not told of yet.
-func (s *reopenState) tried(err error) (tell bool) {
+// tried counts an attempt. It says whether the files were refused for a reason that was
+// not reported yet.
+func (s *reopenState) tried(err error) (report bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.n++
@@ -138,7 +138,7 @@ func (s *reopenState) tried(err error) (tell bool) {
 	return true
 }
 
-// replaced notes why a replacement failed, or that one didn't: what was wrong before is
+// replaced keeps why a replacement failed, or that one didn't: what was wrong before is
 // past then.
 func (s *reopenState) replaced(err error) {
 	s.mu.Lock()

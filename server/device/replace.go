@@ -57,7 +57,7 @@ func (d *Device) Replace(ctx context.Context, r Replace) error {
 	err := d.replace(ctx, r)
 	d.reopenState.replaced(err)
 	if err != nil {
-		d.tell(api.EventReplaceFailed, "%v", err)
+		d.emit(api.EventReplaceFailed, "%v", err)
 	}
 	return err
 }
@@ -99,7 +99,7 @@ func (d *Device) replace(ctx context.Context, r Replace) error {
 	if err != nil {
 		return err
 	}
-	d.tell(api.EventReplaced, "level %d is %s now, and was %s", r.Level, r.Image, was)
+	d.emit(api.EventReplaced, "level %d is %s now, and was %s", r.Level, r.Image, was)
 	return nil
 }
 

@@ -197,7 +197,7 @@ func TestSlowHungDiscard(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("mounts a file system")
 	}
-	w := newWays(t, faultfs.Options{})
+	w := newTwoMounts(t, faultfs.Options{})
 	s := newSlowDevice(t, 256, testImageOn(t, w, 64))
 	for i := range int64(8) {
 		if errno := <-s.request(&fakeRequest{op: ublk.OpWrite, off: i * testCluster, n: 4096, fill: 1}).end; errno != 0 {
@@ -234,7 +234,7 @@ func TestSlowMemory(t *testing.T) {
 		t.Skip("mounts a file system")
 	}
 	const requests, cluster = 512, 1 << 20
-	w := newWays(t, faultfs.Options{})
+	w := newTwoMounts(t, faultfs.Options{})
 	base := filepath.Join(w.backing, "base")
 	if err := errors.Join(os.WriteFile(base, nil, 0o600), os.Truncate(base, requests*cluster)); err != nil {
 		t.Fatal(err)
@@ -270,7 +270,7 @@ func TestThroughHangs(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("mounts a file system")
 	}
-	w := newWays(t, faultfs.Options{})
+	w := newTwoMounts(t, faultfs.Options{})
 	s := newSlowDeviceOf(t, 8, stack.Options{NoDirect: true}, testImageOn(t, w, 8))
 	t.Cleanup(w.a.Clear) // the end of a test that fails waits for nothing
 	if !s.gen.Load().stack.Status().Images[0].Cached {

@@ -30,9 +30,9 @@ func (d *Device) SetStandby(on bool) error {
 
 // journal takes the machine's changes from under its lock to the keeper.
 type journal struct {
-	mu    sync.Mutex
-	list  []standby.Change
-	noted chan struct{} // holds one when the list is not empty
+	mu      sync.Mutex
+	list    []standby.Change
+	pending chan struct{} // holds one when the list is not empty
 }
 
 // changed is the machine's Options.Changed. What is held is released at once; the
@@ -45,12 +45,12 @@ func (d *Device) changed(c standby.Change) {
 	d.journal.list = append(d.journal.list, c)
 	d.journal.mu.Unlock()
 	select {
-	case d.journal.noted <- struct{}{}:
+	case d.journal.pending <- struct{}{}:
 	default:
 	}
 }
 
-// keep is the device's own goroutine: it tells of what the machine did, ends a hold
+// keep is the device's own goroutine: it makes events of what the machine did, ends a hold
 // that lasts too long, and tries to reopen the files.
 func (d *Device) keep() {
 	var since time.Time // of the standby that the rest is about; zero: none
@@ -61,12 +61,12 @@ func (d *Device) keep() {
 		case <-d.closing:
 			again.stop()
 			return
-		case <-d.journal.noted:
+		case <-d.journal.pending:
 			if d.gate.Closed() {
 				d.clearWaiting()
 			}
 			for _, c := range d.journal.take() {
-				d.note(c)
+				d.emitChange(c)
 			}
 			st := d.machine.Status()
 			if !st.Flag || !st.Supported {
@@ -118,35 +118,35 @@ func (j *journal) take() []standby.Change {
 	return list
 }
 
-// note tells of one change.
-func (d *Device) note(c standby.Change) {
+// emitChange makes an event of one change of the machine.
+func (d *Device) emitChange(c standby.Change) {
 	switch c.Kind {
 	case standby.Entered:
 		if c.Held == standby.Hold {
-			d.tell(api.EventStandby, "%s; requests are held", c.Cause)
+			d.emit(api.EventStandby, "%s; requests are held", c.Cause)
 		} else {
-			d.tell(api.EventStandby, "%s; nothing is held, as a fuse is off", c.Cause)
+			d.emit(api.EventStandby, "%s; nothing is held, as a fuse is off", c.Cause)
 		}
 	case standby.Kept:
-		d.tell(api.EventKept, "standby is by hand now: it is not ended by reopening the files")
+		d.emit(api.EventKept, "standby is by hand now: it is not ended by reopening the files")
 	case standby.Resumed:
 		d.flowing()
-		d.tell(api.EventResumed, "standby was ended %s: what was held is served", c.Cause)
+		d.emit(api.EventResumed, "standby was ended %s: what was held is served", c.Cause)
 	case standby.Cleared:
 		d.flowing()
 		if c.Held == standby.Fail {
-			d.tell(api.EventCleared, "standby was ended %s, without a resume: what was held failed", c.Cause)
+			d.emit(api.EventCleared, "standby was ended %s, without a resume: what was held failed", c.Cause)
 		} else {
-			d.tell(api.EventCleared, "the mark of a standby was cleared %s; nothing was held, as a fuse was off", c.Cause)
+			d.emit(api.EventCleared, "the mark of a standby was cleared %s; nothing was held, as a fuse was off", c.Cause)
 		}
 	case standby.Expired:
-		d.tell(api.EventTimeout, "standby has lasted longer than its time-out of %v: requests fail until it ends", time.Duration(d.spec.StandbyTimeout))
+		d.emit(api.EventTimeout, "standby has lasted longer than its time-out of %v: requests fail until it ends", time.Duration(d.spec.StandbyTimeout))
 	case standby.FoundBad:
-		d.tell(api.EventBadRange, "%s: that came back after the files were opened anew, while they answer elsewhere, and is this place's own from now: it goes to its user, and nothing is held for it", c.Cause)
+		d.emit(api.EventBadRange, "%s: that came back after the files were opened anew, while they answer elsewhere, and is this place's own from now: it goes to its user, and nothing is held for it", c.Cause)
 	case standby.Attached:
-		d.tell(api.EventAttached, "%s has a lease", c.Consumer)
+		d.emit(api.EventAttached, "%s has a lease", c.Consumer)
 	case standby.Detached:
-		d.tell(api.EventDetached, "%s has dropped its lease", c.Consumer)
+		d.emit(api.EventDetached, "%s has dropped its lease", c.Consumer)
 	case standby.Inconsistent:
 		d.log.Warn().Str("event", api.EventInconsistency).Str("kind", string(c.Inconsistency)).Msg(c.Inconsistency.String())
 		d.event(api.Event{Time: time.Now(), Device: d.spec.Name, Kind: api.EventInconsistency, Message: string(c.Inconsistency) + ": " + c.Inconsistency.String()})
@@ -192,7 +192,7 @@ func (d *Device) setThrough() {
 	}()
 }
 
-// flowing notes that requests flow from now.
+// flowing keeps the time from which requests flow again.
 func (d *Device) flowing() { d.since.Store(time.Now().UnixNano()) }
 
 // standbyStatus is the part of Status.

@@ -105,33 +105,33 @@ func TestTriggers(t *testing.T) {
 // triggered is a device in standby again and again, and what it should hold.
 type triggered struct {
 	*Device
-	t     *testing.T
-	ways  *ways
-	way   *faultfs.Storage // by which the device has its files now
-	names []string
-	fd    rawDisk
-	next  uint64 // cluster
-	mu    sync.Mutex
-	want  map[uint64]uint64 // block to version; others are of the lower, or zeroes
+	t      *testing.T
+	mounts *twoMounts
+	mount  *faultfs.Storage // by which the device has its files now
+	names  []string
+	fd     rawDisk
+	next   uint64 // cluster
+	mu     sync.Mutex
+	want   map[uint64]uint64 // block to version; others are of the lower, or zeroes
 }
 
 func newTriggered(t *testing.T, path, resume string, deltas int) *triggered {
-	return newTriggeredOn(t, newWays(t, faultfs.Options{}), path, resume, deltas)
+	return newTriggeredOn(t, newTwoMounts(t, faultfs.Options{}), path, resume, deltas)
 }
 
-func newTriggeredOn(t *testing.T, w *ways, path, resume string, deltas int) *triggered {
+func newTriggeredOn(t *testing.T, w *twoMounts, path, resume string, deltas int) *triggered {
 	was := longestReopen
 	longestReopen = 500 * time.Millisecond
 	t.Cleanup(func() { longestReopen = was })
-	m := &triggered{t: t, ways: w, names: []string{"base", "top"}[2-deltas:], want: map[uint64]uint64{}}
-	m.way = m.ways.a
+	m := &triggered{t: t, mounts: w, names: []string{"base", "top"}[2-deltas:], want: map[uint64]uint64{}}
+	m.mount = m.mounts.a
 	for _, n := range m.names {
-		if err := ploop.Create(filepath.Join(m.ways.backing, n), ploop.CreateOptions{Size: diskClusters * clusterBlocks * blockSize, ClusterSize: clusterBlocks * blockSize, AnyClusterSize: true}); err != nil {
+		if err := ploop.Create(filepath.Join(m.mounts.backing, n), ploop.CreateOptions{Size: diskClusters * clusterBlocks * blockSize, ClusterSize: clusterBlocks * blockSize, AnyClusterSize: true}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if deltas == 2 {
-		s, err := stack.Open([]ploop.ImageRef{{Path: filepath.Join(m.ways.backing, "base")}}, stack.Options{})
+		s, err := stack.Open([]ploop.ImageRef{{Path: filepath.Join(m.mounts.backing, "base")}}, stack.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -146,7 +146,7 @@ func newTriggeredOn(t *testing.T, w *ways, path, resume string, deltas int) *tri
 			t.Fatal(err)
 		}
 	}
-	f := serveStandby(t, openControl(t), api.Spec{Name: "trigger", Images: refs(m.way, m.names...), DataPath: path, Resume: resume, Queues: 1}).arm()
+	f := serveStandby(t, openControl(t), api.Spec{Name: "trigger", Images: refs(m.mount, m.names...), DataPath: path, Resume: resume, Queues: 1}).arm()
 	m.Device, m.fd = f.Device, openDisk(t, f.Device)
 	return m
 }
@@ -198,7 +198,7 @@ func (m *triggered) fault(name string, rule faultfs.Rule, may bool, do func(plac
 	m.t.Helper()
 	p := m.places()
 	entered := m.Status().Standby.Entered
-	id := m.way.Add(rule)
+	id := m.mount.Add(rule)
 	ended := make(chan error, 1)
 	go func() { ended <- do(p) }()
 	var err error
@@ -213,8 +213,8 @@ func (m *triggered) fault(name string, rule faultfs.Rule, may bool, do func(plac
 		return early || s.Standby.Value == "on" && s.Standby.Held > 0
 	})
 	if early {
-		applied := m.way.Rule(id).Applied
-		m.way.Remove(id)
+		applied := m.mount.Rule(id).Applied
+		m.mount.Remove(id)
 		if err != nil || applied > 0 && !may {
 			m.t.Fatalf("%s: ended with %v before the storage was back (%d faults)", name, err, applied)
 		}
@@ -232,16 +232,16 @@ func (m *triggered) fault(name string, rule faultfs.Rule, may bool, do func(plac
 	default:
 	}
 	if m.Spec().Resume == api.ResumeReopen {
-		m.way.Remove(id)
+		m.mount.Remove(id)
 	} else {
-		// By the other way while this one fails, or when it works again; or the
+		// By the other mount while this one fails, or when it works again; or the
 		// same files once more.
-		to := m.ways.other(m.way)
+		to := m.mounts.other(m.mount)
 		if turn%3 == 1 {
-			m.way.Remove(id)
+			m.mount.Remove(id)
 		} else if turn%3 == 2 {
-			m.way.Remove(id)
-			to = m.way
+			m.mount.Remove(id)
+			to = m.mount
 		}
 		// The top comes last: it ends the standby.
 		for level, ref := range refs(to, m.names...) {
@@ -250,9 +250,9 @@ func (m *triggered) fault(name string, rule faultfs.Rule, may bool, do func(plac
 			}
 		}
 		if turn%3 == 0 {
-			m.way.Remove(id)
+			m.mount.Remove(id)
 		}
-		m.way = to
+		m.mount = to
 	}
 	if err := <-ended; err != nil {
 		m.t.Fatalf("%s: ended with %v", name, err)
@@ -302,7 +302,7 @@ func TestShort(t *testing.T) {
 }
 
 func testShort(t *testing.T, path string, o faultfs.Options) {
-	m := newTriggeredOn(t, newWays(t, o), path, api.ResumeManual, 2)
+	m := newTriggeredOn(t, newTwoMounts(t, o), path, api.ResumeManual, 2)
 	p := m.places()
 	version := uint64(10)
 	for _, part := range []int64{512, 1536, 4096} {
@@ -310,14 +310,14 @@ func testShort(t *testing.T, path string, o faultfs.Options) {
 			for _, n := range []uint64{1, 3, clusterBlocks} {
 				version++
 				name := fmt.Sprintf("%d times %d of %d bytes", times, part, n*blockSize)
-				m.way.Add(faultfs.Rule{Op: faultfs.Write, Partial: part, Times: times})
+				m.mount.Add(faultfs.Rule{Op: faultfs.Write, Partial: part, Times: times})
 				for _, b := range []uint64{p.mine, p.fresh} {
 					m.is(b, n, version)
 					if err := m.fd.writeMany(b, n, version); err != nil {
 						t.Errorf("writing %s: %v", name, err)
 					}
 				}
-				m.way.Clear()
+				m.mount.Clear()
 				for b := range n {
 					m.check("writing "+name, p.mine+b)
 					m.check("writing "+name, p.fresh+b)
@@ -325,13 +325,13 @@ func testShort(t *testing.T, path string, o faultfs.Options) {
 				if o.OneWriter {
 					continue // a short read would be the file's end
 				}
-				m.way.Add(faultfs.Rule{Op: faultfs.Read, Partial: part, Times: times})
+				m.mount.Add(faultfs.Rule{Op: faultfs.Read, Partial: part, Times: times})
 				for _, b := range []uint64{p.mine, p.lower} {
 					if err := m.fd.expectMany(b, n, m.version(b)); err != nil {
 						t.Errorf("reading %s: %v", name, err)
 					}
 				}
-				m.way.Clear()
+				m.mount.Clear()
 			}
 		}
 	}
@@ -346,7 +346,7 @@ func (m *triggered) finish() {
 	}
 	var images []ploop.ImageRef
 	for _, n := range m.names {
-		images = append(images, ploop.ImageRef{Path: filepath.Join(m.ways.backing, n)})
+		images = append(images, ploop.ImageRef{Path: filepath.Join(m.mounts.backing, n)})
 	}
 	checkClean(m.t, images)
 	s, err := stack.Open(images, stack.Options{ReadOnly: true})

@@ -164,7 +164,7 @@ func TestHungIsShown(t *testing.T) {
 }
 
 func testHung(t *testing.T, ctl *ublk.Control, path string, rule faultfs.Rule, do func(rawDisk) error, op, at string) {
-	w := newWays(t, faultfs.Options{})
+	w := newTwoMounts(t, faultfs.Options{})
 	top := filepath.Join(w.backing, "top")
 	if err := ploop.Create(top, ploop.CreateOptions{Size: 8 << 20, ClusterSize: 64 << 10}); err != nil {
 		t.Fatal(err)

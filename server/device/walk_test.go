@@ -26,7 +26,7 @@ import (
 
 // TestWalk does thousands of seeded steps to a device: I/O of several users, faults of
 // its storage, hangs, attach, detach, key, standby by hand, replacements by the same
-// files, the other way and copies, resume by itself, time-outs, removal. A model
+// files, the other mount and copies, resume by itself, time-outs, removal. A model
 // knows what each block may hold, and when a request may fail. At rest points everything
 // is mended, and all requests must have ended, once, and all blocks be right.
 //
@@ -73,7 +73,7 @@ type walk struct {
 	ctl     *ublk.Control
 	key     *testKey
 	storage faultfs.Options
-	ways    *ways
+	mounts  *twoMounts
 	names   []string
 	made    int // copies
 	spec    api.Spec
@@ -90,14 +90,14 @@ func newWalk(t *testing.T, ctl *ublk.Control, seed uint64) *walk {
 	w := &walk{t: t, rng: rand.New(rand.NewPCG(seed, 1)), ctl: ctl, key: newTestKey(),
 		armed: map[string]bool{}, did: map[string]int{}, names: []string{"base", "top"}}
 	w.storage = faultfs.Options{Locks: seed%3 == 0, AsyncIO: seed%4 == 0, OneWriter: seed%2 == 1}
-	w.ways = newWays(t, w.storage)
+	w.mounts = newTwoMounts(t, w.storage)
 	size := int64(walkers * walkClusters * clusterBlocks * blockSize)
 	for _, n := range w.names {
-		if err := ploop.Create(filepath.Join(w.ways.backing, n), ploop.CreateOptions{Size: size, ClusterSize: clusterBlocks * blockSize, AnyClusterSize: true}); err != nil {
+		if err := ploop.Create(filepath.Join(w.mounts.backing, n), ploop.CreateOptions{Size: size, ClusterSize: clusterBlocks * blockSize, AnyClusterSize: true}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	base, err := stack.Open([]ploop.ImageRef{{Path: filepath.Join(w.ways.backing, "base")}}, stack.Options{})
+	base, err := stack.Open([]ploop.ImageRef{{Path: filepath.Join(w.mounts.backing, "base")}}, stack.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,8 +126,8 @@ func newWalk(t *testing.T, ctl *ublk.Control, seed uint64) *walk {
 	w.allowed.set(true)
 	w.open()
 	t.Cleanup(func() { // if the walk fails on its way
-		w.ways.a.Close()
-		w.ways.b.Close()
+		w.mounts.a.Close()
+		w.mounts.b.Close()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		w.Close(ctx, true)
@@ -139,13 +139,13 @@ func (w *walk) one(n int) bool { return w.rng.IntN(n) == 0 }
 
 func pick[T any](w *walk, from ...T) T { return from[w.rng.IntN(len(from))] }
 
-func (w *walk) way() *faultfs.Storage { return pick(w, w.ways.a, w.ways.b) }
+func (w *walk) mount() *faultfs.Storage { return pick(w, w.mounts.a, w.mounts.b) }
 
 func (w *walk) trigger() unix.Errno { return pick(w, unix.EBUSY, unix.ENOTCONN, unix.EIO) }
 
 // open makes the device, by either way.
 func (w *walk) open() {
-	w.spec = api.Spec{Name: "walk", Images: refs(w.way(), w.names...), Queues: 1 + w.rng.IntN(2), Depth: 32,
+	w.spec = api.Spec{Name: "walk", Images: refs(w.mount(), w.names...), Queues: 1 + w.rng.IntN(2), Depth: 32,
 		DataPath: pick(w, dataPathsOf(w.t, w.ctl)...), Resume: pick(w, api.ResumeManual, api.ResumeReopen),
 		// What a request gets whose FUSE server dies under it.
 		StandbyErrors: []string{"EBUSY", "ENOTCONN", "EIO", "ECONNABORTED"}}
@@ -253,13 +253,13 @@ func (w *walk) step() string {
 		}
 		return "io"
 	case n < 67:
-		w.way().Dead(w.trigger())
+		w.mount().Dead(w.trigger())
 		return "dead"
 	case n < 72:
-		w.mend(w.way(), w.one(2))
+		w.mend(w.mount(), w.one(2))
 		return "mend"
 	case n < 77:
-		w.way().Add(faultfs.Rule{Op: pick(w, faultfs.Read, faultfs.Write, faultfs.Write, faultfs.Fsync, faultfs.Fallocate, faultfs.Truncate, faultfs.Any),
+		w.mount().Add(faultfs.Rule{Op: pick(w, faultfs.Read, faultfs.Write, faultfs.Write, faultfs.Fsync, faultfs.Fallocate, faultfs.Truncate, faultfs.Any),
 			Errno: w.trigger(), After: w.rng.IntN(4), Times: 1 + w.rng.IntN(3), Partial: pick[int64](w, 0, 0, 512, 4096), Apply: w.one(3), Delay: time.Duration(w.rng.IntN(3)) * time.Millisecond})
 		return "fault"
 	case n < 79:
@@ -267,14 +267,14 @@ func (w *walk) step() string {
 		if op == faultfs.Read && w.storage.OneWriter {
 			return "no short" // it would be the file's end, see package faultfs
 		}
-		w.way().Add(faultfs.Rule{Op: op, Partial: 1024, Times: 1 + w.rng.IntN(5)})
+		w.mount().Add(faultfs.Rule{Op: op, Partial: 1024, Times: 1 + w.rng.IntN(5)})
 		return "short"
 	case n < 81:
 		if w.hanging > 3 {
 			return "no hang"
 		}
 		w.hanging++
-		w.way().Add(faultfs.Rule{Op: pick(w, faultfs.Read, faultfs.Write, faultfs.Write, faultfs.Fsync), Times: 1 + w.rng.IntN(3), Hang: true})
+		w.mount().Add(faultfs.Rule{Op: pick(w, faultfs.Read, faultfs.Write, faultfs.Write, faultfs.Fsync), Times: 1 + w.rng.IntN(3), Hang: true})
 		return "hang"
 	case n < 82:
 		w.kill()
@@ -300,7 +300,7 @@ func (w *walk) step() string {
 		w.permit()
 		return "off"
 	case n < 95:
-		return w.replace(w.way(), pick(w, -1, -1, -1, 0))
+		return w.replace(w.mount(), pick(w, -1, -1, -1, 0))
 	case n < 97:
 		return w.copyTop()
 	case n < 98:
@@ -324,16 +324,16 @@ func (w *walk) mend(s *faultfs.Storage, land bool) {
 
 // kill has a way's server die, and be started anew.
 func (w *walk) kill() {
-	s, other := &w.ways.a, w.ways.b
+	s, other := &w.mounts.a, w.mounts.b
 	if w.one(2) {
-		s, other = &w.ways.b, w.ways.a
+		s, other = &w.mounts.b, w.mounts.a
 	}
 	(*s).Kill()
 	// The next server is a process of ours first, and the kernel lets none end its hold of
 	// a file of which a write hangs (fuse_flush).
 	w.mend(other, w.one(2))
 	time.Sleep(time.Duration(w.rng.IntN(20)) * time.Millisecond)
-	next, err := faultfs.Mount(w.ways.backing, (*s).Dir, w.storage)
+	next, err := faultfs.Mount(w.mounts.backing, (*s).Dir, w.storage)
 	if err != nil {
 		w.fatal("%v", err)
 	}
@@ -357,7 +357,7 @@ func (w *walk) replace(s *faultfs.Storage, level int) string {
 		return "replace"
 	case <-time.After(3 * time.Second): // the new file hangs too
 	}
-	for _, s := range []*faultfs.Storage{w.ways.a, w.ways.b} {
+	for _, s := range []*faultfs.Storage{w.mounts.a, w.mounts.b} {
 		w.mend(s, w.one(2))
 	}
 	select {
@@ -394,7 +394,7 @@ func (w *walk) copyTop() string {
 	}
 	w.made++
 	name := fmt.Sprintf("top%d", w.made)
-	if err := copyFile(filepath.Join(w.ways.backing, w.names[1]), filepath.Join(w.ways.backing, name)); err != nil {
+	if err := copyFile(filepath.Join(w.mounts.backing, w.names[1]), filepath.Join(w.mounts.backing, name)); err != nil {
 		w.fatal("%v", err)
 	}
 	if !quiet() { // a reopening, or a time-out, has ended it
@@ -402,7 +402,7 @@ func (w *walk) copyTop() string {
 	}
 	was := w.names
 	w.names = []string{was[0], name}
-	if got := w.replace(w.way(), -1); got != "replace" {
+	if got := w.replace(w.mount(), -1); got != "replace" {
 		w.names = was
 		return "no copy"
 	}
@@ -427,7 +427,7 @@ func copyFile(from, to string) error {
 func (w *walk) recreate() {
 	w.allowed.set(true)
 	healthy := w.one(2)
-	for _, s := range []*faultfs.Storage{w.ways.a, w.ways.b} {
+	for _, s := range []*faultfs.Storage{w.mounts.a, w.mounts.b} {
 		if healthy {
 			w.mend(s, true)
 		} else { // what hangs would keep it
@@ -445,7 +445,7 @@ func (w *walk) recreate() {
 	}
 	w.quiesce("after the removal")
 	unix.Close(int(w.fd))
-	for _, s := range []*faultfs.Storage{w.ways.a, w.ways.b} {
+	for _, s := range []*faultfs.Storage{w.mounts.a, w.mounts.b} {
 		w.mend(s, true)
 	}
 	w.open()
@@ -464,7 +464,7 @@ func (w *walk) quiesce(when string) {
 
 // rest mends everything, and looks.
 func (w *walk) rest() {
-	for _, s := range []*faultfs.Storage{w.ways.a, w.ways.b} {
+	for _, s := range []*faultfs.Storage{w.mounts.a, w.mounts.b} {
 		w.mend(s, w.one(2))
 	}
 	for _, who := range []string{"key", "c1"} {
@@ -473,8 +473,8 @@ func (w *walk) rest() {
 	// A time-out may be near; without one nothing may fail from here.
 	var err error
 	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-		if err = w.Replace(w.t.Context(), Replace{Level: 0, Image: refs(w.ways.a, w.names...)[0], Drain: walkDrain}); err == nil {
-			err = w.Replace(w.t.Context(), Replace{Level: -1, Image: refs(w.ways.a, w.names...)[1], Drain: walkDrain})
+		if err = w.Replace(w.t.Context(), Replace{Level: 0, Image: refs(w.mounts.a, w.names...)[0], Drain: walkDrain}); err == nil {
+			err = w.Replace(w.t.Context(), Replace{Level: -1, Image: refs(w.mounts.a, w.names...)[1], Drain: walkDrain})
 		}
 		if err == nil {
 			break
@@ -518,7 +518,7 @@ func (w *walk) end() {
 
 func (w *walk) behind() (images []ploop.ImageRef) {
 	for _, n := range w.names {
-		images = append(images, ploop.ImageRef{Path: filepath.Join(w.ways.backing, n)})
+		images = append(images, ploop.ImageRef{Path: filepath.Join(w.mounts.backing, n)})
 	}
 	return images
 }

@@ -119,7 +119,7 @@ func (k *walker) do(job string) {
 	}
 }
 
-// now notes a write, and whether it is known to be done.
+// now records a write, and whether it is known to be done.
 func (k *walker) now(i, n int, version uint64, done bool) {
 	for b := i; b < i+n; b++ {
 		switch {

@@ -43,12 +43,12 @@ func serveUntilKilled(dir string) {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	heir := exec.Command("sleep", "1000")
-	if err := heir.Start(); err != nil {
+	successor := exec.Command("sleep", "1000")
+	if err := successor.Start(); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	fmt.Println("ready", heir.Process.Pid)
+	fmt.Println("ready", successor.Process.Pid)
 	select {}
 }
 

@@ -28,11 +28,11 @@ func TestKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 		line, _ := bufio.NewReader(out).ReadString('\n')
-		var heir int
-		if _, err := fmt.Sscanf(line, "ready %d", &heir); err != nil {
+		var successor int
+		if _, err := fmt.Sscanf(line, "ready %d", &successor); err != nil {
 			t.Fatalf("the child says %q", line)
 		}
-		t.Cleanup(func() { unix.Kill(heir, unix.SIGKILL) })
+		t.Cleanup(func() { unix.Kill(successor, unix.SIGKILL) })
 		if got, err := read(dir + "/value"); got != "child\n" || err != nil {
 			t.Errorf("%q, %v", got, err)
 		}

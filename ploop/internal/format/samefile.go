@@ -20,8 +20,8 @@ const (
 	// Sampled are the entries or sectors that are remembered, at most: enough to tell two
 	// images apart, and few enough for a record of 253 of them.
 	Sampled = 24
-	// looked at for them: evenly over the disk, and at its beginning.
-	LookedAt = 4096
+	// Examined are the entries or sectors that these are chosen from, at most: evenly over the disk, and at its beginning.
+	Examined = 4096
 )
 
 // birthSlack is by how much the time of birth may differ: FAT stores it in units of 10 ms, and
@@ -47,16 +47,16 @@ func (h *Header) Constant() string {
 	return hex.EncodeToString(c.Encode())
 }
 
-// Samples calls visit with numbers below n, at most LookedAt of them, until it says no.
+// Samples calls visit with numbers below n, at most Examined of them, until it says no.
 func Samples(n uint64, visit func(i uint64) bool) {
-	first := min(n, LookedAt/2)
+	first := min(n, Examined/2)
 	for i := range first {
 		if !visit(i) {
 			return
 		}
 	}
-	for i := range uint64(LookedAt / 2) {
-		if at := n / (LookedAt / 2) * i; at >= first && !visit(at) {
+	for i := range uint64(Examined / 2) {
+		if at := n / (Examined / 2) * i; at >= first && !visit(at) {
 			return
 		}
 	}

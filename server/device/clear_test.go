@@ -13,11 +13,11 @@ import (
 	"holdfast/ublk"
 )
 
-// TestHeldAnew ends a standby without a resume, and has the next one begin before the
+// TestClearFailsOnlyWhatItHeld ends a standby without a resume, and has the next one begin before the
 // queue has failed what was held: what it holds since is not to fail.
-func TestHeldAnew(t *testing.T) {
+func TestClearFailsOnlyWhatItHeld(t *testing.T) {
 	ctl := openControl(t)
-	w := newWays(t, faultfs.Options{})
+	w := newTwoMounts(t, faultfs.Options{})
 	if err := ploop.Create(filepath.Join(w.backing, "top"), ploop.CreateOptions{Size: 8 << 20, ClusterSize: 64 << 10}); err != nil {
 		t.Fatal(err)
 	}
