@@ -71,7 +71,7 @@ func (c *Client) who() string {
 	if c.server != "" {
 		return fmt.Sprintf("the server of device %q", c.server)
 	}
-	return "the daemon"
+	return "the manager"
 }
 
 // HTTP is the client below, for what has no method here (/metrics): any host name in a URL will do.
@@ -266,7 +266,7 @@ func (c *Client) unreachable(ctx context.Context, err error) *Error {
 	case errors.As(err, &op) && op.Op == "dial" && c.server != "":
 		return Errorf(CodeUnreachable, "no server of device %q listens on %q (%w)", c.server, c.socket, op.Err)
 	case errors.As(err, &op) && op.Op == "dial":
-		return Errorf(CodeUnreachable, "no daemon listens on %q: start one with 'holdfast daemon', or name its directory with --run-dir (%w)", c.socket, op.Err)
+		return Errorf(CodeUnreachable, "no manager listens on %q: start one with 'holdfast daemon', or name its directory with --run-dir (%w)", c.socket, op.Err)
 	}
 	var u *url.Error
 	if errors.As(err, &u) {

@@ -98,21 +98,21 @@ func TestStrangers(t *testing.T) {
 func TestNobody(t *testing.T) {
 	dir := t.TempDir()
 	_, err := NewClient(dir).Snapshot(t.Context())
-	wantCode(t, err, CodeUnreachable, "no daemon listens", "holdfast daemon", "--run-dir", dir)
+	wantCode(t, err, CodeUnreachable, "no manager listens", "holdfast daemon", "--run-dir", dir)
 	_, err = NewServerClient(dir, "v").Server(t.Context())
 	wantCode(t, err, CodeUnreachable, `no server of device "v" listens`, dir)
 	l := listen(t, dir).(*net.UnixListener)
 	l.SetUnlinkOnClose(false)
 	l.Close()
 	_, err = NewClient(dir).Snapshot(t.Context())
-	wantCode(t, err, CodeUnreachable, "no daemon listens")
+	wantCode(t, err, CodeUnreachable, "no manager listens")
 }
 
 // TestLongSocketPath: a run directory may be longer than a socket's address.
 func TestLongSocketPath(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), strings.Repeat("x", 100), strings.Repeat("y", 100))
 	_, err := NewClient(dir).Snapshot(t.Context())
-	wantCode(t, err, CodeUnreachable, "no daemon listens")
+	wantCode(t, err, CodeUnreachable, "no manager listens")
 	if err := unix.Mkdir(filepath.Dir(dir), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +147,7 @@ func TestFullSocket(t *testing.T) {
 	}
 	_, err = NewClient(dir).Snapshot(t.Context())
 	wantCode(t, err, CodeUnreachable, "may hang")
-	if strings.Contains(err.Error(), "no daemon listens") {
+	if strings.Contains(err.Error(), "no manager listens") {
 		t.Errorf("%q", err)
 	}
 }
@@ -160,11 +160,11 @@ func TestSilence(t *testing.T) {
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	_, err := NewClient(dir).Snapshot(short)
-	wantCode(t, err, CodeUnreachable, "no answer from the daemon")
+	wantCode(t, err, CodeUnreachable, "no answer from the manager")
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err = NewClient(dir).Snapshot(ended)
-	wantCode(t, err, CodeInternal, "gave up waiting for the daemon")
+	wantCode(t, err, CodeInternal, "gave up waiting for the manager")
 }
 
 // TestErrorsTravel: an error arrives as it was sent, in a status that other programs understand.

@@ -6,7 +6,7 @@
 // HTTP with JSON on <run-dir>/control.sock, mode 0600: whoever may open it has
 // the manager's rights. Version 1:
 //
-//	GET    /v1                     who answers: Daemon
+//	GET    /v1                     who answers: DaemonInfo
 //	GET    /v1/devices             everything: Snapshot; ?users=false: but for who uses devices
 //	POST   /v1/devices             create from a Spec (image paths absolute): Device
 //	GET    /v1/devices/NAME        one device: Device; ?users=false as above

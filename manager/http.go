@@ -66,7 +66,7 @@ func (m *Manager) handler() http.Handler {
 	mux.HandleFunc("GET /v1/events", m.serveEvents)
 	mux.Handle("GET /metrics", m.metricsHandler())
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		replyError(w, api.Errorf(api.CodeInvalid, "this daemon's API has no %s %s", r.Method, r.URL.Path))
+		replyError(w, api.Errorf(api.CodeInvalid, "this manager's API has no %s %s", r.Method, r.URL.Path))
 	})
 	return mux
 }

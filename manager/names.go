@@ -29,7 +29,7 @@ func (m *Manager) resolve(name string) (string, error) {
 	}
 	switch found := m.peers.numbered(id); len(found) {
 	case 0:
-		return "", api.Errorf(api.CodeNotFound, "no device of this daemon is /dev/%s: 'holdfast list' shows those that there are", name)
+		return "", api.Errorf(api.CodeNotFound, "no device of this manager is /dev/%s: 'holdfast list' shows those that there are", name)
 	case 1:
 		return found[0], nil
 	default:

@@ -132,11 +132,11 @@ func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 func (m *Manager) serveLease(w http.ResponseWriter, r *http.Request, name string) {
 	consumer := r.PathValue("consumer")
 	if m.targets.watches(consumer) {
-		replyError(w, api.Errorf(api.CodeInvalid, "consumer %q: the daemon itself sees what that target does", consumer))
+		replyError(w, api.Errorf(api.CodeInvalid, "consumer %q: the manager itself sees what that target does", consumer))
 		return
 	}
 	if r.URL.Query().Has("target") {
-		replyError(w, api.Errorf(api.CodeInvalid, "leases of targets are the daemon's own"))
+		replyError(w, api.Errorf(api.CodeInvalid, "leases of targets are the manager's own"))
 		return
 	}
 	m.forward(w, r, name)

@@ -147,7 +147,7 @@ func (o *roll) ended() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.failed == nil && o.m.alive.Err() != nil {
-		o.failed = errors.New("the daemon ends")
+		o.failed = errors.New("the manager ends")
 	}
 	return o.failed
 }

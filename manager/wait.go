@@ -40,7 +40,7 @@ func (m *Manager) Wait(ctx context.Context, name string, states []string) (*api.
 		case dev == nil && !m.peers.busy(name):
 			return nil, api.Errorf(api.CodeNotFound, "there is no device %q", name)
 		case ending:
-			return nil, api.Errorf(api.CodeStopping, "the daemon has ended while device %q was %s", name, state)
+			return nil, api.Errorf(api.CodeStopping, "the manager has ended while device %q was %s", name, state)
 		}
 		select {
 		case <-changed:

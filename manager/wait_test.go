@@ -43,7 +43,7 @@ func TestWait(t *testing.T) {
 		t.Errorf("live: %+v", w)
 	}
 	if w := f.inTime(f.wait("ublkb0", api.StateLive)); w.err != nil || w.dev.Name != "v" {
-		t.Errorf("by the kernel's name: %+v", w)
+		t.Errorf("by the kernel's name: %+v, %v", w, w.err)
 	}
 	wantCode(t, f.inTime(f.wait("u", api.StateLive)).err, api.CodeNotFound)
 	wantCode(t, f.inTime(f.wait("v", "alive")).err, api.CodeInvalid)

@@ -273,13 +273,13 @@ func (d dir) daemon(options ...string) *exec.Cmd {
 	d.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait(); d.killServers() })
 	for deadline := time.Now().Add(time.Minute); d.holdfast("list").code != 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			d.t.Fatalf("the daemon does not answer: %s", d.read("log"))
+			d.t.Fatalf("the manager does not answer: %s", d.read("log"))
 		}
 	}
 	return cmd
 }
 
-// killServers kills the servers that a killed daemon has left, and waits for their ends.
+// killServers kills the servers that a killed manager has left, and waits for their ends.
 func (d dir) killServers() {
 	d.t.Helper()
 	entries, _ := os.ReadDir(d.file("run/devices"))

@@ -16,7 +16,7 @@ import (
 
 // The scripts hand the words so far to "holdfast __complete", which prints
 // ":files" or ":words" and then one candidate a line. So the knowledge of
-// commands and flags is in one place, and device names are the daemon's.
+// commands and flags is in one place, and device names are the manager's.
 const bashScript = `# bash completion for holdfast: source <(holdfast completion bash)
 _holdfast() {
     local cur=${COMP_WORDS[COMP_CWORD]} line kind=
@@ -269,7 +269,7 @@ var takesFile = map[string]bool{
 	"run-dir": true, "state-dir": true, "configfs": true, "scst-root": true,
 }
 
-// deviceNames asks the daemon, shortly: somebody's cursor is waiting.
+// deviceNames asks the manager, shortly: somebody's cursor is waiting.
 func deviceNames(runDir string) []string {
 	if runDir == "" {
 		runDir = api.DefaultRunDir

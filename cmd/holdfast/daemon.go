@@ -30,16 +30,16 @@ func daemonCommand() *cli.Command {
 		Name:  "daemon",
 		Usage: "manage this host's devices until a signal ends it",
 		Description: "Each device is served by a process of its own, holdfast-serve. Where systemd is there and\n" +
-			"knows holdfast-device@.service, it starts these, and they outlive the daemon however it ends.\n" +
-			"Elsewhere the daemon starts them, and SIGTERM or SIGINT ends them first: devices that nobody\n" +
+			"knows holdfast-device@.service, it starts these, and they outlive the manager however it ends.\n" +
+			"Elsewhere the manager starts them, and SIGTERM or SIGINT ends them first: devices that nobody\n" +
 			"uses are removed cleanly; those in use are reported and kept until released. A second\n" +
 			"signal removes them too: their I/O fails, their images are flushed and closed cleanly. One\n" +
-			"more ends the daemon at once, and no server. SIGUSR2 starts the daemon's program anew, in\n" +
+			"more ends the manager at once, and no server. SIGUSR2 starts the manager's program anew, in\n" +
 			"the same process, and touches no device.",
 		Flags: []cli.Flag{
 			runDirFlag(),
 			&cli.StringFlag{Name: "state-dir", Usage: "`DIR` that remembers devices", Value: api.DefaultStateDir, EnvVars: []string{"HOLDFAST_STATE_DIR"}},
-			&cli.StringFlag{Name: "launcher", Usage: "who starts servers: systemd, fork (the daemon itself) or auto", Value: launcherAuto},
+			&cli.StringFlag{Name: "launcher", Usage: "who starts servers: systemd, fork (the manager itself) or auto", Value: launcherAuto},
 			&cli.StringFlag{Name: "serve-binary", Usage: "`FILE` of the program holdfast-serve, for --launcher fork", DefaultText: "beside this program", EnvVars: []string{"HOLDFAST_SERVE_BINARY"}},
 			&cli.StringFlag{Name: "metrics-listen", Usage: "serve figures for Prometheus on `HOST:PORT`"},
 			&cli.StringFlag{Name: "targets", Usage: "`KINDS` of targets to watch, of lio, scst and tgt; or none", DefaultText: "lio,scst,tgt"},
@@ -187,13 +187,13 @@ func chooseLauncher(ctx context.Context, name, program string, cfg manager.Confi
 	})
 }
 
-// manage runs the daemon to its end.
+// manage runs the manager to its end.
 func manage(cfg manager.Config, servers launch.Launcher) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	anew := make(chan os.Signal, 1)
 	signal.Notify(anew, syscall.SIGUSR2)
-	// A log whose reader died must not take the daemon with it, nor a closed terminal.
+	// A log whose reader died must not take the manager with it, nor a closed terminal.
 	signal.Ignore(syscall.SIGPIPE, syscall.SIGHUP)
 	before, err := succeedPredecessor()
 	if err != nil {
@@ -229,7 +229,7 @@ func manage(cfg manager.Config, servers launch.Launcher) error {
 	if _, ours := servers.(*launch.Fork); ours && starter.goesDown() {
 		return endServers(m, cfg.RunDir, signals, cfg.Log)
 	}
-	return nil // the servers go on: they are systemd's, or the next daemon's
+	return nil // the servers go on: they are systemd's, or the next manager's
 }
 
 // endServers ends the servers in order, while their devices' users are waited for. Each more signal

@@ -15,13 +15,13 @@ import (
 	"holdfast/ploop"
 )
 
-// queryLimit bounds a question to the daemon, which answers those at once.
+// queryLimit bounds a question to the manager, which answers those at once.
 const queryLimit = 30 * time.Second
 
 func client(c *cli.Context) *api.Client { return api.NewClient(runDir(c)) }
 
 // deviceClient is for questions and orders about one device: they go to its own server while there is
-// no daemon.
+// no manager.
 func deviceClient(c *cli.Context, name string) *api.Client {
 	d := client(c)
 	ctx, cancel := context.WithTimeout(c.Context, queryLimit)
@@ -34,7 +34,7 @@ func deviceClient(c *cli.Context, name string) *api.Client {
 	if _, err := server.Server(ctx); err != nil {
 		return d // whose error says what is missing
 	}
-	fmt.Fprintf(c.App.ErrWriter, "holdfast: the daemon is away (%s): the server of device %q answers\n", oneLine(err.Error()), name)
+	fmt.Fprintf(c.App.ErrWriter, "holdfast: the manager is away (%s): the server of device %q answers\n", oneLine(err.Error()), name)
 	return server
 }
 
@@ -153,7 +153,7 @@ const serialized = "\x00"
 func (f *fileNames) Serialize() string { return serialized }
 
 // imageRefs reads images as given by a user, and makes their paths absolute:
-// the daemon has another working directory.
+// the manager has another working directory.
 func imageRefs(args []string) ([]ploop.ImageRef, error) {
 	refs := make([]ploop.ImageRef, 0, len(args))
 	for _, a := range args {

@@ -12,7 +12,7 @@ import (
 func imageCommand() *cli.Command {
 	return &cli.Command{
 		Name: "image", Usage: "make, describe, check and convert image files",
-		Description: "These work on files, without a daemon. An image that is being served is refused,\n" +
+		Description: "These work on files, without a manager. An image that is being served is refused,\n" +
 			"except by info.",
 		Subcommands: []*cli.Command{imageCreateCommand(), imageInfoCommand(), imageMapCommand(), imageCheckCommand(), imageConvertCommand()},
 	}

@@ -81,7 +81,7 @@ func (d dir) clean(name string) {
 	}
 }
 
-// ends waits for a daemon's end and returns its exit code.
+// ends waits for a manager's end and returns its exit code.
 func (d dir) ends(cmd *exec.Cmd) int {
 	d.t.Helper()
 	ended := make(chan struct{})
@@ -92,7 +92,7 @@ func (d dir) ends(cmd *exec.Cmd) int {
 	case <-time.After(time.Minute):
 		cmd.Process.Signal(syscall.SIGQUIT)
 		<-ended
-		d.t.Fatalf("the daemon does not end:\n%s", d.read("log"))
+		d.t.Fatalf("the manager does not end:\n%s", d.read("log"))
 		return -1
 	}
 }
@@ -220,7 +220,7 @@ func TestKernelSIGTERM(t *testing.T) {
 	d.umount()
 }
 
-// TestKernelKilled: the users of a device whose server and daemon were killed see a pause, those
+// TestKernelKilled: the users of a device whose server and manager were killed see a pause, those
 // of one whose daemon was killed see nothing, and a stranger's in-use mark is not taken for ours.
 func TestKernelKilled(t *testing.T) {
 	needKernel(t)
@@ -263,7 +263,7 @@ func TestKernelKilled(t *testing.T) {
 	cmd = d.daemon()
 	d.until("the recovery", live)
 
-	// The daemon alone.
+	// The manager alone.
 	server := func(show map[string]any) any { return show["server"].(map[string]any)["pid"] }
 	before := server(d.object("show", "vol"))
 	cmd.Process.Kill()
@@ -273,13 +273,13 @@ func TestKernelKilled(t *testing.T) {
 		t.Errorf("%q", y)
 	}
 	d.umount()
-	if r := d.holdfast("show", "vol"); r.code != 0 || !strings.Contains(r.out, path) || !strings.Contains(r.errors, "the daemon is away") {
-		t.Errorf("without a daemon: %+v", r)
+	if r := d.holdfast("show", "vol"); r.code != 0 || !strings.Contains(r.out, path) || !strings.Contains(r.errors, "the manager is away") {
+		t.Errorf("without a manager: %+v", r)
 	}
 	cmd = d.daemon()
 	d.until("the adoption", live)
 	if pid := server(d.object("show", "vol")); pid != before {
-		t.Errorf("process %v serves it, and before the daemon's death %v did", pid, before)
+		t.Errorf("process %v serves it, and before the manager's death %v did", pid, before)
 	}
 	d.ok("remove", "vol")
 	d.clean("vol")

@@ -72,7 +72,7 @@ func warnOf(c *cli.Context, snap *api.Snapshot) {
 		warn("%s: %s; %s", quote(p.File), p.Reason, p.Advice)
 	}
 	if snap.Daemon.Stopping {
-		warn("the daemon is stopping, and waits for the devices to be released")
+		warn("the manager is stopping, and waits for the devices to be released")
 	}
 }
 

@@ -22,8 +22,8 @@ const (
 	exitOK          = 0
 	exitFailure     = 1
 	exitUsage       = 2
-	exitBusy        = 4 // in use: the device, or the daemon's directories
-	exitUnreachable = 5 // no daemon answers
+	exitBusy        = 4 // in use: the device, or the manager's directories
+	exitUnreachable = 5 // no manager answers
 	exitDriver      = 6 // the kernel cannot serve devices now
 	exitTimeUp      = 7 // what was waited for has not come
 )
@@ -108,7 +108,7 @@ const runDirName = "run-dir"
 // Flags are made anew for each command: cli keeps parsed values in them.
 
 func runDirFlag() *cli.StringFlag {
-	return &cli.StringFlag{Name: runDirName, Usage: "`DIR` of the daemon's control socket", Value: api.DefaultRunDir, EnvVars: []string{"HOLDFAST_RUN_DIR"}}
+	return &cli.StringFlag{Name: runDirName, Usage: "`DIR` of the manager's control socket", Value: api.DefaultRunDir, EnvVars: []string{"HOLDFAST_RUN_DIR"}}
 }
 
 // runDir is the run directory of a command; an empty variable is none.

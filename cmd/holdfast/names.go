@@ -19,7 +19,7 @@ type nodes struct {
 
 var thisMachine = nodes{"/sys", unix.Stat}
 
-// deviceName is how the daemon is to be asked for what a user calls a device: by its name, by
+// deviceName is how the manager is to be asked for what a user calls a device: by its name, by
 // the kernel's (ublkb0), or by a path that leads to its node, as those below /dev/disk do.
 func deviceName(arg string) (string, error) {
 	if !strings.Contains(arg, "/") {
@@ -36,7 +36,7 @@ func (n nodes) disk(path string) (string, error) {
 	var st unix.Stat_t
 	switch err := n.stat(path, &st); {
 	case errors.Is(err, unix.ENOENT) && filepath.Dir(filepath.Clean(path)) == "/dev" && diskNode.MatchString(filepath.Base(path)):
-		return filepath.Base(path), nil // for the daemon to know
+		return filepath.Base(path), nil // for the manager to know
 	case err != nil:
 		return "", fmt.Errorf("%q is neither a device's name nor the path of one: %w", path, err)
 	case st.Mode&unix.S_IFMT != unix.S_IFBLK:

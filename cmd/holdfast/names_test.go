@@ -42,7 +42,7 @@ func TestDeviceName(t *testing.T) {
 	}}
 	for path, want := range map[string]string{
 		"/dev/ublkb0": "ublkb0", "/dev/disk/by-uuid/1-2": "ublkb0", "./copy-of-a-node": "ublkb12",
-		"/dev/ublkb7": "ublkb7", "/dev//ublkb7": "ublkb7", // gone, and the daemon may know it
+		"/dev/ublkb7": "ublkb7", "/dev//ublkb7": "ublkb7", // gone, and the manager may know it
 	} {
 		if got, err := n.disk(path); got != want || err != nil {
 			t.Errorf("%s: %q, %v, want %q", path, got, err, want)

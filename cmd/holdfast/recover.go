@@ -41,7 +41,7 @@ func recoverCommand() *cli.Command {
 // recoverLimit bounds one attempt, which has bounds of its own.
 const recoverLimit = time.Minute
 
-// recoverSpec fills in what create's flags say of the death of the daemon.
+// recoverSpec fills in what create's flags say of the death of the device's server.
 func recoverSpec(c *cli.Context, spec *api.Spec) error {
 	if spec.RecoverTimeout = api.Duration(c.Duration("recover-timeout")); c.IsSet("recover-timeout") && spec.RecoverTimeout <= 0 {
 		return usagef("%s: --recover-timeout %v: want more than 0", commandName(c), time.Duration(spec.RecoverTimeout))

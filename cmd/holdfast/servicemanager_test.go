@@ -73,7 +73,7 @@ func (p *played) silent(word string, during func()) {
 	}
 }
 
-// TestServiceManager: a daemon that was started with a socket, a place for notifications and
+// TestServiceManager: a manager that was started with a socket, a place for notifications and
 // a watchdog uses all three, and leaves the socket to its owner.
 func TestServiceManager(t *testing.T) {
 	d, p := newDir(t), play(t)

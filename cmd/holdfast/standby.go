@@ -17,7 +17,7 @@ func attachCommand() *cli.Command {
 	return &cli.Command{
 		Name: "attach", Usage: "take a lease on a device for a consumer that can wait", ArgsUsage: "NAME",
 		Description: "While any consumer has a lease, and the standby check is on, errors of the device's storage are\n" +
-			"held instead of told. Targets that the daemon watches take their leases by themselves.",
+			"held instead of told. Targets that the manager watches take their leases by themselves.",
 		Flags:  []cli.Flag{consumerFlag(), runDirFlag()},
 		Action: leaseAction((*api.Client).Attach),
 	}
@@ -120,7 +120,7 @@ func told(c *cli.Context, before, after *api.Device) error {
 func standbyCheckCommand() *cli.Command {
 	return &cli.Command{
 		Name: "standby-check", Usage: "show or set the process-wide standby check", ArgsUsage: "[on|off|status]",
-		Description: "Nothing is held while it is off. A target that the daemon watches holds it on while it is there.\n" +
+		Description: "Nothing is held while it is off. A target that the manager watches holds it on while it is there.\n" +
 			"status, or nothing, shows it.",
 		Flags: []cli.Flag{jsonFlag(), runDirFlag()},
 		Action: func(c *cli.Context) error {

@@ -224,7 +224,7 @@ func TestStandbyByFiles(t *testing.T) {
 	if out, err := nobody("echo on >" + d.file("run/sys/"+value)); err == nil || !strings.Contains(out, "ermission denied") {
 		t.Errorf("nobody writes: %q, %v", out, err)
 	}
-	// A daemon that was killed leaves its tree; the next one replaces it.
+	// A manager that was killed leaves its tree; the next one replaces it.
 	daemon.Process.Kill()
 	daemon.Wait()
 	if out, err := exec.Command("cat", d.file("run/sys/"+check)).CombinedOutput(); err == nil {

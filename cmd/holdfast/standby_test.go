@@ -46,7 +46,7 @@ func latencyBuckets(at map[int]uint64) []uint64 {
 	return b
 }
 
-// standbyDaemon answers as a daemon does whose device vol is in standby, and notes what
+// standbyDaemon answers as a manager does whose device vol is in standby, and notes what
 // else than a question it is asked.
 type standbyDaemon struct {
 	dir  string
@@ -130,7 +130,7 @@ func (f *standbyDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	json.NewEncoder(w).Encode(answer)
 }
 
-// TestStandbyCommands: what each command asks the daemon for, and what it says then.
+// TestStandbyCommands: what each command asks the manager for, and what it says then.
 func TestStandbyCommands(t *testing.T) {
 	f := newStandbyDaemon(t)
 	cwd, err := filepath.Abs(".")
@@ -154,7 +154,7 @@ func TestStandbyCommands(t *testing.T) {
 		{"standby-check status", "", "on, held by hand, lio\n"},
 		{"standby-check on", `PUT /v1/standby-check {"on":true}`, "on, held by hand, lio\n"},
 		{"attach vol --consumer me", "PUT /v1/devices/vol/leases/me", ""},
-		{"attach --consumer=a/b vol", "PUT /v1/devices/vol/leases/a%2Fb", ""}, // for the daemon to refuse
+		{"attach --consumer=a/b vol", "PUT /v1/devices/vol/leases/a%2Fb", ""}, // for the manager to refuse
 		{"detach --consumer me vol", "DELETE /v1/devices/vol/leases/me", ""},
 		{"replace vol top", replace(`"image":{"path":"CWD/top"}`, `,"drain":"10s"`), "vol: level 1 is " + cwd + "/top; standby is off\n"},
 		{"replace --top vol /f --drain 1m", replace(`"image":{"path":"/f"}`, `,"drain":"1m0s"`), "vol: level 1 is /f; standby is off\n"},
@@ -188,7 +188,7 @@ func TestMarkWithoutStandby(t *testing.T) {
 	}
 }
 
-// TestCreateAsks: create's flags about standby, as the daemon gets them.
+// TestCreateAsks: create's flags about standby, as the manager gets them.
 func TestCreateAsks(t *testing.T) {
 	f := newStandbyDaemon(t)
 	for _, tt := range []struct {
@@ -219,7 +219,7 @@ func TestCreateAsks(t *testing.T) {
 	}
 }
 
-// TestStandbyRefusals: mistakes are seen before the daemon is asked, and its refusals
+// TestStandbyRefusals: mistakes are seen before the manager is asked, and its refusals
 // become exit codes.
 func TestStandbyRefusals(t *testing.T) {
 	t.Setenv("HOLDFAST_SERVE_BINARY", "/bin/true")
@@ -285,7 +285,7 @@ func TestStandbyRefusals(t *testing.T) {
 		}
 	}
 	if len(f.asked) > 0 {
-		t.Errorf("the daemon was asked %q", f.asked)
+		t.Errorf("the manager was asked %q", f.asked)
 	}
 	for _, tt := range []struct {
 		refuse api.Code
@@ -312,7 +312,7 @@ func TestStandbyRefusals(t *testing.T) {
 	for _, line := range []string{"standby v on", "standby v status", "standby-check status", "attach v --consumer c", "detach v --consumer c", "replace v f", "why v", "events", "events --follow", "wait v live", "wait v removed", "wait v live --timeout 1h", "standby v", "standby-check", "list -o name", "attr get a", "attr set a 1", "attr list"} {
 		var out, errs bytes.Buffer
 		if code := run(words("--run-dir /nowhere "+line), &out, &errs); code != exitUnreachable || strings.Count(errs.String(), "\n") != 1 {
-			t.Errorf("%s without a daemon: exit %d, %q", line, code, &errs)
+			t.Errorf("%s without a manager: exit %d, %q", line, code, &errs)
 		}
 	}
 }
@@ -337,7 +337,7 @@ func TestEventsJSON(t *testing.T) {
 	}
 }
 
-// TestFollowEnds: a daemon that goes away ends a reader with the code for that.
+// TestFollowEnds: a manager that goes away ends a reader with the code for that.
 func TestFollowEnds(t *testing.T) {
 	newStandbyDaemon(t)
 	var out, errs bytes.Buffer

@@ -80,7 +80,7 @@ func upgradeFailure(res *api.UpgradeResult) error {
 
 func stopCommand() *cli.Command {
 	return &cli.Command{
-		Name: "stop", Usage: "end all servers in order, and leave the daemon",
+		Name: "stop", Usage: "end all servers in order, and leave the manager",
 		Description: "Devices that nobody uses are removed cleanly, but persistent ones come back with the next boot. Those\n" +
 			"in use go on until their users have closed them.",
 		Flags: []cli.Flag{

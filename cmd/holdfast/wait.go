@@ -18,7 +18,7 @@ func waitCommand() *cli.Command {
 		Name: "wait", Usage: "wait until a device is in a state, and print it", ArgsUsage: "NAME STATE…",
 		Description: "States: " + strings.Join(api.States, ", ") + ";\n" +
 			"several, in several words or with commas, for any of them. Exit code 7: time is up.\n" +
-			"It goes on over a restart of the daemon.",
+			"It goes on over a restart of the manager.",
 		Flags: []cli.Flag{
 			&cli.DurationFlag{Name: "timeout", Usage: "for `TIME` at most; 0s: check once", DefaultText: "for ever"},
 			jsonFlag(), runDirFlag(),

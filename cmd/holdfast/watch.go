@@ -190,7 +190,7 @@ func whyCommand() *cli.Command {
 	}
 }
 
-// checkOf is the standby check, of which the run directory tells a part while there is no daemon.
+// checkOf is the standby check, of which the run directory tells a part while there is no manager.
 func checkOf(c *cli.Context, ctx context.Context) (*api.KeyInfo, error) {
 	snap, err := client(c).Brief(ctx)
 	if err == nil {

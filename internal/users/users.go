@@ -25,7 +25,7 @@ import (
 // It is a report, not a lock: somebody may come or go right after. What
 // decides is the kernel (TRY_STOP_DEV); this says the reason in words. An
 // unreadable piece of /proc or /sys is skipped, as processes vanish while one
-// looks and a daemon without full rights still sees the mounts. An error means
+// looks and a caller without full rights still sees the mounts. An error means
 // that there may be more: the mounts could not be read, or a process hangs.
 func Find(proc, sys string, disks map[int]string) (map[int][]api.User, error) {
 	s := userSearch{proc: proc, sys: sys,

@@ -25,7 +25,7 @@ func TestPatience(t *testing.T) {
 		{"signal", true, false, false, true, "second signal", []string{"stop-timeout", "synced"}},
 		{"time-out", false, false, false, true, "file systems are synced\"", []string{"second signal"}},
 		{"time-out, then a signal", false, false, true, true, "sync of file systems is not waited for", []string{"file systems are synced\""}},
-		{"time-out, and a daemon follows", false, true, false, false, "", []string{"second signal", "I/O fails"}},
+		{"time-out, and a manager follows", false, true, false, false, "", []string{"second signal", "I/O fails"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var log bytes.Buffer
