@@ -29,6 +29,8 @@ type driver interface {
 	close()
 }
 
+var _ driver = (*kernelDriver)(nil)
+
 // kernelDriver is the machine's.
 type kernelDriver struct {
 	stateDir string

@@ -9,6 +9,7 @@ import (
 	"holdfast/standby"
 )
 
+// errUnbalanced is returned when a holder gives the key back that does not hold it.
 var errUnbalanced = errors.New("the standby check is not held by this holder")
 
 // holders are those who hold the standby check, which is on while there is any.

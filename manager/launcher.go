@@ -17,6 +17,12 @@ type failureCounter interface {
 	Failed(name string) int
 }
 
+var (
+	_ adopter        = (*launch.Fork)(nil)
+	_ failureCounter = (*launch.Fork)(nil)
+	_ boots          = (*launch.Systemd)(nil)
+)
+
 // failures of a server's processes; 0 if the launcher doesn't count them.
 func failures(l launch.Launcher, name string) int {
 	if c, ok := l.(failureCounter); ok {

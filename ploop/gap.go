@@ -17,6 +17,8 @@ type ParentGap struct {
 	Stack      []string // the whole way up to Image, base first
 }
 
+var _ error = (*ParentGap)(nil)
+
 func (g *ParentGap) Error() string {
 	return fmt.Sprintf("%q has a parent, %q, by %q; the whole stack is, base first: %s", g.Image, g.Parent, g.Descriptor, bundle.Quote(g.Stack))
 }

@@ -6,10 +6,14 @@ import (
 	"time"
 )
 
-// What a device answers that can't do what it is told.
 var (
-	ErrAttached     = errors.New("the consumer has a lease already")
-	ErrNotAttached  = errors.New("the consumer has no lease")
+	// ErrAttached is returned by Attach when the consumer has a lease.
+	ErrAttached = errors.New("the consumer has a lease already")
+
+	// ErrNotAttached is returned by Detach when the consumer has none.
+	ErrNotAttached = errors.New("the consumer has no lease")
+
+	// ErrNotSupported is returned by Set when a fuse is off: the key, or STANDBY_EN.
 	ErrNotSupported = errors.New("standby is not supported here: the standby check is off, or no consumer has a lease")
 )
 

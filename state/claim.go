@@ -76,7 +76,7 @@ type ClaimedFile struct {
 	Write bool
 }
 
-// ErrClaimed is what every ClaimError is.
+// ErrClaimed is returned when a file belongs to another device: every ClaimError is it.
 var ErrClaimed = errors.New("the file belongs to another device")
 
 // ClaimError refuses a claim.
@@ -84,6 +84,8 @@ type ClaimError struct {
 	Path  string
 	Owner string // a device that has the file; "": could not be found out
 }
+
+var _ error = (*ClaimError)(nil)
 
 func (e *ClaimError) Error() string {
 	if e.Owner == "" {

@@ -13,27 +13,28 @@ import (
 
 // What can be wrong with the machine rather than with a call.
 var (
-	// ErrNoDriver: there is no control device.
+	// ErrNoDriver is returned by Open when there is no control device.
 	ErrNoDriver = errors.New("the kernel's ublk driver is not there: load it with `modprobe ublk_drv` (Linux 6.5 or later, CONFIG_BLK_DEV_UBLK)")
-	// ErrPermission: not root enough.
+	// ErrPermission is returned by Open, and by commands, when the kernel refuses this process.
 	ErrPermission = errors.New("not permitted: ublk devices need CAP_SYS_ADMIN and access to /dev/ublk-control")
-	// ErrIOUringDisabled: the sysctl kernel.io_uring_disabled or a seccomp filter.
+	// ErrIOUringDisabled is returned when the sysctl kernel.io_uring_disabled or a seccomp filter
+	// forbids io_uring.
 	ErrIOUringDisabled = uring.ErrDisabled
-	// ErrTooOld: no GET_FEATURES, or no io_uring that can defer task work.
+	// ErrTooOld is returned when the driver has no GET_FEATURES, or io_uring can't defer task work.
 	ErrTooOld = errors.New("this kernel's ublk driver is too old: Linux 6.5 or later is needed")
-	// ErrTooManyDevices: ADD_DEV was refused for the module parameter ublks_max.
+	// ErrTooManyDevices is returned when ADD_DEV is refused for the module parameter ublks_max.
 	ErrTooManyDevices = errors.New("the driver's limit of devices is reached: raise it in /sys/module/ublk_drv/parameters/ublks_max")
-	// ErrNoDevice: no device of that number.
+	// ErrNoDevice is returned by commands about a number that no device has.
 	ErrNoDevice = errors.New("no such device")
-	// ErrUnreleased: the driver takes the device for served, and its server is gone.
+	// ErrUnreleased is returned when the driver takes a device for served whose server is gone.
 	ErrUnreleased = errors.New("the server is gone, and the kernel has not released it")
-	// ErrExists: the number asked for is taken.
+	// ErrExists is returned when the number asked for is taken.
 	ErrExists = errors.New("a device of this number exists already")
-	// ErrClosed: the Control was closed.
+	// ErrClosed is returned by commands on a Control that was closed.
 	ErrClosed = errors.New("the control device was closed")
-	// ErrCommandsHang: what was asked of the device before has no answer yet.
+	// ErrCommandsHang is returned when what was asked of the device before has no answer yet.
 	ErrCommandsHang = errors.New("earlier commands have no answer from the kernel, perhaps as requests of the device hang in its storage")
-	// ErrStopped: the device's queues have ended.
+	// ErrStopped is returned by calls on a device whose queues have ended.
 	ErrStopped = errors.New("the device was stopped")
 )
 

@@ -13,11 +13,11 @@ import (
 	"holdfast/ublk/uring"
 )
 
-// ErrNotRecoverable: the device was made without recovery, or is another one than
-// the caller takes it for.
+// ErrNotRecoverable is returned by Recover when the device was made without recovery, or is
+// another one than the caller takes it for.
 var ErrNotRecoverable = errors.New("the device can't be taken over")
 
-// ErrOtherDisk is the second case: the device is as recoverable as before, by who has the right
+// ErrOtherDisk is returned in the second case: the device is as recoverable as before, by who has the right
 // one for it. It is an ErrNotRecoverable.
 var ErrOtherDisk = fmt.Errorf("%w from another disk", ErrNotRecoverable)
 

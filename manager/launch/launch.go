@@ -50,7 +50,7 @@ import (
 // Again is the exit code of a process that wants its successor at once.
 const Again = 75
 
-// ErrClosed is the error of a launcher that was closed.
+// ErrClosed is returned by calls on a launcher that was closed.
 var ErrClosed = errors.New("the launcher is closed")
 
 // A Launcher starts processes by their names and keeps them running. Its methods may be called at any time from

@@ -59,7 +59,8 @@ type Systemd struct {
 
 var _ Launcher = (*Systemd)(nil)
 
-// ErrAbsent is why systemd can't be the launcher of this host, now and later: it is not the init, or has no units.
+// ErrAbsent is returned by Detect when systemd can't be the launcher of this host, now and later: it
+// is not the init, or has no units.
 var ErrAbsent = errors.New("systemd can't keep servers here")
 
 // Detect says why systemd can't be the launcher here; nil if it can. Another error than ErrAbsent says that it

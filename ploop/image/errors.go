@@ -46,7 +46,8 @@ var (
 	// served.
 	ErrDiverged = errors.New("image is not the one that it is to replace, continued")
 
-	// ErrUnproven is returned when it may be, and nothing tells.
+	// ErrUnproven is returned when an image that is opened again may be another than was served,
+	// and nothing proves that it isn't.
 	ErrUnproven = errors.New("nothing tells whether this is the file that was served")
 )
 
@@ -60,6 +61,8 @@ type FormatError struct {
 	Want   string
 	Class  error // one of the Err values above
 }
+
+var _ error = (*FormatError)(nil)
 
 func (e *FormatError) Error() string {
 	at := ""
@@ -82,6 +85,8 @@ type IOError struct {
 	Offset int64 // -1: the whole file
 	Err    error
 }
+
+var _ error = (*IOError)(nil)
 
 func (e *IOError) Error() string {
 	if e.Offset < 0 {

@@ -20,10 +20,10 @@ import (
 	"holdfast/ublk"
 )
 
-// ErrBusy is Close's answer while somebody has the device open.
+// ErrBusy is returned by Close while somebody has the device open.
 var ErrBusy = errors.New("device is in use")
 
-// ErrStuck is Open's answer when the device could be neither started nor
+// ErrStuck is returned by Open when the device could be neither started nor
 // stopped: requests are under way in storage that doesn't answer. Its images
 // stay open and locked until the process ends.
 var ErrStuck = errors.New("device could not be started, and its storage holds it: the images stay locked until its server has ended")

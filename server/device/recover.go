@@ -28,7 +28,7 @@ type Recovery struct {
 	Force bool
 }
 
-// ErrNoFence is Open's answer when nothing can tell whether writes of the dead server are
+// ErrNoFence is returned by Open when nothing can tell whether writes of the dead server are
 // still on their way.
 var ErrNoFence = errors.New("writes of the dead server may still be under way, and nothing tells")
 

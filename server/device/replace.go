@@ -37,6 +37,7 @@ type Replace struct {
 // changeTime is how long Replace waits for another change of the files.
 const changeTime = 30 * time.Second
 
+// errRemoved is returned by calls on a device that is being closed, or was left.
 var errRemoved = errors.New("device is being removed")
 
 // Replace puts another file in the place of one of the device's, while its users wait.

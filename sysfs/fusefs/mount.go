@@ -17,7 +17,7 @@ import (
 	"holdfast/sysfs"
 )
 
-// ErrNoFUSE is Mount's answer where the kernel has no FUSE, or its module isn't
+// ErrNoFUSE is returned by Mount when the kernel has no FUSE, or its module isn't
 // loaded: modprobe fuse.
 var ErrNoFUSE = errors.New("this kernel has no FUSE (modprobe fuse?)")
 

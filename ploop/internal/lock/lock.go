@@ -7,7 +7,7 @@ import (
 	"sync"
 )
 
-// ErrOver says that a wait was ended.
+// ErrOver is returned by Lock when the wait was ended.
 var ErrOver = errors.New("stack is being succeeded by another")
 
 // Mutex is a lock whose wait can be ended. Who holds it may hang in dead

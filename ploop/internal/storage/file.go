@@ -46,6 +46,8 @@ type File interface {
 	Close() error
 }
 
+var _ File = (*OSFile)(nil)
+
 // OSFile is a file of the operating system, locked for as long as it is open.
 type OSFile struct {
 	plain.File
