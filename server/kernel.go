@@ -96,13 +96,14 @@ type openOptions struct {
 
 // thisKernel is the machine's own.
 type thisKernel struct {
-	log zerolog.Logger
-	mu  sync.Mutex
-	ctl *ublk.Control // nil until it could be opened
+	log    zerolog.Logger
+	served func(queues int) // may be nil
+	mu     sync.Mutex
+	ctl    *ublk.Control // nil until it could be opened
 }
 
 func newKernel(cfg *Config) *thisKernel {
-	return &thisKernel{log: cfg.Log}
+	return &thisKernel{log: cfg.Log, served: cfg.Served}
 }
 
 func (k *thisKernel) control() (*ublk.Control, error) {
@@ -132,6 +133,9 @@ func (k *thisKernel) open(ctx context.Context, spec api.Spec, o openOptions) (li
 		Known: o.known, Opened: o.opened, Added: o.added})
 	if err != nil {
 		return nil, err
+	}
+	if k.served != nil {
+		k.served(dev.Status().Queues)
 	}
 	return dev, nil
 }

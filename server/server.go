@@ -35,6 +35,8 @@ type Config struct {
 	Force, Depart <-chan struct{}
 	// Locked, if not nil, is called once the device is this server's.
 	Locked func()
+	// Served, if not nil, is called with the number of the device's queues once these are served.
+	Served func(queues int)
 	// Ready, if not nil, is called once the socket answers. pulse says for how long a queue has
 	// owed a sign of life.
 	Ready func(pulse func() time.Duration)

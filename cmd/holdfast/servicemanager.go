@@ -79,9 +79,9 @@ func (s *serviceManager) goesDown() bool {
 }
 
 // forServers is the environment of servers that this daemon starts: what a service manager told us is not
-// about them.
+// about them. They begin with one of Go's processors, and take what their devices need (server/process).
 func forServers() []string {
-	var env []string
+	env := []string{"GOMAXPROCS=1"}
 	for _, v := range os.Environ() {
 		switch name, _, _ := strings.Cut(v, "="); name {
 		case "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "GOMAXPROCS":

@@ -39,7 +39,7 @@ func Main(args []string) int {
 		fmt.Fprintln(os.Stderr, "holdfast-serve:", err)
 		return exitUsage
 	}
-	withoutHugePages(cfg.Log)
+	lean(cfg.Log)
 	tune()
 	return run(cfg, limit)
 }
@@ -111,6 +111,7 @@ func run(cfg server.Config, limit time.Duration) int {
 			cfg.Log.Warn().Msgf("memory pressure may stall the device if its images lie on this machine: %v", err)
 		}
 	}
+	cfg.Served = served
 	force, depart := make(chan struct{}), make(chan struct{})
 	cfg.Force, cfg.Depart = force, depart
 	notify := newNotifier(cfg.Log)
