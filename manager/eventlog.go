@@ -47,6 +47,20 @@ func (l *eventLog) add(e api.Event) {
 	}
 }
 
+// insert adds one that somebody was told of before this manager began, where it belongs by its time. Those of one device
+// stay in the order in which they come.
+func (l *eventLog) insert(e api.Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	i := len(l.ring)
+	for i > 0 && l.ring[i-1].Device != e.Device && l.ring[i-1].Time.After(e.Time) {
+		i--
+	}
+	if len(l.ring) < maxKept {
+		l.ring = slices.Insert(l.ring, i, e)
+	}
+}
+
 // subscribe gives what there is, and a reader of what comes after it.
 func (l *eventLog) subscribe() ([]api.Event, *eventReader) {
 	l.mu.Lock()

@@ -33,11 +33,12 @@ type events struct {
 	dirty bool
 }
 
-// position is how far a journal was read.
+// position is how far a journal was read, by this manager or one before it.
 type position struct {
 	Instance string `json:"instance"`
 	Seq      uint64 `json:"seq"`
 	done     uint64 // of these, those that hooks have been given
+	read     uint64 // how far this manager has read it: the ones before Seq are listed, and news to nobody
 }
 
 type positionsFile struct {
@@ -70,29 +71,40 @@ func (ev *events) position(name string) api.JournalQuery {
 	ev.posMu.Lock()
 	defer ev.posMu.Unlock()
 	if p := ev.pos[name]; p != nil {
-		return api.JournalQuery{Instance: p.Instance, Since: p.Seq}
+		return api.JournalQuery{Instance: p.Instance, Since: p.read}
 	}
 	return api.JournalQuery{}
 }
 
-// take adds an event that a server has told. fresh: it was not known; gap: events before it are
-// lost; at is how far the journal was read then.
-func (ev *events) take(name string, e api.Event) (fresh, gap bool, at uint64) {
+// taken is what became of an event.
+type taken struct {
+	fresh bool   // nobody has been told of it
+	known bool   // a manager before this one has told of it: it is only listed
+	gap   bool   // events before it are lost
+	at    uint64 // how far the journal was read then
+}
+
+// take adds an event that a server has told.
+func (ev *events) take(name string, e api.Event) taken {
 	e.Device = name
-	lost, at := ev.advance(name, &e)
+	lost, known, at := ev.advance(name, &e)
 	if lost > 0 {
 		ev.add(api.Event{Time: time.Now(), Device: name, Kind: api.EventMissed, Missed: lost, Message: fmt.Sprintf("%d events of the device are lost", lost)})
 	}
-	if e.Seq == 0 || e.Kind == api.EventJournal || e.Kind == api.EventMissed {
-		return lost > 0, lost > 0, at
+	switch {
+	case e.Seq == 0 || e.Kind == api.EventJournal || e.Kind == api.EventMissed:
+		return taken{fresh: lost > 0, gap: lost > 0, at: at}
+	case known:
+		ev.insert(e)
+		return taken{known: true, at: at}
 	}
 	ev.add(e)
-	return true, lost > 0, at
+	return taken{fresh: true, gap: lost > 0, at: at}
 }
 
-// advance moves a device's position past an event, and says how many before it are lost. An event that
-// is known loses its number.
-func (ev *events) advance(name string, e *api.Event) (lost, at uint64) {
+// advance moves a device's position past an event, and says how many before it are lost. known: a manager
+// before this one has had the event. One that this manager has had itself loses its number.
+func (ev *events) advance(name string, e *api.Event) (lost uint64, known bool, at uint64) {
 	ev.posMu.Lock()
 	defer ev.posMu.Unlock()
 	p := ev.pos[name]
@@ -108,20 +120,28 @@ func (ev *events) advance(name string, e *api.Event) (lost, at uint64) {
 		if p.Instance != "" {
 			lost = max(e.Missed, 1)
 		}
-		*p = position{Instance: e.Message, Seq: e.Missed}
+		*p = position{Instance: e.Message, Seq: e.Missed, read: e.Missed}
 	case e.Kind == api.EventJournal || e.Kind == api.EventMissed:
-		lost = e.Missed
-		p.Seq += e.Missed
+		lost = p.skip(p.read + e.Missed)
 	case e.Seq == 0:
-	case e.Seq <= p.Seq:
+	case e.Seq <= p.read:
 		e.Seq = 0
 	default:
-		if e.Seq > p.Seq+1 {
-			lost = e.Seq - p.Seq - 1
-		}
-		p.Seq = e.Seq
+		lost = p.skip(e.Seq - 1)
+		known = e.Seq <= p.Seq
+		p.read, p.Seq = e.Seq, max(p.Seq, e.Seq)
 	}
-	return lost, p.Seq
+	return lost, known, p.Seq
+}
+
+// skip says how many events up to a number are lost, when none of them is told any more.
+func (p *position) skip(to uint64) (lost uint64) {
+	if to > p.Seq {
+		lost = to - p.Seq
+		p.Seq = to
+	}
+	p.read = max(p.read, to)
+	return lost
 }
 
 // handled says that all events that were taken of a device have been given to its hooks.

@@ -258,22 +258,25 @@ func (ps *peers) allProblems() []api.Problem {
 // journal takes an event that a server has told.
 func (ps *peers) journal(p *peer, e api.Event) {
 	p.outdate()
-	fresh, gap, at := ps.events.take(p.name, e)
-	if fresh {
+	is := ps.events.take(p.name, e)
+	if is.known {
+		return
+	}
+	if is.fresh {
 		p.changed.Broadcast()
 		ps.changed.Broadcast()
 	}
-	if fresh && e.Kind == api.EventCreated {
+	if is.fresh && e.Kind == api.EventCreated {
 		ps.tasks.Go(func() { // one that its server has created by itself
 			if d := p.device(); d != nil && d.Path != "" {
 				ps.shortenTimeout(ps.alive, p.name, d.ID)
 			}
 		})
 	}
-	if fresh && e.Kind == api.EventReplaced {
+	if is.fresh && e.Kind == api.EventReplaced {
 		ps.tasks.Go(func() { p.ask(ps.alive); p.nudge() }) // see keepMounts
 	}
-	ps.hooks.take(p, e, gap, at)
+	ps.hooks.take(p, e, is.gap, is.at)
 	ps.events.handled(p.name)
 	ps.targets.nudge()
 }
