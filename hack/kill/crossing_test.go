@@ -57,7 +57,7 @@ func crossing(t *testing.T, way string) {
 		failed = append(failed, countRequests(t, "block_rq_error", disk))
 	}
 	files := writeFiles(t, dir, 2)
-	v := startFio(t, 8<<20, 4, disks...)
+	v := startFio(t, 8<<20, 4, 20, disks...)
 	files.advances(5)
 	model.advances(50)
 	s.writes(50, names...)

@@ -23,14 +23,17 @@ type verifier struct {
 }
 
 // startFio has fio write size bytes of each disk over and over, with so many requests at once, and read
-// all of it back.
-func startFio(t *testing.T, size, depth int, disks ...string) *verifier {
+// all of it back. rate bounds the writes a second on each disk, for those who need a processor beside it; 0: no bound.
+func startFio(t *testing.T, size, depth, rate int, disks ...string) *verifier {
 	t.Helper()
 	dir := t.TempDir() // it leaves the state of its verification in the working directory
 	v := &verifier{t: t, report: filepath.Join(dir, "report"), ended: make(chan struct{})}
 	args := []string{"--output-format=json", "--output=" + v.report, "--direct=1", "--ioengine=libaio", "--rw=randwrite", "--bsrange=4k-64k",
 		fmt.Sprintf("--iodepth=%d", depth), "--fsync=64", fmt.Sprintf("--size=%d", size), fmt.Sprintf("--io_size=%d", 1<<40), "--time_based", "--runtime=100000",
 		"--verify=crc32c", "--verify_fatal=1", "--verify_backlog=64", "--allow_file_create=0", "--serialize_overlap=1"}
+	if rate > 0 {
+		args = append(args, fmt.Sprintf("--rate_iops=%d,%d", rate, rate))
+	}
 	for _, disk := range disks {
 		args = append(args, "--name="+filepath.Base(disk), "--filename="+disk)
 	}
@@ -126,7 +129,7 @@ func TestFio(t *testing.T) {
 	g := threeDeltas(t, t.TempDir(), 64<<20, 43)
 	disk := s.ok(append([]string{"create", "fio"}, g.arguments()...)...)
 	requeued, failed := countRequests(t, "block_rq_requeue", disk), countRequests(t, "block_rq_error", disk)
-	v := startFio(t, 64<<20, 16, disk)
+	v := startFio(t, 64<<20, 16, 0, disk)
 	recovered := 0
 	for range kills {
 		s.writes(300, "fio")

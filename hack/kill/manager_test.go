@@ -13,24 +13,25 @@ import (
 )
 
 // TestManagerKilled: the manager is killed HOLDFAST_MANAGER_KILLS times, at any time, while fio writes to
-// eight devices and reads back what it wrote, and another one is in standby. No server notices.
+// HOLDFAST_MANAGER_DEVICES devices and reads back what it wrote, and another one is in standby. No server notices.
 func TestManagerKilled(t *testing.T) {
 	s := makeServer(t, "--targets", "none")
 	s.needServers()
-	kills := count(t, "HOLDFAST_MANAGER_KILLS", 20)
+	kills, devices := count(t, "HOLDFAST_MANAGER_KILLS", 50), count(t, "HOLDFAST_MANAGER_DEVICES", 3)
+	const depth, rate = 4, 20 // so that a manager starts within a second on an emulated machine
 	h := holdOn(s)
-	names, disks := s.createMany("fio", 8)
+	names, disks := s.createMany("fio", devices)
 	var failed []*tracepoint
 	for _, disk := range disks {
 		failed = append(failed, countRequests(t, "block_rq_error", disk), countRequests(t, "block_rq_requeue", disk))
 	}
 	s.ok("attach", names[0], "--consumer", "hand")
-	v := startFio(t, 8<<20, 4, disks...)
-	s.writes(300, names...)
+	v := startFio(t, 8<<20, depth, rate, disks...)
+	s.writes(100, names...)
 	quiet := v.end()
 
 	servers, standby, told := s.serverPIDs(), h.holds("held"), s.told()
-	v = startFio(t, 8<<20, 4, disks...)
+	v = startFio(t, 8<<20, depth, rate, disks...)
 	s.writes(50, names...)
 	var longest time.Duration
 	for range kills {
@@ -77,6 +78,9 @@ func TestManagerKilled(t *testing.T) {
 	for _, name := range names {
 		s.ok("remove", name)
 	}
+	// One that ends gives its lock back, which the dead storage can't.
+	s.killServer("held")
+	h.waitsForStorage()
 	h.finish()
 }
 

@@ -387,9 +387,11 @@ func output(name string, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// wait calls f until it returns nil, or returns its last error.
+// wait calls f until it returns nil, or returns its last error. Two thirds of the time it leaves to those who
+// are waited for.
 func wait(timeout time.Duration, f func() error) error {
-	for deadline := time.Now().Add(timeout); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(timeout); ; {
+		began := time.Now()
 		err := f()
 		if err == nil {
 			return nil
@@ -397,6 +399,7 @@ func wait(timeout time.Duration, f func() error) error {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("not within %v: %w", timeout, err)
 		}
+		time.Sleep(max(10*time.Millisecond, 2*time.Since(began)))
 	}
 }
 

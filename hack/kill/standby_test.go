@@ -44,20 +44,26 @@ func TestStandbyWithoutStorage(t *testing.T) {
 	for range h.kills {
 		h.kill()
 		h.start()
-		var d *api.Device
-		must(t, wait(time.Minute, func() error {
-			var err error
-			if d, err = h.client.Device(t.Context(), "held"); err == nil && d.Problem == "" {
-				err = fmt.Errorf("%s is told no problem", d.State)
-			}
-			return err
-		}))
-		if d.State != api.StateRecovering || !slices.Equal(d.Standby.Consumers, []string{"test"}) {
-			t.Errorf("the device is %s: %s; leases %q", d.State, d.Problem, d.Standby.Consumers)
-		}
+		h.waitsForStorage()
 		h.checkIsOn()
 	}
 	h.finish()
+}
+
+// waitsForStorage waits until the device's new server says that it can't open the image.
+func (h *held) waitsForStorage() {
+	h.t.Helper()
+	var d *api.Device
+	must(h.t, wait(time.Minute, func() error {
+		var err error
+		if d, err = h.client.Device(h.t.Context(), "held"); err == nil && d.Problem == "" {
+			err = fmt.Errorf("%s is told no problem", d.State)
+		}
+		return err
+	}))
+	if d.State != api.StateRecovering || !slices.Equal(d.Standby.Consumers, []string{"test"}) {
+		h.t.Errorf("the device is %s: %s; leases %q", d.State, d.Problem, d.Standby.Consumers)
+	}
 }
 
 // held is a device in standby: its storage is dead, and it has a consumer.

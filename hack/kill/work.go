@@ -18,6 +18,7 @@ type Work struct {
 	reads, writes, zeroed, discards, flushes atomic.Uint64
 
 	longest atomic.Int64 // of an operation, in nanoseconds
+	rest    atomic.Int64 // of a worker after each operation, in nanoseconds
 }
 
 // Area is what a load keeps to, and what it does there.
@@ -51,14 +52,19 @@ func (m *Model) Start(d Disk, workers int, a Area) *Work {
 				took := int64(time.Since(began))
 				for old := w.longest.Load(); took > old && !w.longest.CompareAndSwap(old, took); old = w.longest.Load() {
 				}
+				rest := time.Duration(w.rest.Load())
 				if n, _ := m.Errors(); n != 0 {
-					time.Sleep(10 * time.Millisecond) // errors may come at once, and for ever
+					rest = max(rest, 10*time.Millisecond) // errors may come at once, and for ever
 				}
+				time.Sleep(rest)
 			}
 		}()
 	}
 	return w
 }
+
+// Rest has each worker rest after an operation, and leave the processors to what is tested beside it.
+func (w *Work) Rest(d time.Duration) { w.rest.Store(int64(d)) }
 
 // Stop waits for the operations under way.
 func (w *Work) Stop() {
