@@ -22,7 +22,7 @@ type fakeHost struct {
 	run, stateDir string
 	boot          string
 
-	mu       sync.Mutex
+	mu       sync.Mutex             // may be taken with a server's, and never the other way round
 	servers  map[string]*fakeServer // that have a process
 	wanted   map[string]bool
 	binaries map[string]string
@@ -46,6 +46,8 @@ type fakeHost struct {
 	scans    int
 	scanHold chan struct{}
 	notReady error
+	hasErr   error  // of the driver, when it is asked for a device
+	hasAsked func() // is called then
 }
 
 func newFakeHost(t *testing.T, run, stateDir string) *fakeHost {
@@ -81,13 +83,9 @@ func (h *fakeHost) server(name string) *fakeServer {
 	var s *fakeServer
 	waitFor(h.t, "the server of "+name, func() bool {
 		h.mu.Lock()
-		defer h.mu.Unlock()
-		if s = h.servers[name]; s == nil {
-			return false
-		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.http != nil // it has read what the one before left
+		s = h.servers[name]
+		h.mu.Unlock()
+		return s != nil && s.listens() // it has read what the one before left
 	})
 	return s
 }
@@ -230,9 +228,23 @@ func (h *fakeHost) ready() error {
 
 func (h *fakeHost) has(ctx context.Context, rec *state.Record) (bool, error) {
 	h.mu.Lock()
+	asked := h.hasAsked
+	h.mu.Unlock()
+	if asked != nil {
+		asked()
+	}
+	h.mu.Lock()
+	err := h.hasErr
+	h.mu.Unlock()
+	return err == nil && h.hasDisk(rec), err
+}
+
+// hasDisk is what a server of the device finds in the driver.
+func (h *fakeHost) hasDisk(rec *state.Record) bool {
+	h.mu.Lock()
 	defer h.mu.Unlock()
 	d, ok := h.disks[rec.ID]
-	return ok && d == rec.Disk(h.stateDir), nil
+	return ok && d == rec.Disk(h.stateDir)
 }
 
 func (h *fakeHost) ours(context.Context) (all []state.Disk, err error) {

@@ -118,7 +118,7 @@ func (s *fakeServer) load() {
 		return
 	}
 	s.rec = rec
-	there, _ := s.h.has(context.Background(), rec)
+	there := s.h.hasDisk(rec)
 	if !there && !rec.Spec.Persist {
 		return // lost
 	}
@@ -213,6 +213,12 @@ func (s *fakeServer) silence() {
 	if s.hold == nil {
 		s.hold = make(chan struct{})
 	}
+}
+
+func (s *fakeServer) listens() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.http != nil
 }
 
 // requests are how many have come.
