@@ -11,25 +11,30 @@ import (
 )
 
 // adopt has the launcher keep a server that another manager has started, or starts one for a device
-// that needs it. It is the first thing that is done for each peer.
-func (p *peer) adopt(ctx context.Context) {
+// that needs it. It is the first thing that is done for each peer. false: which process that is can't be told yet.
+func (p *peer) adopt(ctx context.Context) bool {
+	before := p.observation()
 	pid, held := state.Probe(p.all.cfg.RunDir, p.name)
 	launcher, forks := p.all.cfg.Launcher.(adopter)
 	if held {
-		p.newServer(ctx, pid)
-		if !forks || pid == 0 {
-			return
+		p.newServer(ctx, pid, &before)
+		if !forks {
+			return true
+		}
+		if pid = p.observation().pid; pid == 0 {
+			return false
 		}
 		if err := launcher.Adopt(p.name, pid); err != nil {
 			p.all.log.Warn().Err(err).Str("device", p.name).Msg("its server goes on, and is not started again when it ends")
 		}
-		return
+		return true
 	}
-	p.recall(ctx)
+	p.absent(ctx, &before)
 	if o := p.observation(); o.rec != nil && !p.all.stopped.Load() && needsServer(o.rec, o.inDriver, forks) {
 		p.set(func(o *observation) { o.wanted = true })
 		p.launch(ctx)
 	}
+	return true
 }
 
 // needsServer says of a device without one, at the manager's start, whether it is to have one: its
@@ -94,15 +99,8 @@ func (p *peer) ensure(ctx context.Context) error {
 		case api.ServerUp:
 			return nil
 		case api.ServerSilent:
-			left := p.patience()
-			if left <= 0 {
-				return p.unreachable()
-			}
-			select {
-			case <-changed:
-			case <-time.After(left):
-			case <-ctx.Done():
-				return p.unreachable()
+			if err := p.awaitAnswer(ctx); err != nil {
+				return err
 			}
 			continue
 		case api.ServerDying:
@@ -132,13 +130,14 @@ func (p *peer) ensure(ctx context.Context) error {
 			// One that was about to end may have been there yet.
 			start = p.state() == api.ServerNone || p.state() == api.ServerStarting
 		case <-ctx.Done():
-			return api.Errorf(api.CodeUnreachable, "the server of device %q was started and does not answer: its log says why: %w", p.name, ctx.Err())
+			return api.Errorf(api.CodeUnreachable, "the server of device %q was started, and has not answered within %v: its log says why, if the host isn't just busy: %w", p.name, p.all.cfg.pace.start, ctx.Err())
 		}
 	}
 }
 
 // patience is how long a command still waits for a silent server to answer, which one on a busy host may do
-// late: one that is starting as long as for its start, and another one for some questions, since it fell silent.
+// late: one that is starting as long as for its start, and another one as long as for the answer to a question, since
+// it fell silent.
 func (p *peer) patience() time.Duration {
 	o := p.observation()
 	now := p.all.cfg.now()
@@ -146,13 +145,30 @@ func (p *peer) patience() time.Duration {
 		return p.all.cfg.pace.start - starting
 	}
 	if silent := now.Sub(o.since); silent >= 0 {
-		return silentPatience*p.all.cfg.pace.ask - silent
+		return p.all.cfg.pace.answer - silent
 	}
 	return 0
 }
 
-// silentPatience is how many times [pace.ask] it is.
-const silentPatience = 5
+// awaitAnswer waits while the server is silent, as long as a command does.
+func (p *peer) awaitAnswer(ctx context.Context) error {
+	for {
+		changed := p.changed.Next()
+		left := p.patience()
+		switch {
+		case p.state() != api.ServerSilent:
+			return nil
+		case left <= 0:
+			return p.unreachable()
+		}
+		select {
+		case <-changed:
+		case <-time.After(left):
+		case <-ctx.Done():
+			return p.unreachable()
+		}
+	}
+}
 
 // unreachable says why the device's server can't be asked now.
 func (p *peer) unreachable() *api.Error {

@@ -48,12 +48,13 @@ func (m *Manager) Create(ctx context.Context, spec api.Spec) (*api.Device, error
 	}
 	// It is as of now: who asked meanwhile was told of a device that is being created.
 	p.answered(m.peers.question(), nil, dev)
+	made := p.device()
 	m.peers.shortenTimeout(ctx, p.name, dev.ID) // before anybody is told of the device
 	if err := errors.Join(m.cfg.Launcher.Mounts(ctx, spec.Name, paths), m.cfg.Launcher.Enable(ctx, spec.Name, spec.Persist)); err != nil {
 		m.log.Error().Err(err).Str("device", spec.Name).Msg("it is served, and may not be after the next boot")
 	}
-	if d := p.device(); d != nil {
-		return d, nil
+	if made != nil {
+		return made, nil
 	}
 	return dev, nil
 }
@@ -120,7 +121,7 @@ func checkHooks(ctx context.Context, spec *api.Spec) error {
 		select {
 		case err = <-seen:
 		case <-ctx.Done():
-			err = fmt.Errorf("its storage doesn't answer: %w", ctx.Err())
+			err = fmt.Errorf("its storage has not answered within %v: %w", hookLook, ctx.Err())
 		}
 		cancel()
 		if err != nil {

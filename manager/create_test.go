@@ -41,9 +41,6 @@ func TestCreateWaitsForServer(t *testing.T) {
 // when it answers.
 func TestCommandOutwaitsSilence(t *testing.T) {
 	f := newFixture(t)
-	f.stop()
-	f.pace.ask *= 20 // for the silence: it is ended before it has been so long
-	f.start()
 	f.create("v", "i")
 	v := f.h.server("v")
 	f.m.peers.get("v").set(func(o *observation) { o.state = api.ServerSilent })

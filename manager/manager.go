@@ -50,7 +50,7 @@ type Config struct {
 // pace is how fast things are done.
 type pace struct {
 	ask    time.Duration // see askTime
-	answer time.Duration // until a question is given up, whose answer nobody waits for any more
+	answer time.Duration // until a question is given up; so long a command waits for a server that is silent
 	check  time.Duration // between two looks at a server that is up
 	retry  time.Duration // and at one that isn't
 	start  time.Duration // until a server that was started must answer
@@ -212,7 +212,7 @@ func (m *Manager) Info() api.DaemonInfo {
 // closeWait bounds the wait for what the manager does in the background, and answerWait that for answers.
 const (
 	closeWait  = 5 * time.Second
-	answerWait = 500 * time.Millisecond
+	answerWait = 2 * time.Second
 )
 
 // Close ends the manager, and no server.
@@ -241,7 +241,7 @@ func (m *Manager) Close() {
 		select {
 		case <-done:
 		case <-time.After(closeWait):
-			m.log.Warn().Msg("something that this manager does in the background hangs, and is not waited for")
+			m.log.Warn().Msgf("what this manager does in the background has not ended within %v, and is not waited for", closeWait)
 		}
 		if m.owned {
 			os.Remove(m.SocketPath())

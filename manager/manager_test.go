@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,12 +29,14 @@ type fixture struct {
 	served  chan error
 	targets []string
 	now     func() time.Time
+	ahead   atomic.Int64 // of the time, in nanoseconds: the manager's clock, unless there is now
 	pace    pace
 }
 
-// testPace is quick, but that what a test waits for in vain takes its time.
-var testPace = pace{ask: 300 * time.Millisecond, answer: 3 * time.Second, check: 20 * time.Millisecond, retry: 20 * time.Millisecond, start: 20 * time.Second,
-	save: 10 * time.Millisecond, scan: 10 * time.Millisecond, again: 20 * time.Millisecond, serve: 10 * time.Second}
+// testPace is quick where something is done again and again, and patient where something is waited for: on a host that
+// is busy everything comes late. Who wants an end of patience sets the manager's clock (ahead).
+var testPace = pace{ask: askTime, answer: 30 * time.Second, check: 50 * time.Millisecond, retry: 20 * time.Millisecond, start: 30 * time.Second,
+	save: 50 * time.Millisecond, scan: 50 * time.Millisecond, again: 20 * time.Millisecond, serve: 60 * time.Second}
 
 func newFixture(t *testing.T) *fixture {
 	dir, err := os.MkdirTemp("", "m") // short: there are sockets in it
@@ -56,6 +59,9 @@ func (f *fixture) config() Config {
 	cfg := Config{RunDir: f.run(), StateDir: f.stateDir(), Version: "test", Build: "test", Targets: f.targets, NoTree: true, Log: zerolog.Nop(),
 		TargetRoots: target.Roots{Configfs: filepath.Join(f.dir, "config"), Sys: filepath.Join(f.dir, "none"), Number: f.number},
 		sys:         f.dir, driver: f.h, find: f.h.find, dying: f.h.dying, now: f.now, pace: f.pace}
+	if f.now == nil {
+		cfg.now = func() time.Time { return time.Now().Add(time.Duration(f.ahead.Load())) }
+	}
 	cfg.Launcher = adopting{f.h}
 	cfg.exe = func(pid int) string {
 		if pid > 5_000_000 { // a made-up one

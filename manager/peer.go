@@ -2,11 +2,8 @@ package manager
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"holdfast/api"
 	"holdfast/internal/cond"
@@ -46,11 +43,13 @@ type observation struct {
 	report   *api.Device // what it said of the device, nil: it said that there is none
 	question             // that was the answer to
 	asOf     time.Time   // when it answered; zero: nothing was said by this server
+	heard    int         // how often any server of the device has answered
 	dated    time.Time   // when something happened that an answer to an earlier question doesn't show
 
 	rec      *state.Record // without a server: the device's, nil: none
 	inDriver bool          // which waits in the driver
-	looked   bool          // these two are known
+	unsure   string        // why that is not known now; "": it is
+	looked   bool          // these were asked for
 
 	ending   int       // the process that has removed the device, and is about to end; 0: none
 	launched time.Time // when it was last told to start; zero: it was not
@@ -60,9 +59,10 @@ type observation struct {
 	mounts []string // where its images are, as the launcher was told
 }
 
-func newPeer(all *peers, name string) *peer {
+func newPeer(all *peers, name string, rec *state.Record) *peer {
 	p := &peer{name: name, all: all, client: api.NewServerClient(all.cfg.RunDir, name), wake: make(chan struct{}, 1), first: make(chan struct{}), turn: make(chan struct{}, 1)}
-	p.seen.state, p.seen.since = api.ServerNone, all.cfg.now()
+	p.seen.state, p.seen.since, p.seen.rec = api.ServerNone, all.cfg.now(), rec
+	p.seen.inDriver = rec != nil && rec.BootID == all.boot && rec.ID >= 0 // until it is looked at
 	return p
 }
 
@@ -71,13 +71,16 @@ const firstPause = 20 * time.Millisecond
 
 // run watches the server until the device is gone.
 func (p *peer) run(ctx context.Context) {
-	p.adopt(ctx)
+	adopted := p.adopt(ctx)
 	pause := firstPause
 	var looked sync.Once
 	for ctx.Err() == nil {
 		was := p.state()
 		p.observe(ctx)
 		looked.Do(func() { close(p.first) })
+		if !adopted {
+			adopted = p.adopt(ctx)
+		}
 		if p.due(ctx) {
 			_ = p.launch(ctx) // which is shown
 		}
@@ -161,20 +164,19 @@ func (p *peer) set(change func(o *observation)) {
 // observe looks at the server. One that is up and has not ended is left alone: who wants to
 // know more asks it.
 func (p *peer) observe(ctx context.Context) {
+	before := p.observation()
 	pid, held := state.Probe(p.all.cfg.RunDir, p.name)
 	switch {
 	case !held:
-		p.absent(ctx)
+		p.absent(ctx, &before)
 	case p.all.cfg.dying(pid):
-		p.newServer(ctx, pid)
+		p.newServer(ctx, pid, &before)
 		p.set(func(o *observation) { o.state, o.pid, o.wrong = api.ServerDying, pid, "" })
 	case p.isEnding(pid):
 	default:
-		p.mu.Lock()
-		same := p.seen.state == api.ServerUp && p.seen.pid == pid
-		p.mu.Unlock()
+		same := before.state == api.ServerUp && before.pid == pid
 		if !same {
-			p.newServer(ctx, pid)
+			p.newServer(ctx, pid, &before)
 		}
 		if !same && p.inquiries(pid, 0) == 0 {
 			p.ask(ctx)
@@ -200,24 +202,36 @@ func (p *peer) removed() {
 	p.nudge()
 }
 
-// newServer notes whose lock it is. What another process said before counts no more.
-func (p *peer) newServer(ctx context.Context, pid int) {
+// newServer notes whose lock it is. What another process said before counts no more: the record tells, until
+// this one does. There is no moment between the two, in which nothing would be known of the device. Nor does it undo
+// what a server has said since before, when the lock had not been looked at.
+func (p *peer) newServer(ctx context.Context, pid int, before *observation) {
 	p.mu.Lock()
-	o := &p.seen
-	if o.pid != pid {
-		o.pid, o.info, o.report, o.asOf, o.looked = pid, api.ServerInfo{}, nil, time.Time{}, false
+	if pid == 0 { // it can't be told, so the server is to tell
+		p.seen.info, pid = api.ServerInfo{}, p.seen.pid
 	}
-	known := o.looked || !o.asOf.IsZero()
+	known := p.seen.pid == pid && (p.seen.looked || !p.seen.asOf.IsZero())
 	p.mu.Unlock()
-	if !known {
-		p.recall(ctx)
+	if known {
+		return
 	}
+	recalled := p.recall(ctx)
+	p.set(func(o *observation) {
+		recalled(o)
+		if o.pid != pid && o.heard == before.heard {
+			o.pid, o.info, o.report, o.asOf = pid, api.ServerInfo{}, nil, time.Time{}
+		}
+	})
 }
 
-// absent notes that there is no server.
-func (p *peer) absent(ctx context.Context) {
-	p.recall(ctx)
+// absent notes that there was no server, unless one has come and answered since before.
+func (p *peer) absent(ctx context.Context, before *observation) {
+	recalled := p.recall(ctx)
 	p.set(func(o *observation) {
+		if o.heard != before.heard {
+			return
+		}
+		recalled(o)
 		o.state = api.ServerNone
 		if since := p.all.cfg.now().Sub(o.launched); !o.launched.IsZero() && since >= 0 && since < p.all.cfg.pace.start {
 			o.state = api.ServerStarting
@@ -226,136 +240,26 @@ func (p *peer) absent(ctx context.Context) {
 	})
 }
 
-// recall finds out what the record and the driver say of the device.
-func (p *peer) recall(ctx context.Context) {
+// recall finds out what the record and the driver say of the device, and gives the change of the observation.
+func (p *peer) recall(ctx context.Context) (change func(o *observation)) {
 	rec, _, err := p.all.records.ReadOne(p.name)
+	if err != nil {
+		return func(o *observation) { o.unsure, o.looked = err.Error(), true } // what was known stays
+	}
 	there := false
-	if err == nil && rec != nil && rec.BootID == p.all.boot && rec.ID >= 0 {
+	if rec != nil && rec.BootID == p.all.boot && rec.ID >= 0 {
 		ctx, cancel := context.WithTimeout(ctx, p.all.cfg.pace.ask)
-		there, err = p.all.cfg.driver.has(ctx, rec)
-		cancel()
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	o := &p.seen
-	o.rec, o.looked = rec, true
-	if err == nil {
-		o.inDriver = there
-	} else {
-		o.wrong = err.Error() // and what was known of the driver stays
-	}
-}
-
-// ask has the server say what there is of its device, and waits for a bounded time. What it doesn't
-// say says something, too: it is silent. Its answer is still taken in when it comes, since on a machine
-// that is busy enough none comes in time.
-func (p *peer) ask(ctx context.Context) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		p.inquire()
-	}()
-	late := time.NewTimer(p.all.cfg.pace.ask)
-	defer late.Stop()
-	select {
-	case <-done:
-	case <-ctx.Done():
-	case <-late.C:
-		p.quiet(p.observation().pid)
-	}
-}
-
-// quiet notes that a process doesn't answer.
-func (p *peer) quiet(pid int) {
-	state := api.ServerSilent
-	if p.all.cfg.dying(pid) {
-		state = api.ServerDying
-	}
-	p.set(func(o *observation) {
-		if o.pid == pid {
-			o.state = state
-		}
-	})
-}
-
-// inquire asks the server for as long as anybody may wait for its answer.
-func (p *peer) inquire() {
-	ctx, cancel := context.WithTimeout(p.all.life, p.all.cfg.pace.answer)
-	defer cancel()
-	q := p.all.question()
-	o := p.observation()
-	p.inquiries(o.pid, 1)
-	defer p.inquiries(o.pid, -1)
-	info, err := &o.info, error(nil)
-	if info.PID == 0 {
-		info, err = p.client.Server(ctx)
-	}
-	var dev *api.Device
-	if err == nil {
-		dev, err = p.client.BriefDevice(ctx, p.name)
-	}
-	switch {
-	case p.observation().pid != o.pid: // there is another process by now
-	case err == nil || api.CodeOf(err) == api.CodeNotFound:
-		p.answered(q, info, dev)
-	case p.all.life.Err() != nil:
-	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED):
-		p.set(func(o *observation) {
-			if o.state != api.ServerDying {
-				o.state = api.ServerStarting
-			}
-		})
-	case api.CodeOf(err) == api.CodeUnreachable && ctx.Err() == nil && !errors.Is(err, unix.EAGAIN):
-		p.nudge() // it has hung up: most likely it has ended
-	default:
-		p.quiet(o.pid)
-	}
-}
-
-// inquiries counts the questions that a process has not answered, and says how many these are. Those to
-// another process before it count no more.
-func (p *peer) inquiries(pid, more int) int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.askedPID != pid {
-		if more <= 0 {
-			return 0
-		}
-		p.askedPID, p.unanswered = pid, 0
-	}
-	p.unanswered = max(p.unanswered+more, 0)
-	return p.unanswered
-}
-
-// answered takes in what a server has said; dev nil: there is no device. Of two answers the one
-// that was asked for later counts.
-func (p *peer) answered(q question, info *api.ServerInfo, dev *api.Device) {
-	p.set(func(o *observation) {
-		if o.ending != 0 && o.ending == o.pid {
-			return // it was asked before it removed the device
-		}
-		o.state, o.wrong, o.launched, o.looked = api.ServerUp, "", time.Time{}, false
-		if info != nil {
-			o.info = *info
-			if o.pid == 0 {
-				o.pid = info.PID
+		defer cancel()
+		if there, err = p.all.cfg.driver.has(ctx, rec); err != nil {
+			return func(o *observation) {
+				if o.rec == nil || o.rec.ID != rec.ID {
+					o.inDriver = true // until the driver says that it isn't
+				}
+				o.rec, o.unsure, o.looked = rec, "what the driver has of it is not known: "+err.Error(), true
 			}
 		}
-		if q.asked.Before(o.asked) && !o.asOf.IsZero() && q.asked.Add(time.Hour).After(o.asked) {
-			return // by less than a clock is set back
-		}
-		o.report, o.question, o.asOf = dev, q, p.all.cfg.now()
-	})
-	p.all.targets.nudge()
-}
-
-// look is the device as it is now: from a server that is up, or else from what is known of it. nil:
-// there is none.
-func (p *peer) look(ctx context.Context) *api.Device {
-	if p.state() == api.ServerUp {
-		p.ask(ctx)
 	}
-	return p.device()
+	return func(o *observation) { o.rec, o.inDriver, o.unsure, o.looked = rec, there, "", true }
 }
 
 // follow sees to it that the server's events are read.

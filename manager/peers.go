@@ -77,9 +77,11 @@ func (ps *peers) watch(ctx context.Context) {
 // deviceName is what a device's directory may be called; other things there are somebody else's.
 var deviceName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$`)
 
-// settle waits until all that there are have been looked at, for as long as a server may take to answer.
+// settle waits until all that there are have been looked at: who asks at once is not to be told of devices without
+// servers. A server that doesn't answer is waited for as long as a question takes, and the rest of the bound is for
+// a host that is busy.
 func (ps *peers) settle(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, ps.cfg.pace.ask)
+	ctx, cancel := context.WithTimeout(ctx, ps.cfg.pace.answer)
 	defer cancel()
 	for _, p := range ps.list() {
 		select {
@@ -115,8 +117,10 @@ func (ps *peers) scan() error {
 		return err
 	}
 	var names []string
+	byName := map[string]*state.Record{}
 	for _, rec := range recs {
 		names = append(names, rec.Spec.Name)
+		byName[rec.Spec.Name] = rec
 	}
 	entries, err := os.ReadDir(dirs[1])
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -145,17 +149,18 @@ func (ps *peers) scan() error {
 	}
 	ps.problems, ps.scanned = problems, at
 	for _, name := range names {
-		ps.enter(name)
+		ps.enter(name, byName[name])
 	}
 	ps.mu.Unlock()
 	return nil
 }
 
-// enter is the peer of a name, which is made if there is none. mu is held.
-func (ps *peers) enter(name string) *peer {
+// enter is the peer of a name, which is made if there is none; rec is then what is known of the device. mu is
+// held.
+func (ps *peers) enter(name string, rec *state.Record) *peer {
 	p := ps.byName[name]
 	if p == nil {
-		p = newPeer(ps, name)
+		p = newPeer(ps, name, rec)
 		ps.byName[name] = p
 		if ctx := ps.alive; ctx != nil {
 			ps.tasks.Go(func() { p.run(ctx) })
@@ -172,7 +177,7 @@ func (ps *peers) acquire(name string, make bool) *peer {
 	defer ps.mu.Unlock()
 	p := ps.byName[name]
 	if p == nil && make {
-		p = ps.enter(name)
+		p = ps.enter(name, nil)
 	}
 	if p != nil {
 		p.using++
@@ -290,7 +295,7 @@ func (ps *peers) shortenTimeout(ctx context.Context, name string, id int) {
 // dropped says that a device is gone: it has no server, no record, and nobody is about to change
 // that. What it had in the run directory goes, and what the launcher knows of it.
 func (ps *peers) dropped(p *peer) bool {
-	if o := p.observation(); o.state == api.ServerUp || o.state == api.ServerSilent || o.state == api.ServerDying || o.rec != nil || o.wrong != "" {
+	if o := p.observation(); o.state == api.ServerUp || o.state == api.ServerSilent || o.state == api.ServerDying || o.rec != nil || o.wrong != "" || o.unsure != "" {
 		return false
 	}
 	ps.mu.Lock()

@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -15,7 +16,7 @@ func (p *peer) device() *api.Device {
 	if dev == nil {
 		return nil
 	}
-	dev.Server = &api.ServerState{PID: o.pid, State: o.state, Since: o.since.UTC(), Build: o.info.Build, Problem: o.wrong}
+	dev.Server = &api.ServerState{PID: o.pid, State: o.state, Since: o.since.UTC(), Build: o.info.Build, Problem: cmp.Or(o.wrong, o.unsure)}
 	if !o.asOf.IsZero() {
 		dev.Server.AsOf = o.asOf.UTC()
 	}

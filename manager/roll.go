@@ -21,7 +21,7 @@ import (
 )
 
 // versionTime is how long a program may take to say its version, before any server is upgraded to it.
-const versionTime = 10 * time.Second
+const versionTime = 30 * time.Second
 
 // A roll upgrades servers one by one: each leaves its device in order and is followed by one of
 // the new program, for which the requests wait. If that one doesn't serve, the program before it does again,
@@ -111,6 +111,9 @@ func tryBinary(ctx context.Context, binary string) error {
 	cmd.Dir, cmd.WaitDelay = "/", time.Second
 	out, err := cmd.CombinedOutput()
 	text, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+	if ctx.Err() != nil {
+		return fmt.Errorf("it has not said its version within %v: %w", versionTime, ctx.Err())
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %.200s", err, text)
 	}

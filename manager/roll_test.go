@@ -108,6 +108,8 @@ func TestRollRefused(t *testing.T) {
 	}
 	// One that doesn't answer stays, too.
 	a.silence()
+	f.eventually("a", api.StateSilent)
+	f.ahead.Store(int64(time.Hour)) // patience with it is at an end
 	res, err := f.c.Upgrade(ctx, api.UpgradeRequest{Devices: []string{"ublkb0"}})
 	if err != nil || len(res.Servers) != 1 || res.Servers[0].Result != api.UpgradeKept || res.Servers[0].Error == "" {
 		t.Errorf("%+v, %v", res, err)
@@ -162,18 +164,21 @@ func TestStop(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.h.set(func() { f.h.inUse["b"] = []api.User{{Kind: "swap", Device: "ublkb1"}} })
-	res, err := f.c.StopServers(ctx, api.StopRequest{Timeout: api.Duration(200 * time.Millisecond)})
-	if err != nil || !slices.Equal(res.Left, []string{"b"}) {
-		t.Fatalf("%+v, %v", res, err)
-	}
+	waitFor(t, "all to end but the one in use", func() bool {
+		res, err := f.c.StopServers(ctx, api.StopRequest{Timeout: api.Duration(200 * time.Millisecond)})
+		if err != nil || !slices.Contains(res.Left, "b") {
+			t.Fatalf("%+v, %v", res, err)
+		}
+		return len(res.Left) == 1
+	})
 	f.eventually("p", api.StateEnded)
 	if info := f.m.Info(); !info.Stopping {
 		t.Errorf("%+v", info)
 	}
-	_, err = f.c.Create(ctx, f.spec("new", "n"))
+	_, err := f.c.Create(ctx, f.spec("new", "n"))
 	wantCode(t, err, api.CodeStopping)
 	f.h.set(func() { f.h.inUse["b"] = nil })
-	if res, err = f.c.StopServers(ctx, api.StopRequest{}); err != nil || len(res.Left) != 0 {
+	if res, err := f.c.StopServers(ctx, api.StopRequest{}); err != nil || len(res.Left) != 0 {
 		t.Fatalf("%+v, %v", res, err)
 	}
 	waitFor(t, "only the persistent one to be left", func() bool { s := f.states(); return len(s) == 1 && s["p"] == api.StateEnded })

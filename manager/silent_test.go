@@ -50,18 +50,14 @@ func TestSilence(t *testing.T) {
 	f.create("w", "j")
 	v := f.h.server("v")
 	v.silence()
-	if s := f.states(); s["v"] != api.StateSilent || s["w"] != api.StateLive {
-		t.Fatalf("%v", s)
-	}
+	waitFor(t, "the one to be silent, and the other not", func() bool { s := f.states(); return s["v"] == api.StateSilent && s["w"] == api.StateLive })
 	came := v.requests()
 	for range 20 {
 		dev, err := f.c.Device(ctx, "v")
 		if err != nil || dev.State != api.StateSilent || dev.Server.State != api.ServerSilent || dev.Server.AsOf.IsZero() || dev.Images[0].Path != f.image("i").Path {
 			t.Fatalf("%+v, %v", dev, err)
 		}
-		if dev, err := f.c.Device(ctx, "w"); err != nil || dev.State != api.StateLive {
-			t.Fatalf("%+v, %v", dev, err)
-		}
+		f.eventually("w", api.StateLive)
 		for path, want := range map[string]string{"state": "silent", "queue/standby": "not supported", "image/top": f.image("i").Path, "server/state": "silent", "size": "2097152"} {
 			if a, err := f.c.Attr(ctx, "block/v/"+path); err != nil || a.Value != want {
 				t.Errorf("%s: %+v, %v", path, a, err)
@@ -73,6 +69,7 @@ func TestSilence(t *testing.T) {
 	}
 	f.wantMetrics(`holdfast_server_state{device="v",state="silent"} 1`, `holdfast_server_state{device="v",state="up"} 0`, `holdfast_device_state{device="v",state="silent"} 1`,
 		`holdfast_server_state{device="w",state="up"} 1`, `holdfast_tags{device="v"} 128`)
+	f.ahead.Store(int64(time.Hour)) // patience with it is at an end
 	_, err := f.c.Attach(ctx, "v", "me")
 	if e := wantCode(t, err, api.CodeUnreachable); !strings.Contains(e.Message, "has not answered since") {
 		t.Errorf("%q", e.Message)

@@ -251,11 +251,11 @@ func (t *tree) command(name string, do func(ctx context.Context, c *api.Client) 
 	if p == nil {
 		return attrError(api.Errorf(api.CodeNotFound, "there is no device %q", name))
 	}
-	if p.state() != api.ServerUp {
-		return t.away(p)
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), writeTime*t.peers.cfg.pace.ask)
 	defer cancel()
+	if err := p.awaitAnswer(ctx); err != nil || p.state() != api.ServerUp {
+		return t.away(p)
+	}
 	defer p.outdate()
 	err := do(ctx, p.client)
 	if api.CodeOf(err) == api.CodeUnreachable && err != nil {
