@@ -123,10 +123,12 @@ func TestCreateGivenUp(t *testing.T) {
 	h := newHost(t)
 	h.k.set(func() { h.k.openHold = make(chan struct{}) })
 	h.up("v")
-	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
-	defer cancel()
-	_, err := call[api.Device](short, h, "v", "PUT", "", h.spec("v", "i"))
-	wantCode(t, err, api.CodeUnreachable)
+	impatient, giveUp := context.WithCancel(ctx)
+	created := make(chan error, 1)
+	go func() { _, err := call[api.Device](impatient, h, "v", "PUT", "", h.spec("v", "i")); created <- err }()
+	waitFor(t, "the creation", func() bool { h.k.mu.Lock(); defer h.k.mu.Unlock(); return h.k.opening > 0 })
+	giveUp()
+	wantCode(t, <-created, api.CodeUnreachable)
 	// The creation is taken back, and the server ends.
 	if code := h.exits("v"); code != ExitOver || len(h.recorded()) != 0 {
 		t.Errorf("exit code %d, records %v", code, h.recorded())

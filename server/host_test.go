@@ -47,8 +47,8 @@ type process struct {
 
 func newHost(t *testing.T) *host {
 	h := &host{t: t, dir: tempDir(t), log: zerolog.Nop(), running: map[string]*process{}, times: times{
-		idle: 30 * time.Second, stopPoll: 10 * time.Millisecond, settle: 300 * time.Millisecond, inspect: patience,
-		closing: 5 * time.Second, answers: 2 * time.Second, mounts: 5 * time.Millisecond}}
+		idle: 10 * patience, stopPoll: 10 * time.Millisecond, settle: 300 * time.Millisecond, inspect: patience,
+		closing: patience, answers: 10 * time.Second, mounts: 5 * time.Millisecond}}
 	h.k = newFake(t, h.stateDir())
 	for _, dir := range []string{h.runDir(), h.records().Dir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {

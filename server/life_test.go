@@ -42,9 +42,9 @@ func TestLooksAreNoUse(t *testing.T) {
 // TestIdle: a server that has nothing to serve, and that nobody wants anything of, ends.
 func TestIdle(t *testing.T) {
 	h := newHost(t)
-	h.times.idle = 100 * time.Millisecond
 	h.create("v", "i")
 	h.persistent("p")
+	h.times.idle = 100 * time.Millisecond // of those that start from now on
 	h.k.setOpenErr(context.DeadlineExceeded)
 	h.up("empty")
 	if code := h.exits("empty"); code != ExitOver {

@@ -74,12 +74,18 @@ func TestUsersHang(t *testing.T) {
 
 func TestRemoveWaitsForUdev(t *testing.T) {
 	h := newHost(t)
+	h.times.settle = patience
 	h.create("v", "i")
 	h.k.setUsers("v", api.User{Kind: "process", Name: "(udev-worker)", PID: 1})
-	time.AfterFunc(100*time.Millisecond, func() { h.k.setUsers("v") })
-	if err := h.Remove(ctx, "v", false); err != nil {
+	removed := make(chan error, 1)
+	go func() { removed <- h.server("v").Remove(ctx, false) }()
+	waitFor(t, "a search for users", func() bool { h.k.mu.Lock(); defer h.k.mu.Unlock(); return h.k.scans > 0 })
+	h.k.setUsers("v")
+	if err := <-removed; err != nil {
 		t.Error(err)
 	}
+	h.exits("v")
+	h.times.settle = 100 * time.Millisecond
 	h.create("v", "i")
 	h.k.setUsers("v", api.User{Kind: "process", Name: "blkid", PID: 1})
 	e := wantCode(t, h.Remove(ctx, "v", false), api.CodeBusy)
