@@ -94,6 +94,11 @@ type openOptions struct {
 	added   func(id int) error
 }
 
+var (
+	_ kernel  = (*thisKernel)(nil)
+	_ failing = (*device.Failing)(nil)
+)
+
 // thisKernel is the machine's own.
 type thisKernel struct {
 	log    zerolog.Logger

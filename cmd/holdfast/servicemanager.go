@@ -15,7 +15,7 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// serviceManager is who started the daemon, if a service manager did: it is told what becomes of it
+// serviceManager is who started the manager, if a service manager did: it is told what becomes of it
 // (sd_notify(3)), and kills it when its watchdog isn't fed. All is silence without one.
 type serviceManager struct {
 	log zerolog.Logger
@@ -60,7 +60,7 @@ func (s *serviceManager) keep(alive func(), done <-chan struct{}) {
 }
 
 // goesDown says whether the machine is being shut down, as far as systemd tells: without a clear
-// answer it is so, as then nobody is expected to start another daemon.
+// answer it is so, as then nobody is expected to start another manager.
 func (s *serviceManager) goesDown() bool {
 	if !s.there() {
 		return true
@@ -78,7 +78,7 @@ func (s *serviceManager) goesDown() bool {
 	}
 }
 
-// forServers is the environment of servers that this daemon starts: what a service manager told us is not
+// forServers is the environment of servers that this manager starts: what a service manager told us is not
 // about them. They begin with one of Go's processors, and take what their devices need (server/process).
 func forServers() []string {
 	env := []string{"GOMAXPROCS=1"}
