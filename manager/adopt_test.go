@@ -11,8 +11,8 @@ import (
 	"holdfast/state"
 )
 
-// TestLife is a device's, from its creation to its removal.
-func TestLife(t *testing.T) {
+// TestCreateToRemove is a device's, from its creation to its removal.
+func TestCreateToRemove(t *testing.T) {
 	f := newFixture(t)
 	dev := f.create("v", "i")
 	if dev.State != api.StateLive || dev.Path == "" || dev.Server == nil || dev.Server.State != api.ServerUp || dev.Server.PID != f.h.server("v").pid || dev.Server.Build != "first" {
@@ -186,8 +186,8 @@ func TestForeignFiles(t *testing.T) {
 	f.create("stale", "j")
 }
 
-// TestFirstLook: a manager has seen the servers that there are before anybody can ask it.
-func TestFirstLook(t *testing.T) {
+// TestAnswersOnlyOnceServersAreSeen: a manager has seen the servers that there are before anybody can ask it.
+func TestAnswersOnlyOnceServersAreSeen(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
 	f.create("w", "j")

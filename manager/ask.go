@@ -101,7 +101,7 @@ func (p *peer) answered(q question, info *api.ServerInfo, dev *api.Device) {
 		if o.ending != 0 && o.ending == o.pid {
 			return // it was asked before it removed the device
 		}
-		o.state, o.wrong, o.unsure, o.launched, o.looked = api.ServerUp, "", "", time.Time{}, false
+		o.state, o.wrong, o.unsure, o.launched, o.driverAsked = api.ServerUp, "", "", time.Time{}, false
 		o.heard++
 		if info != nil {
 			// What was seen of the lock may be older: only its holder answers.

@@ -105,8 +105,8 @@ func (m *Manager) conflict(spec *api.Spec) error {
 	return nil
 }
 
-// hookLook is how long the file of a hook may take to tell what it is.
-const hookLook = 5 * time.Second
+// hookProbe is how long the file of a hook may take to tell what it is.
+const hookProbe = 5 * time.Second
 
 // checkHooks refuses programs that can't be run. They may lie on storage that hangs.
 func checkHooks(ctx context.Context, spec *api.Spec) error {
@@ -116,12 +116,12 @@ func checkHooks(ctx context.Context, spec *api.Spec) error {
 		}
 		seen := make(chan error, 1)
 		go func() { seen <- runnable(path) }()
-		ctx, cancel := context.WithTimeout(ctx, hookLook)
+		ctx, cancel := context.WithTimeout(ctx, hookProbe)
 		var err error
 		select {
 		case err = <-seen:
 		case <-ctx.Done():
-			err = fmt.Errorf("its storage has not answered within %v: %w", hookLook, ctx.Err())
+			err = fmt.Errorf("its storage has not answered within %v: %w", hookProbe, ctx.Err())
 		}
 		cancel()
 		if err != nil {

@@ -208,8 +208,8 @@ func (ev *events) save() {
 	}
 }
 
-// tell logs an event of the manager's own, and adds it.
-func (ev *events) tell(name, kind, format string, args ...any) {
+// emit logs an event of the manager's own, and adds it.
+func (ev *events) emit(name, kind, format string, args ...any) {
 	e := newEvent(name, kind, fmt.Sprintf(format, args...))
 	ev.log.Info().Str("event", kind).Str("device", name).Msg(e.Message)
 	ev.add(e)

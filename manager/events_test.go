@@ -26,8 +26,8 @@ func (f *fixture) messages(name, kind string) (all []string) {
 	return all
 }
 
-// TestEventsAreAllTold: over deaths of servers, and of managers, each event is told once.
-func TestEventsAreAllTold(t *testing.T) {
+// TestNoEventIsLost: over deaths of servers, and of managers, each event is read once.
+func TestNoEventIsLost(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
 	told := 0

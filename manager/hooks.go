@@ -24,23 +24,23 @@ const hooksQueued = 8
 type hooks struct {
 	path, boot, runDir string
 	log                zerolog.Logger
-	tell               func(name, kind, format string, args ...any)
+	emit               func(name, kind, format string, args ...any)
 
 	fileMu sync.Mutex // of hooks.json
 	mu     sync.Mutex
-	told   map[string]toldHook
+	told   map[string]hookState
 	queues map[string]*hookQueue
 }
 
-// toldHook is what a device's hooks were told last.
-type toldHook struct {
+// hookState is what a device's hooks were run for last.
+type hookState struct {
 	position        // the event
 	State    string `json:"state"` // on or off: in standby or not
 }
 
 type hooksFile struct {
-	BootID  string              `json:"boot_id"`
-	Devices map[string]toldHook `json:"devices"`
+	BootID  string               `json:"boot_id"`
+	Devices map[string]hookState `json:"devices"`
 }
 
 // hookQueue are the programs of one device.
@@ -57,11 +57,11 @@ type hookQueue struct {
 type hook struct {
 	path string
 	env  []string
-	told toldHook
+	told hookState
 }
 
-func newHooks(path, boot, runDir string, log zerolog.Logger, tell func(name, kind, format string, args ...any)) *hooks {
-	h := &hooks{path: path, boot: boot, runDir: runDir, log: log, tell: tell, told: map[string]toldHook{}, queues: map[string]*hookQueue{}}
+func newHooks(path, boot, runDir string, log zerolog.Logger, emit func(name, kind, format string, args ...any)) *hooks {
+	h := &hooks{path: path, boot: boot, runDir: runDir, log: log, emit: emit, told: map[string]hookState{}, queues: map[string]*hookQueue{}}
 	var f hooksFile
 	b, err := os.ReadFile(path)
 	if err == nil {
@@ -114,7 +114,7 @@ func (h *hooks) take(p *peer, e api.Event, gap bool, at uint64) {
 	if settles {
 		q.settle = 0
 	}
-	last, now := q.last, toldHook{position{Instance: q.instance, Seq: e.Seq}, state}
+	last, now := q.last, hookState{position{Instance: q.instance, Seq: e.Seq}, state}
 	h.mu.Unlock()
 	if fresh {
 		h.add(p, e, now)
@@ -137,7 +137,7 @@ func stateAfter(kind string) string {
 }
 
 // settle tells the hook what the device is in, if that isn't what was told last.
-func (h *hooks) settle(p *peer, last string, at toldHook) {
+func (h *hooks) settle(p *peer, last string, at hookState) {
 	dev := p.look(p.all.alive)
 	if dev == nil || dev.Server == nil || dev.Server.State != api.ServerUp {
 		h.mu.Lock()
@@ -172,7 +172,7 @@ func hookOf(spec *api.Spec, kind string) string {
 }
 
 // add has the device's hook for an event run, soon and elsewhere.
-func (h *hooks) add(p *peer, e api.Event, told toldHook) {
+func (h *hooks) add(p *peer, e api.Event, told hookState) {
 	rec, _, err := p.all.records.ReadOne(p.name)
 	if err != nil || rec == nil {
 		return
@@ -216,13 +216,13 @@ func (h *hooks) work(name string, q *hookQueue) {
 		h.mu.Unlock()
 		err := execute(h.log, name, next, func() { h.started(name, q, next.told) })
 		if err != nil {
-			h.tell(name, api.EventHookFailed, "hook %q: %v", next.path, err)
+			h.emit(name, api.EventHookFailed, "hook %q: %v", next.path, err)
 		}
 	}
 }
 
 // started notes that a program was started, or could not be: it is not told of that again.
-func (h *hooks) started(name string, q *hookQueue, told toldHook) {
+func (h *hooks) started(name string, q *hookQueue, told hookState) {
 	h.mu.Lock()
 	if len(q.waiting) > 0 && q.waiting[0].told == told {
 		q.waiting = q.waiting[1:]

@@ -148,7 +148,7 @@ func (c *check) byHand(on bool) error {
 		if err := c.enable(handHolder); err != nil {
 			return api.Errorf(api.CodeInternal, "%w", err)
 		}
-		c.events.tell("", api.EventKeyOn, "the standby check is on, by hand")
+		c.events.emit("", api.EventKeyOn, "the standby check is on, by hand")
 	case on: // to ask again helps when the first time failed
 		if err := c.holders.Apply(); err != nil {
 			return api.Errorf(api.CodeInternal, "%w", err)
@@ -157,7 +157,7 @@ func (c *check) byHand(on bool) error {
 		if err := c.disable(handHolder); err != nil {
 			return api.Errorf(api.CodeInternal, "%w", err)
 		}
-		c.events.tell("", api.EventKeyOff, "the standby check is no longer on by hand")
+		c.events.emit("", api.EventKeyOff, "the standby check is no longer on by hand")
 	}
 	if others := c.holders.Holders(); !on && len(others) > 0 {
 		return api.Errorf(api.CodeBusy, "the standby check stays on: held by %s; 'holdfast daemon --targets none' leaves targets alone", strings.Join(others, ", "))

@@ -186,7 +186,7 @@ func (m *Manager) assemble() error {
 	cfg := &m.cfg
 	dir := filepath.Join(cfg.RunDir, managerDir)
 	m.events = newEvents(filepath.Join(dir, "events.json"), m.boot, cfg.pace.save, m.log)
-	m.hooks = newHooks(filepath.Join(dir, "hooks.json"), m.boot, cfg.RunDir, m.log, m.events.tell)
+	m.hooks = newHooks(filepath.Join(dir, "hooks.json"), m.boot, cfg.RunDir, m.log, m.events.emit)
 	m.events.floor = m.hooks.floor
 	var err error
 	if m.check, err = openCheck(cfg.RunDir, m.boot, m.log, m.events); err != nil {

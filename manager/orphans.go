@@ -37,7 +37,7 @@ func (o *orphans) run(ctx context.Context) {
 	tick := time.NewTicker(o.period)
 	defer tick.Stop()
 	for {
-		o.look(ctx)
+		o.scan(ctx)
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -46,8 +46,8 @@ func (o *orphans) run(ctx context.Context) {
 	}
 }
 
-// look compares what the driver has with what there are records of.
-func (o *orphans) look(ctx context.Context) {
+// scan compares what the driver has with what there are records of.
+func (o *orphans) scan(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, o.period)
 	defer cancel()
 	disks, err := o.driver.ours(ctx)
@@ -93,7 +93,7 @@ func (ps *peers) numbers() (ids map[int]bool, all bool) {
 		if o.rec != nil && o.rec.BootID == ps.boot {
 			ids[o.rec.ID] = true
 		}
-		if o.asOf.IsZero() && !o.looked {
+		if o.asOf.IsZero() && !o.driverAsked {
 			all = false
 		}
 	}

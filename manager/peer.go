@@ -46,10 +46,10 @@ type observation struct {
 	heard    int         // how often any server of the device has answered
 	dated    time.Time   // when something happened that an answer to an earlier question doesn't show
 
-	rec      *state.Record // without a server: the device's, nil: none
-	inDriver bool          // which waits in the driver
-	unsure   string        // why that is not known now; "": it is
-	looked   bool          // these were asked for
+	rec         *state.Record // without a server: the device's, nil: none
+	inDriver    bool          // which waits in the driver
+	unsure      string        // why that is not known now; "": it is
+	driverAsked bool          // these were asked for
 
 	ending   int       // the process that has removed the device, and is about to end; 0: none
 	launched time.Time // when it was last told to start; zero: it was not
@@ -73,11 +73,11 @@ const firstPause = 20 * time.Millisecond
 func (p *peer) run(ctx context.Context) {
 	adopted := p.adopt(ctx)
 	pause := firstPause
-	var looked sync.Once
+	var observed sync.Once
 	for ctx.Err() == nil {
 		was := p.state()
 		p.observe(ctx)
-		looked.Do(func() { close(p.first) })
+		observed.Do(func() { close(p.first) })
 		if !adopted {
 			adopted = p.adopt(ctx)
 		}
@@ -197,7 +197,7 @@ func (p *peer) isEnding(pid int) bool {
 func (p *peer) removed() {
 	p.set(func(o *observation) {
 		o.ending = o.pid
-		o.state, o.report, o.asOf, o.rec, o.looked, o.launched = api.ServerNone, nil, time.Time{}, nil, true, time.Time{}
+		o.state, o.report, o.asOf, o.rec, o.driverAsked, o.launched = api.ServerNone, nil, time.Time{}, nil, true, time.Time{}
 	})
 	p.nudge()
 }
@@ -210,7 +210,7 @@ func (p *peer) newServer(ctx context.Context, pid int, before *observation) {
 	if pid == 0 { // it can't be told, so the server is to tell
 		p.seen.info, pid = api.ServerInfo{}, p.seen.pid
 	}
-	known := p.seen.pid == pid && (p.seen.looked || !p.seen.asOf.IsZero())
+	known := p.seen.pid == pid && (p.seen.driverAsked || !p.seen.asOf.IsZero())
 	p.mu.Unlock()
 	if known {
 		return
@@ -244,7 +244,7 @@ func (p *peer) absent(ctx context.Context, before *observation) {
 func (p *peer) recall(ctx context.Context) (change func(o *observation)) {
 	rec, _, err := p.all.records.ReadOne(p.name)
 	if err != nil {
-		return func(o *observation) { o.unsure, o.looked = err.Error(), true } // what was known stays
+		return func(o *observation) { o.unsure, o.driverAsked = err.Error(), true } // what was known stays
 	}
 	there := false
 	if rec != nil && rec.BootID == p.all.boot && rec.ID >= 0 {
@@ -255,11 +255,11 @@ func (p *peer) recall(ctx context.Context) (change func(o *observation)) {
 				if o.rec == nil || o.rec.ID != rec.ID {
 					o.inDriver = true // until the driver says that it isn't
 				}
-				o.rec, o.unsure, o.looked = rec, "what the driver has of it is not known: "+err.Error(), true
+				o.rec, o.unsure, o.driverAsked = rec, "what the driver has of it is not known: "+err.Error(), true
 			}
 		}
 	}
-	return func(o *observation) { o.rec, o.inDriver, o.unsure, o.looked = rec, there, "", true }
+	return func(o *observation) { o.rec, o.inDriver, o.unsure, o.driverAsked = rec, there, "", true }
 }
 
 // follow sees to it that the server's events are read.

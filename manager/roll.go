@@ -72,7 +72,7 @@ func (m *Manager) Upgrade(ctx context.Context, r api.UpgradeRequest) (*api.Upgra
 		}
 	}
 	if o.failed != nil {
-		m.events.tell("", api.EventUpgradeFailed, "%v", o.failed)
+		m.events.emit("", api.EventUpgradeFailed, "%v", o.failed)
 	}
 	return res, nil
 }

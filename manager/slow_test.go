@@ -27,7 +27,7 @@ func TestSlowLook(t *testing.T) {
 	f := newFixture(t)
 	dev := f.create("v", "i")
 	p := f.still("v")
-	for what, look := range map[string]func(before *observation){
+	for what, observe := range map[string]func(before *observation){
 		"there was none":           func(before *observation) { p.absent(ctx, before) },
 		"it was another":           func(before *observation) { p.newServer(ctx, before.pid+1, before) },
 		"it could not be told":     func(before *observation) { p.newServer(ctx, 0, before) },
@@ -35,7 +35,7 @@ func TestSlowLook(t *testing.T) {
 	} {
 		before := p.observation()
 		waitFor(t, "an answer", func() bool { p.ask(ctx); return p.observation().heard > before.heard })
-		look(&before)
+		observe(&before)
 		if o := p.observation(); o.state != api.ServerUp || o.pid != dev.Server.PID || o.report == nil {
 			t.Errorf("%s: it is %s, process %d, with report %v", what, o.state, o.pid, o.report)
 		}

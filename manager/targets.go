@@ -32,7 +32,7 @@ type targets struct {
 
 	mu     sync.Mutex
 	states []target.KindState
-	told   map[target.Kind]bool // has been read once; before, nothing is known of it
+	read   map[target.Kind]bool // has been read once; before, nothing is known of it
 	held   map[target.Kind]bool // the check
 	busy   map[string]bool      // devices whose server is being asked
 	said   map[string]string    // why a lease failed, by device
@@ -40,7 +40,7 @@ type targets struct {
 
 func newTargets(cfg *Config, c *check, ev *events) (*targets, error) {
 	t := &targets{roots: cfg.TargetRoots, log: cfg.Log, check: c, events: ev, limit: 5 * cfg.pace.ask, wake: make(chan struct{}, 1),
-		told: map[target.Kind]bool{}, held: map[target.Kind]bool{}, busy: map[string]bool{}, said: map[string]string{}}
+		read: map[target.Kind]bool{}, held: map[target.Kind]bool{}, busy: map[string]bool{}, said: map[string]string{}}
 	if cfg.Targets == nil {
 		t.kinds = target.Kinds
 	}
@@ -104,7 +104,7 @@ func (t *targets) watch(ctx context.Context) {
 					t.log.Warn().Err(st.Err).Msgf("target %s can't be read now; its leases stay as they are", st.Kind)
 					continue
 				}
-				t.told[st.Kind] = true
+				t.read[st.Kind] = true
 			}
 			t.states = states
 			t.mu.Unlock()
@@ -135,7 +135,7 @@ func (t *targets) apply(ctx context.Context) {
 			if err := t.check.enable(string(st.Kind)); err != nil {
 				t.log.Warn().Msg(err.Error())
 			}
-			t.events.tell("", api.EventTarget, "target %s is there: it holds the standby check on", st.Kind)
+			t.events.emit("", api.EventTarget, "target %s is there: it holds the standby check on", st.Kind)
 		}
 	}
 	leased := map[target.Kind]bool{}
@@ -149,25 +149,25 @@ func (t *targets) apply(ctx context.Context) {
 			has := slices.Contains(o.report.Standby.Consumers, string(st.Kind))
 			want := st.Present && slices.ContainsFunc(st.Backings, func(b target.Backing) bool { return slices.Contains(b.Disks, disk) })
 			leased[st.Kind] = leased[st.Kind] || has
-			if has != want && (want || t.isTold(st.Kind)) {
+			if has != want && (want || t.isRead(st.Kind)) {
 				t.lease(ctx, p, st.Kind, want)
 			}
 		}
 	}
 	for _, st := range states {
-		if !st.Present && !leased[st.Kind] && t.isTold(st.Kind) && t.hold(st.Kind, false) {
+		if !st.Present && !leased[st.Kind] && t.isRead(st.Kind) && t.hold(st.Kind, false) {
 			if err := t.check.disable(string(st.Kind)); err != nil { // it holds it
 				t.log.Warn().Msg(err.Error())
 			}
-			t.events.tell("", api.EventTarget, "target %s is gone: it no longer holds the standby check on", st.Kind)
+			t.events.emit("", api.EventTarget, "target %s is gone: it no longer holds the standby check on", st.Kind)
 		}
 	}
 }
 
-func (t *targets) isTold(k target.Kind) bool {
+func (t *targets) isRead(k target.Kind) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.told[k]
+	return t.read[k]
 }
 
 // hold notes whether a kind holds the check; true: that is new.

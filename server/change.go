@@ -83,7 +83,7 @@ func (s *Server) replace(ctx context.Context, dev live, r api.ReplaceRequest) er
 			rec.Images = slices.Clone(rec.Images)
 			rec.Images[level] = ids[0]
 			if len(opened.Evidence) > 0 {
-				noteOpened(rec, opened)
+				recordOpened(rec, opened)
 			}
 			if level == len(rec.Images)-1 {
 				rec.Standby = nil // a standby ends with it

@@ -69,7 +69,7 @@ func (s *creation) create(ctx context.Context, spec api.Spec) error {
 		// A reader sets no mark; only what we wrote to can carry ours.
 		takeOver = !old.Closed && !old.Spec.ReadOnly
 	}
-	ids, files, err := s.lookFirst(ctx, &spec, old)
+	ids, files, err := s.inspectFirst(ctx, &spec, old)
 	if err != nil {
 		return err
 	}
@@ -110,8 +110,8 @@ func (s *creation) create(ctx context.Context, spec api.Spec) error {
 	return nil
 }
 
-// lookFirst sees what can be seen of a device's files before it is made.
-func (s *creation) lookFirst(ctx context.Context, spec *api.Spec, old *state.Record) (ids []state.ImageID, files []state.ClaimedFile, err error) {
+// inspectFirst sees what can be seen of a device's files before it is made.
+func (s *creation) inspectFirst(ctx context.Context, spec *api.Spec, old *state.Record) (ids []state.ImageID, files []state.ClaimedFile, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.times.inspect)
 	defer cancel()
 	type seen struct {

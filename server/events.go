@@ -46,14 +46,14 @@ func (s *Server) event(e api.Event) {
 	s.journal.Add(e)
 	s.mu.Lock()
 	if dev := s.dev; dev != nil && movesStandby[e.Kind] && s.alive.Err() == nil {
-		s.background.Go(func() { s.ledger.noteStandby(dev) })
+		s.background.Go(func() { s.ledger.recordStandby(dev) })
 	}
 	s.mu.Unlock()
 	s.changed.Broadcast()
 }
 
-// tell logs an event of the server's own, and adds it to the journal.
-func (s *Server) tell(kind, format string, args ...any) {
+// emit logs an event of the server's own, and adds it to the journal.
+func (s *Server) emit(kind, format string, args ...any) {
 	e := api.Event{Time: time.Now(), Device: s.name, Kind: kind, Message: fmt.Sprintf(format, args...)}
 	s.log.Info().Str("event", kind).Msg(e.Message)
 	s.journal.Add(e)

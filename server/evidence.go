@@ -81,8 +81,8 @@ func knownOf(rec *state.Record) device.Known {
 	return k
 }
 
-// noteOpened takes what was opened into the record.
-func noteOpened(rec *state.Record, o device.Opened) {
+// recordOpened takes what was opened into the record.
+func recordOpened(rec *state.Record, o device.Opened) {
 	rec.Size, rec.Evidence, rec.Earlier, rec.Left = o.Size, o.Merge(rec.Evidence), o.Earlier, false
 	rec.Images = slices.Clone(rec.Images)
 	for i, e := range o.Evidence {
@@ -124,10 +124,10 @@ func (s *Server) opened(o device.Opened) error {
 	s.mu.Unlock()
 	var err error
 	if served {
-		err = s.ledger.noteChange(func(rec *state.Record) { noteOpened(rec, o) })
+		err = s.ledger.noteChange(func(rec *state.Record) { recordOpened(rec, o) })
 	} else {
 		err = s.ledger.amend(func(rec *state.Record) {
-			noteOpened(rec, o)
+			recordOpened(rec, o)
 			rec.PID, rec.BootID = os.Getpid(), s.boot
 		})
 	}

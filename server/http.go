@@ -87,7 +87,7 @@ func (f *front) handler() http.Handler {
 	mux.HandleFunc("/v1/devices/{name}/", func(w http.ResponseWriter, r *http.Request) { f.notHere(w, r) })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { f.notHere(w, r) })
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodGet { // to be looked at keeps no server
+		if r.Method != http.MethodGet { // reading keeps no server
 			f.s.set(func() {})
 		}
 		mux.ServeHTTP(w, r)

@@ -16,8 +16,8 @@ func (h *host) hang(name string, o *api.OldestRequest, displaced ...api.Displace
 	d.oldest, d.displaced = o, displaced
 }
 
-// TestHungIsTold: whoever asks for a device that hangs is told so, and where, by every view.
-func TestHungIsTold(t *testing.T) {
+// TestHungIsReported: whoever asks for a device that hangs is told so, and where, by every view.
+func TestHungIsReported(t *testing.T) {
 	h := newHost(t)
 	h.create("v", "base", "top")
 	level, off, synced := 1, int64(8192), int64(-1)
@@ -69,8 +69,8 @@ func TestHungIsTold(t *testing.T) {
 	api.Why(dev, &api.KeyInfo{})
 }
 
-// TestDisplacedIsTold: a device whose file is not the one at its path warns of it.
-func TestDisplacedIsTold(t *testing.T) {
+// TestDisplacedIsReported: a device whose file is not the one at its path warns of it.
+func TestDisplacedIsReported(t *testing.T) {
 	h := newHost(t)
 	h.create("v", "base", "top")
 	h.hang("v", nil, api.Displaced{Level: 1, Path: "/img/top", How: api.PathGone})

@@ -63,7 +63,7 @@ func (s *Server) leaveServed(ctx context.Context, dev live) error {
 		return api.Errorf(api.CodeOf(err), "device %q could not be taken over by another server: %w", s.name, err)
 	}
 	// Now, not when the keeper of the device comes to it.
-	s.ledger.noteStandby(dev)
+	s.ledger.recordStandby(dev)
 	ctx, cancel := context.WithTimeout(ctx, leaveTime)
 	defer cancel()
 	if err := dev.Leave(ctx, leaveDrain); err != nil {

@@ -69,8 +69,8 @@ func (l *ledger) changeRecord(change func(*state.Record), failed func(was, rec *
 	return err
 }
 
-// noteStandby brings the record in line with the device's standby.
-func (l *ledger) noteStandby(dev live) {
+// recordStandby brings the record in line with the device's standby.
+func (l *ledger) recordStandby(dev live) {
 	err := l.noteChange(func(rec *state.Record) { rec.Standby = recordStandby(dev.Restored()) })
 	if err != nil && api.CodeOf(err) != api.CodeNotFound {
 		l.log.Warn().Err(err).Msg("the device's standby could not be noted")

@@ -56,7 +56,7 @@ func (r *recovery) replaceFile(ctx context.Context, want api.ReplaceRequest) err
 		_ = r.claims.change(before) // still ours
 		return err
 	}
-	r.tell(api.EventReplaced, "level %d is %s now, and was %s", level, want.Image, was.Spec.Images[level])
+	r.emit(api.EventReplaced, "level %d is %s now, and was %s", level, want.Image, was.Spec.Images[level])
 	return nil
 }
 

@@ -133,7 +133,7 @@ func (r *recovery) try(ctx context.Context, force bool) error {
 		if rec.Spec.Persist {
 			r.creation.again()
 		}
-		r.tell(api.EventRecoverFailed, "the device is lost: %v", err)
+		r.emit(api.EventRecoverFailed, "the device is lost: %v", err)
 		return api.Errorf(api.CodeNotFound, "device %q: %w", r.name, err)
 	}
 	if errors.Is(err, device.ErrNoFence) {
@@ -165,7 +165,7 @@ func (r *recovery) notYet(err error) {
 		r.problem, r.unreleased = err.Error(), errors.Is(err, ublk.ErrUnreleased)
 	})
 	if news {
-		r.tell(api.EventRecoverFailed, "not yet: %v", err)
+		r.emit(api.EventRecoverFailed, "not yet: %v", err)
 	}
 }
 
@@ -255,7 +255,7 @@ func (r *recovery) failIO(ctx context.Context) {
 		return
 	}
 	r.set(func() { r.failing = f })
-	r.tell(api.EventRecoverFailed, "I/O of the device fails from now on, until it is recovered (recover policy fail)")
+	r.emit(api.EventRecoverFailed, "I/O of the device fails from now on, until it is recovered (recover policy fail)")
 }
 
 // Recover tries to recover the device now. With force it goes on where the image's file

@@ -47,7 +47,7 @@ func TestRecoveryRefused(t *testing.T) {
 	if _, err := h.SetStandby(ctx, "v", true); err != nil {
 		t.Fatal(err)
 	}
-	h.server("v").ledger.noteStandby(h.k.device("v"))
+	h.server("v").ledger.recordStandby(h.k.device("v"))
 	h.kill("v")
 	h.kill("w")
 	h.k.setOpenErr(&ploop.FormatError{File: "j", Offset: -1, What: "lock", Class: ploop.ErrLocked, Found: "another process has it"})
@@ -244,7 +244,7 @@ func TestDeviceWithAnOldMark(t *testing.T) {
 }
 
 // A driver that can't be asked is no reason to give devices up.
-func TestDriverThatDoesNotTell(t *testing.T) {
+func TestDriverThatDoesNotAnswer(t *testing.T) {
 	h := newHost(t)
 	h.create("v", "i")
 	h.create("w", "j")

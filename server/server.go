@@ -37,9 +37,9 @@ type Config struct {
 	Locked func()
 	// Served, if not nil, is called with the number of the device's queues once these are served.
 	Served func(queues int)
-	// Ready, if not nil, is called once the socket answers. pulse says for how long a queue has
+	// Ready, if not nil, is called once the socket answers. unanswered says for how long a queue has
 	// owed a sign of life.
-	Ready func(pulse func() time.Duration)
+	Ready func(unanswered func() time.Duration)
 	Log   zerolog.Logger
 }
 
@@ -205,7 +205,7 @@ func (s *Server) begin() {
 	switch found := s.recovery.lookup(); {
 	case found == leftWaiting:
 		s.become(Recovering, fmt.Sprintf("its server (process %d) died or left", s.rec.PID))
-		s.tell(api.EventRecovering, "%v is to be served again: %s", s.disk(s.rec), s.problem)
+		s.emit(api.EventRecovering, "%v is to be served again: %s", s.disk(s.rec), s.problem)
 		s.background.Go(func() { s.recovery.keepTrying(s.alive) })
 	case s.rec.Spec.Persist:
 		s.creation.again()

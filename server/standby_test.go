@@ -164,7 +164,7 @@ func TestRefusedChangeStaysRefused(t *testing.T) {
 }
 
 // What is so already is not forgotten for having been noted in the copy only.
-func TestStandbyNotedInTheCopy(t *testing.T) {
+func TestStandbyIsInTheCopy(t *testing.T) {
 	h := newHost(t)
 	h.create("v", "i")
 	h.arm("v")
@@ -172,7 +172,7 @@ func TestStandbyNotedInTheCopy(t *testing.T) {
 		if _, err := h.SetStandby(ctx, "v", true); err != nil {
 			t.Fatal(err)
 		}
-		h.server("v").ledger.noteStandby(h.k.device("v"))
+		h.server("v").ledger.recordStandby(h.k.device("v"))
 		if _, err := h.targetLease("PUT", "v", "lio"); err != nil {
 			t.Fatal(err)
 		}

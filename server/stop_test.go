@@ -77,7 +77,7 @@ func TestStopDeparts(t *testing.T) {
 	h.eventually("busy", api.StateLive)
 }
 
-func TestStopTellsOfUncleanEnd(t *testing.T) {
+func TestStopReportsUncleanEnd(t *testing.T) {
 	h := newHost(t)
 	var log bytes.Buffer
 	h.log = zerolog.New(zerolog.SyncWriter(&log))

@@ -72,7 +72,7 @@ func OpenKey(runDir string, log zerolog.Logger) (*Key, error) {
 		return nil, fmt.Errorf("memory for the standby check: %w", err)
 	}
 	k := &Key{dir: runDir, path: Run(runDir).Key(), boot: BootID(), log: log, page: page}
-	k.look()
+	k.reload()
 	return k, nil
 }
 
@@ -234,8 +234,8 @@ func readKey(file *os.File) ([]byte, error) {
 	return page[:n], err
 }
 
-// look follows the path to the file, and logs what is wrong with it, once.
-func (k *Key) look() {
+// reload follows the path to the file, and logs what is wrong with it, once.
+func (k *Key) reload() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	wrong := k.see()

@@ -151,7 +151,7 @@ func TestKeyKeepsItsState(t *testing.T) {
 	k = createKey(t, run)
 	wantKey(t, k, 0, "the next manager, after a boot")
 	set(t, k, true)
-	late.look()
+	late.reload()
 	wantKey(t, late, 1, "after the manager turned it")
 }
 
@@ -187,8 +187,8 @@ func TestKeyDamaged(t *testing.T) {
 				t.Fatal(err)
 			}
 			wantKey(t, server, 1, "damaged")
-			server.look()
-			server.look()
+			server.reload()
+			server.reload()
 			wantKey(t, server, 1, "damaged, and looked at")
 			if n := strings.Count(log.String(), "on, as it was"); n != 1 {
 				t.Errorf("said %d times: %s", n, &log)
@@ -201,7 +201,7 @@ func TestKeyDamaged(t *testing.T) {
 
 			log.Reset()
 			set(t, k, false)
-			server.look()
+			server.reload()
 			wantKey(t, server, 0, "turned off")
 			set(t, k, true)
 			wantKey(t, server, 1, "turned on")

@@ -39,7 +39,7 @@ func (k *Key) watch(ctx context.Context, changed func()) error {
 		return os.NewSyscallError("inotify_add_watch", err)
 	}
 	defer context.AfterFunc(ctx, func() { file.Close() })()
-	k.look()
+	k.reload()
 	changed()
 	buf := make([]byte, 64<<10)
 	for {
@@ -49,7 +49,7 @@ func (k *Key) watch(ctx context.Context, changed func()) error {
 		}
 		ours, over := keyEvents(buf[:n])
 		if ours {
-			k.look()
+			k.reload()
 			changed()
 		}
 		if over {
@@ -62,7 +62,7 @@ func (k *Key) watch(ctx context.Context, changed func()) error {
 func (k *Key) poll(ctx context.Context, changed func(), period time.Duration) {
 	tick := time.NewTicker(period)
 	defer tick.Stop()
-	k.look()
+	k.reload()
 	was := k.Load()
 	changed()
 	for {
@@ -71,7 +71,7 @@ func (k *Key) poll(ctx context.Context, changed func(), period time.Duration) {
 			return
 		case <-tick.C:
 		}
-		k.look()
+		k.reload()
 		if is := k.Load(); is != was {
 			was = is
 			changed()

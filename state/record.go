@@ -42,7 +42,7 @@ type Record struct {
 	Leases       []string `json:"leases,omitempty"`
 	TargetLeases []string `json:"target_leases,omitempty"`
 	// Closed: the images of a persistent device were closed cleanly at the end of its
-	// daemon, and nobody knows what happened to them since.
+	// server, and nobody knows what happened to them since.
 	Closed bool `json:"closed,omitempty"`
 	// Left: its server left it in order, and nothing was under way.
 	Left bool `json:"left,omitempty"`

@@ -263,9 +263,9 @@ func (s *userSearch) processes() error {
 	own, _ := os.Readlink(filepath.Join(s.proc, "self/ns/mnt"))
 	seen := map[string]bool{own: true}
 	var hang []string
-	patience := time.Now().Add(lookTime)
+	patience := time.Now().Add(inspectTime)
 	for _, pid := range s.pids() {
-		p, ok := s.patiently(pid, max(time.Until(patience), lookTime/20))
+		p, ok := s.patiently(pid, max(time.Until(patience), inspectTime/20))
 		if !ok {
 			hang = append(hang, strconv.Itoa(pid))
 			continue
@@ -288,19 +288,19 @@ func (s *userSearch) processes() error {
 
 // A process that begins or ends and waits for storage meanwhile can't be looked at on some
 // kernels, and who looks waits with it. Such a look is left alone, and not taken twice.
-var lookTime = time.Second // for all that hang together, and a twentieth for each
+var inspectTime = time.Second // for all that hang together, and a twentieth for each
 
-var looks sync.Map // paths of processes that are being looked at
+var inspected sync.Map // paths of processes that are being looked at
 
 func (s *userSearch) patiently(pid int, patience time.Duration) (process, bool) {
 	dir := filepath.Join(s.proc, strconv.Itoa(pid))
-	if _, hangs := looks.LoadOrStore(dir, true); hangs {
+	if _, hangs := inspected.LoadOrStore(dir, true); hangs {
 		return process{}, false
 	}
 	came := make(chan process, 1)
 	go func() {
-		defer looks.Delete(dir)
-		came <- s.look(dir)
+		defer inspected.Delete(dir)
+		came <- s.inspect(dir)
 	}()
 	t := time.NewTimer(patience)
 	defer t.Stop()
@@ -312,15 +312,15 @@ func (s *userSearch) patiently(pid int, patience time.Duration) (process, bool) 
 	}
 }
 
-// process is what a look at one tells.
+// process is what is known of one.
 type process struct {
 	ns   string // its mount namespace
 	name string
 	open map[blockName]bool
 }
 
-// look leaves out what can't be read: the process is gone, or another user's.
-func (s *userSearch) look(dir string) (p process) {
+// inspect leaves out what can't be read: the process is gone, or another user's.
+func (s *userSearch) inspect(dir string) (p process) {
 	p.ns, _ = os.Readlink(filepath.Join(dir, "ns/mnt"))
 	fds, _ := os.ReadDir(filepath.Join(dir, "fd"))
 	for _, fd := range fds {

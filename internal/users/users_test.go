@@ -153,8 +153,8 @@ func TestFindUsers(t *testing.T) {
 // TestUsersHang: a process that hangs holds nobody up, and one look at it is enough.
 func TestUsersHang(t *testing.T) {
 	// Time enough for the one that doesn't hang, however slow the machine is.
-	defer func(was time.Duration) { lookTime = was }(lookTime)
-	lookTime = 4 * time.Second
+	defer func(was time.Duration) { inspectTime = was }(inspectTime)
+	inspectTime = 4 * time.Second
 	root := tree(t, withDisks(map[string]string{
 		"proc/7/fd/3": "-> /dev/ublkb0",
 		"proc/8/fd/3": "-> /dev/ublkb0",

@@ -117,9 +117,9 @@ func run(cfg server.Config, limit time.Duration) int {
 	notify := newNotifier(cfg.Log)
 	done := make(chan struct{})
 	defer close(done)
-	cfg.Ready = func(pulse func() time.Duration) {
+	cfg.Ready = func(unanswered func() time.Duration) {
 		notify.ready()
-		go notify.keep(pulse, done)
+		go notify.keep(unanswered, done)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()

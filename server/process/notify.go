@@ -39,14 +39,14 @@ func (n *notifier) stopping() { n.send(daemon.SdNotifyStopping) }
 // keep feeds the watchdog until done is closed, while every queue of the device moves. Four times
 // per period: so a sign of life that is late once does no harm. A queue may be silent for half of
 // the period. Storage that hangs holds up no queue, so the watchdog never kills a server for it.
-func (n *notifier) keep(pulse func() time.Duration, done <-chan struct{}) {
+func (n *notifier) keep(unanswered func() time.Duration, done <-chan struct{}) {
 	if os.Getenv("NOTIFY_SOCKET") == "" || n.watchdog == 0 {
 		return
 	}
 	tick := time.NewTicker(n.watchdog / 4)
 	defer tick.Stop()
 	for {
-		n.beat(pulse())
+		n.beat(unanswered())
 		select {
 		case <-tick.C:
 		case <-done:
