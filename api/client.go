@@ -33,8 +33,8 @@ const (
 // maxReply bounds what a client reads.
 const maxReply = 64 << 20
 
-// A Client talks to the manager of one run directory, or to a server of it. Its methods return errors
-// of type *Error; they end early when their context does.
+// A Client talks to the manager of one run directory, or to a server of it. Its methods return
+// errors of type *Error; they end early when their context does.
 type Client struct {
 	socket string
 	server string // of this device's server, and not of the manager; "": of the manager

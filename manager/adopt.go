@@ -11,7 +11,8 @@ import (
 )
 
 // adopt has the launcher keep a server that another manager has started, or starts one for a device
-// that needs it. It is the first thing that is done for each peer. false: which process that is can't be told yet.
+// that needs it. It is the first thing that is done for each peer. false: which process that is
+// can't be told yet.
 func (p *peer) adopt(ctx context.Context) bool {
 	before := p.observation()
 	pid, held := state.Probe(p.all.cfg.RunDir, p.name)
@@ -38,14 +39,14 @@ func (p *peer) adopt(ctx context.Context) bool {
 }
 
 // needsServer says of a device without one, at the manager's start, whether it is to have one: its
-// I/O waits, or it is to be created again. At boot that is also so for those that were closed cleanly; where a
-// service manager starts these, it does so by itself.
+// I/O waits, or it is to be created again. At boot that is also so for those that were closed
+// cleanly; where a service manager starts these, it does so by itself.
 func needsServer(rec *state.Record, inDriver, forks bool) bool {
 	return inDriver || rec.Spec.Persist && (!rec.Closed || forks)
 }
 
-// Wanted says whether a device is to have a server after one that has ended, nobody knows how: it has a
-// record, and was not closed in order. It is for the launcher (see launch.ForkConfig).
+// Wanted says whether a device is to have a server after one that has ended, nobody knows how: it
+// has a record, and was not closed in order. It is for the launcher (see launch.ForkConfig).
 func Wanted(runDir, stateDir string) func(name string) bool {
 	records := state.Records{Dir: filepath.Join(stateDir, "devices"), Run: runDir, Boot: state.BootID()}
 	return func(name string) bool {
@@ -135,9 +136,9 @@ func (p *peer) ensure(ctx context.Context) error {
 	}
 }
 
-// patience is how long a command still waits for a silent server to answer, which one on a busy host may do
-// late: one that is starting as long as for its start, and another one as long as for the answer to a question, since
-// it fell silent.
+// patience is how long a command still waits for a silent server to answer, which one on a busy
+// host may do late: one that is starting as long as for its start, and another one as long as for
+// the answer to a question, since it fell silent.
 func (p *peer) patience() time.Duration {
 	o := p.observation()
 	now := p.all.cfg.now()

@@ -137,8 +137,8 @@ func TestDeath(t *testing.T) {
 	f.eventually("v", api.StateLive)
 }
 
-// TestForeignFiles: what else may be in the directories is told of where it matters, and keeps nobody
-// from anything.
+// TestForeignFiles: what else may be in the directories is told of where it matters, and keeps
+// nobody from anything.
 func TestForeignFiles(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
@@ -186,7 +186,8 @@ func TestForeignFiles(t *testing.T) {
 	f.create("stale", "j")
 }
 
-// TestAnswersOnlyOnceServersAreSeen: a manager has seen the servers that there are before anybody can ask it.
+// TestAnswersOnlyOnceServersAreSeen: a manager has seen the servers that there are before anybody
+// can ask it.
 func TestAnswersOnlyOnceServersAreSeen(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")

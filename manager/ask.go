@@ -11,8 +11,8 @@ import (
 )
 
 // ask has the server say what there is of its device, and waits for a bounded time. What it doesn't
-// say says something, too: it is silent. Its answer is still taken in when it comes, since on a machine
-// that is busy enough none comes in time.
+// say says something, too: it is silent. Its answer is still taken in when it comes, since on a
+// machine that is busy enough none comes in time.
 func (p *peer) ask(ctx context.Context) {
 	before := p.observation()
 	done := make(chan struct{})
@@ -30,8 +30,8 @@ func (p *peer) ask(ctx context.Context) {
 	}
 }
 
-// quiet notes that the process of before doesn't answer. One that has answered meanwhile isn't silent, if only
-// another question.
+// quiet notes that the process of before doesn't answer. One that has answered meanwhile isn't
+// silent, if only another question.
 func (p *peer) quiet(before *observation) {
 	dying := p.all.cfg.dying(before.pid)
 	p.set(func(o *observation) {
@@ -79,8 +79,8 @@ func (p *peer) inquire() {
 	}
 }
 
-// inquiries counts the questions that a process has not answered, and says how many these are. Those to
-// another process before it count no more.
+// inquiries counts the questions that a process has not answered, and says how many these are.
+// Those to another process before it count no more.
 func (p *peer) inquiries(pid, more int) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -12,8 +12,8 @@ import (
 	"holdfast/api"
 )
 
-// Create has a server started, and that create the device. When ctx ends first, the server takes the
-// creation back.
+// Create has a server started, and that create the device. When ctx ends first, the server takes
+// the creation back.
 func (m *Manager) Create(ctx context.Context, spec api.Spec) (*api.Device, error) {
 	if err := api.CheckSpec(&spec); err != nil {
 		return nil, err
@@ -59,8 +59,8 @@ func (m *Manager) Create(ctx context.Context, spec api.Spec) (*api.Device, error
 	return dev, nil
 }
 
-// mayCreate refuses what can be seen to be wrong from here: a name that is served, and a file that is
-// another device's.
+// mayCreate refuses what can be seen to be wrong from here: a name that is served, and a file that
+// is another device's.
 func (m *Manager) mayCreate(ctx context.Context, p *peer, spec *api.Spec) error {
 	switch p.state() {
 	case api.ServerUp, api.ServerNone, api.ServerStarting:
@@ -81,8 +81,8 @@ func (m *Manager) mayCreate(ctx context.Context, p *peer, spec *api.Spec) error 
 	return m.conflict(spec)
 }
 
-// conflict says which device a file of a spec belongs to, by the paths that are known. The servers' claims
-// say it of the files themselves.
+// conflict says which device a file of a spec belongs to, by the paths that are known. The servers'
+// claims say it of the files themselves.
 func (m *Manager) conflict(spec *api.Spec) error {
 	var mine []string
 	for _, i := range spec.Images {

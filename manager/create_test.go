@@ -23,7 +23,8 @@ func (f *fixture) creating(name, image string) <-chan creation {
 	return ended
 }
 
-// TestCreateWaitsForServer: a server that needs longer for its start than for an answer is waited for.
+// TestCreateWaitsForServer: a server that needs longer for its start than for an answer is waited
+// for.
 func TestCreateWaitsForServer(t *testing.T) {
 	f := newFixture(t)
 	f.h.set(func() { f.h.mute = true })
@@ -37,8 +38,8 @@ func TestCreateWaitsForServer(t *testing.T) {
 	}
 }
 
-// TestCommandOutwaitsSilence: a command waits for a server that has just begun to be silent, and is carried out
-// when it answers.
+// TestCommandOutwaitsSilence: a command waits for a server that has just begun to be silent, and is
+// carried out when it answers.
 func TestCommandOutwaitsSilence(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")

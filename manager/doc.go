@@ -19,9 +19,9 @@
 // and wait as long as their client does.
 //
 // The manager may be killed at any time. What it must not forget is in the run directory: who holds
-// the standby check (key.json), and, in the directory manager, of which events hooks and readers have been
-// told (hooks.json, events.json). These are not in the run directory itself, as every server watches that for
-// the key: each file written there would wake all of them.
+// the standby check (key.json), and, in the directory manager, of which events hooks and readers
+// have been told (hooks.json, events.json). These are not in the run directory itself, as every
+// server watches that for the key: each file written there would wake all of them.
 //
 // # Two rules for what is added here
 //

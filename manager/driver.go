@@ -12,7 +12,8 @@ import (
 	"holdfast/ublk"
 )
 
-// driver is what a manager asks of the kernel's driver. There are two: this machine's, and the tests'.
+// driver is what a manager asks of the kernel's driver. There are two: this machine's, and the
+// tests'.
 type driver interface {
 	// ready is nil when devices can be made, else what is missing. It tries
 	// anew each time, so that a modprobe needs no restart of the manager.

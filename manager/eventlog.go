@@ -47,8 +47,8 @@ func (l *eventLog) add(e api.Event) {
 	}
 }
 
-// insert adds one that somebody was told of before this manager began, where it belongs by its time. Those of one device
-// stay in the order in which they come.
+// insert adds one that somebody was told of before this manager began, where it belongs by its
+// time. Those of one device stay in the order in which they come.
 func (l *eventLog) insert(e api.Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

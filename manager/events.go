@@ -18,8 +18,8 @@ import (
 )
 
 // events are those of all devices and of the manager itself, and how far each server's journal was
-// read. Nothing that a server tells is lost: it is asked for what comes behind the last number, after
-// the manager's own death, too; and where a journal has lost something, that is an event.
+// read. Nothing that a server tells is lost: it is asked for what comes behind the last number,
+// after the manager's own death, too; and where a journal has lost something, that is an event.
 type events struct {
 	eventLog
 	path  string // of the positions
@@ -102,8 +102,8 @@ func (ev *events) take(name string, e api.Event) taken {
 	return taken{fresh: true, gap: lost > 0, at: at}
 }
 
-// advance moves a device's position past an event, and says how many before it are lost. known: a manager
-// before this one has had the event. One that this manager has had itself loses its number.
+// advance moves a device's position past an event, and says how many before it are lost. known: a
+// manager before this one has had the event. One that this manager has had itself loses its number.
 func (ev *events) advance(name string, e *api.Event) (lost uint64, known bool, at uint64) {
 	ev.posMu.Lock()
 	defer ev.posMu.Unlock()
@@ -176,8 +176,8 @@ func (ev *events) run(ctx context.Context) {
 	}
 }
 
-// save notes how far the journals were read, and what came of it was done: what is told twice after a
-// death is not seen by anybody who was told before it.
+// save notes how far the journals were read, and what came of it was done: what is told twice after
+// a death is not seen by anybody who was told before it.
 func (ev *events) save() {
 	ev.posMu.Lock()
 	if !ev.dirty {

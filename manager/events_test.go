@@ -91,7 +91,8 @@ func TestNoEventIsLost(t *testing.T) {
 	want(19)
 }
 
-// TestGapInJournal: numbers that are missing are told of, whatever the server says, and each is counted once.
+// TestGapInJournal: numbers that are missing are told of, whatever the server says, and each is
+// counted once.
 func TestGapInJournal(t *testing.T) {
 	f := newFixture(t)
 	ev := f.m.events

@@ -20,9 +20,9 @@ const (
 	hookLine  = 1024
 )
 
-// shell executes hooks. To execute a program that lies on storage which hangs takes as long as that,
-// and holds up who does it: with clone(CLONE_VFORK), as Go does it, that is this whole process, whose
-// garbage collector waits for the thread. So another program does it.
+// shell executes hooks. To execute a program that lies on storage which hangs takes as long as
+// that, and holds up who does it: with clone(CLONE_VFORK), as Go does it, that is this whole
+// process, whose garbage collector waits for the thread. So another program does it.
 const shell = "/bin/sh"
 
 // execute runs a program to its end or to the end of its time, in a process group of its own,

@@ -20,8 +20,8 @@ import (
 	"holdfast/state"
 )
 
-// fakeServer is a server's side of what it has in common with a manager, without a device. Its standby is
-// the real state machine.
+// fakeServer is a server's side of what it has in common with a manager, without a device. Its
+// standby is the real state machine.
 type fakeServer struct {
 	h           *fakeHost
 	name, build string

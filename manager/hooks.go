@@ -19,8 +19,8 @@ import (
 const hooksQueued = 8
 
 // hooks runs the programs that are to be told of standby, each device's one after the other. What
-// each was told last is in hooks.json, so that after the manager's death none is told twice, but for one that
-// was being started at that very moment, and none is left out.
+// each was told last is in hooks.json, so that after the manager's death none is told twice, but
+// for one that was being started at that very moment, and none is left out.
 type hooks struct {
 	path, boot, runDir string
 	log                zerolog.Logger
@@ -86,8 +86,8 @@ func (h *hooks) queue(name string) *hookQueue {
 	return q
 }
 
-// take has what an event says told. A reader of the journal calls it with one event after the other;
-// gap: events before this one are lost; at is how far the journal was read with it.
+// take has what an event says told. A reader of the journal calls it with one event after the
+// other; gap: events before this one are lost; at is how far the journal was read with it.
 func (h *hooks) take(p *peer, e api.Event, gap bool, at uint64) {
 	h.mu.Lock()
 	q := h.queue(p.name)
@@ -95,7 +95,8 @@ func (h *hooks) take(p *peer, e api.Event, gap bool, at uint64) {
 		q.instance = e.Message
 	}
 	if gap {
-		// What was lost may have been about standby; after the events that the journal has yet, the state tells.
+		// What was lost may have been about standby; after the events that the journal has yet, the
+		// state tells.
 		q.settle = max(at, 1)
 		if e.Kind == api.EventJournal {
 			q.settle = max(e.Seq, 2) - 1

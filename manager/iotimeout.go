@@ -12,7 +12,8 @@ import (
 const timeoutPatience = 5 * time.Second
 
 // whenIdle sets the time-out of the disk whose queue directory is $0 to $1, in one of ten moments
-// of half a second without a request in flight: for those the kernel would wait, and have all others wait.
+// of half a second without a request in flight: for those the kernel would wait, and have all
+// others wait.
 const whenIdle = `cd "$0" && for i in 0 1 2 3 4 5 6 7 8 9; do
 	read -r reads writes <../inflight
 	if [ "$reads$writes" = 00 ]; then echo "$1" >io_timeout; exit; fi

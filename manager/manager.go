@@ -118,9 +118,9 @@ type Manager struct {
 	stopping atomic.Bool // all servers have been told to end
 }
 
-// Start takes the directories, adopts the servers that there are, starts those that are missing, and
-// opens the socket. Serve then answers. It waits for no server but for a first answer, and no longer than for
-// one: who asks at once is to be told what there is.
+// Start takes the directories, adopts the servers that there are, starts those that are missing,
+// and opens the socket. Serve then answers. It waits for no server but for a first answer, and no
+// longer than for one: who asks at once is to be told what there is.
 func Start(cfg Config) (_ *Manager, err error) {
 	cfg.complete()
 	m := &Manager{cfg: cfg, log: cfg.Log, boot: state.BootID(), started: cfg.now()}
@@ -209,7 +209,8 @@ func (m *Manager) Info() api.DaemonInfo {
 		RunDir: m.cfg.RunDir, StateDir: m.cfg.StateDir, Stopping: m.stopping.Load()}
 }
 
-// closeWait bounds the wait for what the manager does in the background, and answerWait that for answers.
+// closeWait bounds the wait for what the manager does in the background, and answerWait that for
+// answers.
 const (
 	closeWait  = 5 * time.Second
 	answerWait = 2 * time.Second

@@ -33,8 +33,9 @@ type fixture struct {
 	pace    pace
 }
 
-// testPace is quick where something is done again and again, and patient where something is waited for: on a host that
-// is busy everything comes late. Who wants an end of patience sets the manager's clock (ahead).
+// testPace is quick where something is done again and again, and patient where something is waited
+// for: on a host that is busy everything comes late. Who wants an end of patience sets the
+// manager's clock (ahead).
 var testPace = pace{ask: askTime, answer: 30 * time.Second, check: 50 * time.Millisecond, retry: 20 * time.Millisecond, start: 30 * time.Second,
 	save: 50 * time.Millisecond, scan: 50 * time.Millisecond, again: 20 * time.Millisecond, serve: 60 * time.Second}
 

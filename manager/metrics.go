@@ -158,8 +158,8 @@ func (c metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// reportAge is how long ago a device's server said what is known of it; false: what is known was not
-// said by a server.
+// reportAge is how long ago a device's server said what is known of it; false: what is known was
+// not said by a server.
 func (ps *peers) reportAge(name string) (seconds float64, ok bool) {
 	p := ps.get(name)
 	if p == nil {

@@ -7,9 +7,9 @@ import (
 	"holdfast/api"
 )
 
-// due says whether a server is to be started now: one that was to be and could not, or that the launcher
-// was to start at boot and could not, as the file system of an image was not there. Neither is tried
-// again by anybody else. One that was stopped stays so.
+// due says whether a server is to be started now: one that was to be and could not, or that the
+// launcher was to start at boot and could not, as the file system of an image was not there.
+// Neither is tried again by anybody else. One that was stopped stays so.
 func (p *peer) due(ctx context.Context) bool {
 	o := p.observation()
 	if o.state != api.ServerNone || p.all.stopped.Load() {
@@ -36,8 +36,8 @@ func (p *peer) due(ctx context.Context) bool {
 	return missed
 }
 
-// keepMounts has the launcher know where the device's images are: a replace, of which the server tells, may have
-// moved them.
+// keepMounts has the launcher know where the device's images are: a replace, of which the server
+// tells, may have moved them.
 func (p *peer) keepMounts(ctx context.Context) {
 	o := p.observation()
 	if o.state != api.ServerUp || o.report == nil {

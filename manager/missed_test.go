@@ -8,8 +8,8 @@ import (
 	"holdfast/api"
 )
 
-// TestMissed: a server that the launcher could not start at boot is started once it can be, and one that was stopped
-// is not.
+// TestMissed: a server that the launcher could not start at boot is started once it can be, and one
+// that was stopped is not.
 func TestMissed(t *testing.T) {
 	f := newFixture(t)
 	f.h.set(func() { f.h.forks = false })

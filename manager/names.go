@@ -37,8 +37,8 @@ func (m *Manager) resolve(name string) (string, error) {
 	}
 }
 
-// numbered are the devices that have a number in the driver, as far as is known. Other records have a
-// number that may be somebody else's by now.
+// numbered are the devices that have a number in the driver, as far as is known. Other records have
+// a number that may be somebody else's by now.
 func (ps *peers) numbered(id int) (names []string) {
 	for _, p := range ps.list() {
 		o := p.observation()

@@ -14,8 +14,8 @@ import (
 	"holdfast/ublk"
 )
 
-// orphans are devices in the driver that have this state directory's mark, and no record: nobody will serve
-// them, and who uses one waits.
+// orphans are devices in the driver that have this state directory's mark, and no record: nobody
+// will serve them, and who uses one waits.
 type orphans struct {
 	driver driver
 	peers  *peers
@@ -81,8 +81,8 @@ func (o *orphans) scan(ctx context.Context) {
 	o.suspect, o.found = suspect, found
 }
 
-// numbers are those in the driver that belong to a device, served or not. all: every device has said whether it
-// has one.
+// numbers are those in the driver that belong to a device, served or not. all: every device has
+// said whether it has one.
 func (ps *peers) numbers() (ids map[int]bool, all bool) {
 	ids, all = map[int]bool{}, true
 	for _, p := range ps.list() {

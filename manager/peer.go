@@ -128,7 +128,8 @@ func (p *peer) observation() observation {
 	return p.seen
 }
 
-// outline is what others wait for a change of. Not for each answer: who waits asks when he is woken.
+// outline is what others wait for a change of. Not for each answer: who waits asks when he is
+// woken.
 func (o *observation) outline() [2]string {
 	switch {
 	case o.report != nil:
@@ -202,9 +203,10 @@ func (p *peer) removed() {
 	p.nudge()
 }
 
-// newServer notes whose lock it is. What another process said before counts no more: the record tells, until
-// this one does. There is no moment between the two, in which nothing would be known of the device. Nor does it undo
-// what a server has said since before, when the lock had not been looked at.
+// newServer notes whose lock it is. What another process said before counts no more: the record
+// tells, until this one does. There is no moment between the two, in which nothing would be known
+// of the device. Nor does it undo what a server has said since before, when the lock had not been
+// looked at.
 func (p *peer) newServer(ctx context.Context, pid int, before *observation) {
 	p.mu.Lock()
 	if pid == 0 { // it can't be told, so the server is to tell
@@ -240,7 +242,8 @@ func (p *peer) absent(ctx context.Context, before *observation) {
 	})
 }
 
-// recall finds out what the record and the driver say of the device, and gives the change of the observation.
+// recall finds out what the record and the driver say of the device, and gives the change of the
+// observation.
 func (p *peer) recall(ctx context.Context) (change func(o *observation)) {
 	rec, _, err := p.all.records.ReadOne(p.name)
 	if err != nil {

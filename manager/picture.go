@@ -115,8 +115,8 @@ func unserved(rec *state.Record, inDriver bool) string {
 	return api.StateLost
 }
 
-// images are the paths of a device's files, and whether it writes to the last: by its server's word, or
-// by the record's.
+// images are the paths of a device's files, and whether it writes to the last: by its server's
+// word, or by the record's.
 func (o *observation) images() (paths []string, writes bool) {
 	switch {
 	case o.report != nil:
@@ -144,9 +144,9 @@ func (o *observation) number() (id int, ok bool) {
 	return 0, false
 }
 
-// overlap is an image of a device with the paths mine that another one can't share: one of them writes
-// to it. "": there is none. By whatever other path a file may be reached is the servers' to see, which
-// look at the files themselves.
+// overlap is an image of a device with the paths mine that another one can't share: one of them
+// writes to it. "": there is none. By whatever other path a file may be reached is the servers' to
+// see, which look at the files themselves.
 func overlap(mine []string, write bool, theirs []string, theyWrite bool) string {
 	for i, path := range mine {
 		at := slices.Index(theirs, path)

@@ -7,7 +7,8 @@ import (
 	"holdfast/api"
 )
 
-// question is when a server is asked for its device, and what the answer depends on besides the server.
+// question is when a server is asked for its device, and what the answer depends on besides the
+// server.
 type question struct {
 	asked time.Time
 	check bool // the standby check is on
@@ -15,8 +16,9 @@ type question struct {
 
 func (ps *peers) question() question { return question{ps.cfg.now(), ps.check.on()} }
 
-// recent is the device as it was a moment ago, for those who read its attributes one by one: an answer that
-// is so young counts for all of them, unless something has happened since it was asked for.
+// recent is the device as it was a moment ago, for those who read its attributes one by one: an
+// answer that is so young counts for all of them, unless something has happened since it was asked
+// for.
 func (p *peer) recent(ctx context.Context) *api.Device {
 	o := p.observation()
 	age := p.all.cfg.now().Sub(o.asked)
@@ -27,7 +29,8 @@ func (p *peer) recent(ctx context.Context) *api.Device {
 	return p.look(ctx)
 }
 
-// outdate notes that something has happened to the device, which answers to earlier questions don't show.
+// outdate notes that something has happened to the device, which answers to earlier questions don't
+// show.
 func (p *peer) outdate() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

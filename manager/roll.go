@@ -20,12 +20,13 @@ import (
 	"holdfast/state"
 )
 
-// versionTime is how long a program may take to say its version, before any server is upgraded to it.
+// versionTime is how long a program may take to say its version, before any server is upgraded to
+// it.
 const versionTime = 30 * time.Second
 
-// A roll upgrades servers one by one: each leaves its device in order and is followed by one of
-// the new program, for which the requests wait. If that one doesn't serve, the program before it does again,
-// and the roll ends.
+// A roll upgrades servers one by one: each leaves its device in order and is followed by one of the
+// new program, for which the requests wait. If that one doesn't serve, the program before it does
+// again, and the roll ends.
 type roll struct {
 	m      *Manager
 	binary string // "": the launcher's own
@@ -35,9 +36,9 @@ type roll struct {
 	results []api.UpgradedServer
 }
 
-// Upgrade has the servers of devices be replaced by those of another program, or of what is in the place
-// of theirs by now. A device that can't be left stays as it is, and ends nothing. Once begun it goes on
-// when ctx ends.
+// Upgrade has the servers of devices be replaced by those of another program, or of what is in the
+// place of theirs by now. A device that can't be left stays as it is, and ends nothing. Once begun
+// it goes on when ctx ends.
 func (m *Manager) Upgrade(ctx context.Context, r api.UpgradeRequest) (*api.UpgradeResult, error) {
 	if r.Binary != "" && !filepath.IsAbs(r.Binary) {
 		return nil, api.Errorf(api.CodeInvalid, "binary %q: the path is not absolute", r.Binary)
@@ -279,8 +280,8 @@ func stateOf(dev *api.Device) string {
 	return dev.State
 }
 
-// keepBinary is a path of the program of a process that stays what it is: where it was started from, if it is still
-// there, or else a copy.
+// keepBinary is a path of the program of a process that stays what it is: where it was started
+// from, if it is still there, or else a copy.
 func (m *Manager) keepBinary(pid int, name string) (path string, err error) {
 	exe := m.cfg.exe(pid)
 	is, err := os.Stat(exe)
@@ -312,8 +313,8 @@ func (m *Manager) keepBinary(pid int, name string) (path string, err error) {
 	return path, out.CloseAtomicallyReplace()
 }
 
-// oldBinary is where the program is kept that served a device before an upgrade: in its directory, or,
-// where nothing can be executed there, as in /run on many systems, in the state directory.
+// oldBinary is where the program is kept that served a device before an upgrade: in its directory,
+// or, where nothing can be executed there, as in /run on many systems, in the state directory.
 func (m *Manager) oldBinary(name string) string {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(m.cfg.RunDir, &fs); err == nil && fs.Flags&unix.ST_NOEXEC == 0 {

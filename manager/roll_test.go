@@ -54,7 +54,8 @@ func TestRoll(t *testing.T) {
 	}
 }
 
-// TestRollBroken: a program that does not serve ends the roll, with the device served by the one before.
+// TestRollBroken: a program that does not serve ends the roll, with the device served by the one
+// before.
 func TestRollBroken(t *testing.T) {
 	f := newFixture(t)
 	f.stop()
@@ -182,7 +183,8 @@ func TestStop(t *testing.T) {
 		t.Fatalf("%+v, %v", res, err)
 	}
 	waitFor(t, "only the persistent one to be left", func() bool { s := f.states(); return len(s) == 1 && s["p"] == api.StateEnded })
-	// A manager of servers of its own creates it again, one of a service manager's leaves that to it.
+	// A manager of servers of its own creates it again, one of a service manager's leaves that to
+	// it.
 	f.h.forks = false
 	f.restart()
 	f.eventually("p", api.StateEnded)

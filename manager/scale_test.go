@@ -8,8 +8,8 @@ import (
 	"holdfast/sysfs"
 )
 
-// TestHundredDevices: a list and a read of the whole tree take few questions to servers, however many
-// attributes there are.
+// TestHundredDevices: a list and a read of the whole tree take few questions to servers, however
+// many attributes there are.
 func TestHundredDevices(t *testing.T) {
 	f := newFixture(t)
 	const n = 100
@@ -66,8 +66,8 @@ func readAll(t *testing.T, root *sysfs.Dir, path string) (n int) {
 	return n
 }
 
-// TestTreeShowsWhatWasDone: an attribute that was read a moment ago shows what a command, a write and an
-// event have changed since.
+// TestTreeShowsWhatWasDone: an attribute that was read a moment ago shows what a command, a write
+// and an event have changed since.
 func TestTreeShowsWhatWasDone(t *testing.T) {
 	f := newFixture(t)
 	f.image("i")

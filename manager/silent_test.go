@@ -39,8 +39,8 @@ func (f *fixture) wantMetrics(want ...string) {
 	}
 }
 
-// TestSilence: of a server that doesn't answer the last report is shown, nobody who reads waits for it
-// after the first, and commands are refused; all others are what they were.
+// TestSilence: of a server that doesn't answer the last report is shown, nobody who reads waits for
+// it after the first, and commands are refused; all others are what they were.
 func TestSilence(t *testing.T) {
 	f := newFixture(t)
 	f.stop()

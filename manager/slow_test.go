@@ -21,8 +21,8 @@ func (f *fixture) still(name string) *peer {
 	return p
 }
 
-// TestSlowLook: what was seen of a server before it answered, and is taken in after that, undoes nothing of what
-// it has said.
+// TestSlowLook: what was seen of a server before it answered, and is taken in after that, undoes
+// nothing of what it has said.
 func TestSlowLook(t *testing.T) {
 	f := newFixture(t)
 	dev := f.create("v", "i")
@@ -46,7 +46,8 @@ func TestSlowLook(t *testing.T) {
 	}
 }
 
-// TestNextServer: between two servers there is no moment in which a device is not known, nor its number.
+// TestNextServer: between two servers there is no moment in which a device is not known, nor its
+// number.
 func TestNextServer(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
@@ -71,8 +72,8 @@ func TestNextServer(t *testing.T) {
 	known()
 }
 
-// TestDriverTooSlow: a driver that doesn't say in time what it has is no reason to take a device for lost. Its server is
-// started, and finds out.
+// TestDriverTooSlow: a driver that doesn't say in time what it has is no reason to take a device
+// for lost. Its server is started, and finds out.
 func TestDriverTooSlow(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")
@@ -98,8 +99,8 @@ func TestDriverTooSlow(t *testing.T) {
 	})
 }
 
-// TestAdoptUnknownProcess: a server that has its lock, and has not noted yet which process it is, is adopted
-// all the same.
+// TestAdoptUnknownProcess: a server that has its lock, and has not noted yet which process it is,
+// is adopted all the same.
 func TestAdoptUnknownProcess(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")

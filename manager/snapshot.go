@@ -8,7 +8,8 @@ import (
 	"holdfast/api"
 )
 
-// Snapshot is everything that is known now, with a search for who uses the devices if that is wanted.
+// Snapshot is everything that is known now, with a search for who uses the devices if that is
+// wanted.
 func (m *Manager) Snapshot(ctx context.Context, withUsers bool) api.Snapshot {
 	snap := api.Snapshot{Daemon: m.Info(), Key: m.Key(), Devices: m.peers.look(ctx), Problems: []api.Problem{}}
 	if withUsers {

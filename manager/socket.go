@@ -43,7 +43,8 @@ func controlSocket(path string) (l *net.UnixListener, owned bool, err error) {
 	return l, true, nil
 }
 
-// PassedSocket is the control socket, if a service manager has passed it, for a process that follows; else nil.
+// PassedSocket is the control socket, if a service manager has passed it, for a process that
+// follows; else nil.
 func (m *Manager) PassedSocket() (*os.File, error) {
 	if m.owned {
 		return nil, nil

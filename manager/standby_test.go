@@ -91,8 +91,8 @@ func TestKeyWord(t *testing.T) {
 	wantWord(0, "with nobody who is known to hold it")
 }
 
-// TestTargets has a made-up LIO export a device: it holds the key, and the lease, which its server is
-// asked for until it takes it.
+// TestTargets has a made-up LIO export a device: it holds the key, and the lease, which its server
+// is asked for until it takes it.
 func TestTargets(t *testing.T) {
 	f := newFixture(t)
 	f.targets = []string{"lio"}

@@ -12,10 +12,10 @@ import (
 // stopPoll is how often a stop looks whether servers have ended.
 const stopPoll = 50 * time.Millisecond
 
-// Stop has all servers end in order, for hosts whose service manager doesn't do so: their devices are
-// removed when nobody uses them any more, and persistent ones are created again by the next
-// manager. It waits for so long, and says which are left: these go on to wait for their users.
-// From then on this manager starts no server.
+// Stop has all servers end in order, for hosts whose service manager doesn't do so: their devices
+// are removed when nobody uses them any more, and persistent ones are created again by the next
+// manager. It waits for so long, and says which are left: these go on to wait for their users. From
+// then on this manager starts no server.
 func (m *Manager) Stop(ctx context.Context, r api.StopRequest) (*api.StopResult, error) {
 	if r.Timeout < 0 {
 		return nil, api.Errorf(api.CodeInvalid, "time-out %v: want 0 (none) or more", time.Duration(r.Timeout))

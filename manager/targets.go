@@ -17,9 +17,9 @@ import (
 // long without its lease. So often leases are tried again, too, that a server could not take.
 const targetInterval = 500 * time.Millisecond
 
-// targets follows what targets export: each kind that runs holds the standby check, and a lease
-// on each of our devices that it exports. Its name is the holder's and the consumer's. What a server has
-// is read from its reports, and brought in line with what is wanted until it is.
+// targets follows what targets export: each kind that runs holds the standby check, and a lease on
+// each of our devices that it exports. Its name is the holder's and the consumer's. What a server
+// has is read from its reports, and brought in line with what is wanted until it is.
 type targets struct {
 	kinds  []target.Kind
 	roots  target.Roots
@@ -124,8 +124,8 @@ func (t *targets) watch(ctx context.Context) {
 	}
 }
 
-// apply brings the check and leases nearer to what the targets want. The check
-// is on before the first lease is taken, and until no server that answers has one. Only watch calls it.
+// apply brings the check and leases nearer to what the targets want. The check is on before the
+// first lease is taken, and until no server that answers has one. Only watch calls it.
 func (t *targets) apply(ctx context.Context) {
 	t.mu.Lock()
 	states := slices.Clone(t.states)
@@ -181,8 +181,8 @@ func (t *targets) hold(k target.Kind, on bool) bool {
 	return true
 }
 
-// lease has a server take or drop a lease, unless it is at that already. What fails is tried again by the
-// next apply.
+// lease has a server take or drop a lease, unless it is at that already. What fails is tried again
+// by the next apply.
 func (t *targets) lease(ctx context.Context, p *peer, k target.Kind, on bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

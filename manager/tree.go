@@ -23,9 +23,9 @@ const treeName = "sys"
 // treeConsumer holds the lease that is taken by writing to standby_en.
 const treeConsumer = "sysfs"
 
-// tree is the attributes of all devices. It only ever asks what the API asks. To read never fails because
-// a server is away, and waits for one as a list does; to write takes a server: EAGAIN if there is none,
-// ETIMEDOUT if it doesn't answer.
+// tree is the attributes of all devices. It only ever asks what the API asks. To read never fails
+// because a server is away, and waits for one as a list does; to write takes a server: EAGAIN if
+// there is none, ETIMEDOUT if it doesn't answer.
 type tree struct {
 	root  *sysfs.Dir
 	check *check

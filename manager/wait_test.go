@@ -116,8 +116,8 @@ func TestWaitAsksLittle(t *testing.T) {
 	}
 }
 
-// TestConflicts: files of other devices are refused by their paths, whoever writes them; of two that want
-// one at the same time, or one name, at most one gets it.
+// TestConflicts: files of other devices are refused by their paths, whoever writes them; of two
+// that want one at the same time, or one name, at most one gets it.
 func TestConflicts(t *testing.T) {
 	f := newFixture(t)
 	f.create("a", "base", "top")

@@ -22,8 +22,8 @@ func over(t *testing.T) context.Context {
 
 func imagesAt(path string) []ploop.ImageRef { return []ploop.ImageRef{{Path: path}} }
 
-// TestInspectionWaits: an inspection that was given up, as on a machine that is slow, is no verdict on
-// the next one of the same files: that one waits for its end, and then takes place.
+// TestInspectionWaits: an inspection that was given up, as on a machine that is slow, is no verdict
+// on the next one of the same files: that one waits for its end, and then takes place.
 func TestInspectionWaits(t *testing.T) {
 	var in inspections
 	slow, first := make(chan struct{}), imagesAt("/slow")
@@ -58,8 +58,8 @@ func TestInspectionWaits(t *testing.T) {
 	}
 }
 
-// TestInspectionsThatHang: whoever asks is told so when his time is over, in the same words each time, and
-// few goroutines hang however often that is, whatever the files.
+// TestInspectionsThatHang: whoever asks is told so when his time is over, in the same words each
+// time, and few goroutines hang however often that is, whatever the files.
 func TestInspectionsThatHang(t *testing.T) {
 	var in inspections
 	hang, before := make(chan struct{}), runtime.NumGoroutine()
@@ -122,8 +122,8 @@ func TestHangingPersistentDevice(t *testing.T) {
 	h.stop("a")
 }
 
-// TestRecoveryWhoseStorageHangs: while the storage of a device's images owes an answer, the device can be
-// given a file elsewhere.
+// TestRecoveryWhoseStorageHangs: while the storage of a device's images owes an answer, the device
+// can be given a file elsewhere.
 func TestRecoveryWhoseStorageHangs(t *testing.T) {
 	h := newHost(t)
 	h.create("v", "i")

@@ -291,7 +291,8 @@ func TestAnyJournal(t *testing.T) {
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"add": func(t *rapid.T) {
-				// Long ones fill a file soon; those that fill the ring take their time, and are seldom.
+				// Long ones fill a file soon; those that fill the ring take their time, and are
+				// seldom.
 				long := strings.Repeat("x", rapid.SampledFrom([]int{0, 0, 2000}).Draw(t, "more"))
 				n := rapid.SampledFrom([]int{1, 1, 2, 2, 3, 5, 10, 40}).Draw(t, "events")
 				if rapid.IntRange(0, 30).Draw(t, "many") == 30 {

@@ -16,9 +16,9 @@ import (
 	"holdfast/ublk"
 )
 
-// How a recovery is tried: each attempt has a bound, once the images have answered, and the pause between two doubles
-// from the first to the longest. A lock that is held is tried more often: it is the
-// fence, and opens when the last write of the dead server has landed.
+// How a recovery is tried: each attempt has a bound, once the images have answered, and the pause
+// between two doubles from the first to the longest. A lock that is held is tried more often: it is
+// the fence, and opens when the last write of the dead server has landed.
 const (
 	recoverTime      = 10 * time.Second
 	firstRecoverWait = 20 * time.Millisecond
@@ -90,8 +90,8 @@ func recoverTimeout(spec *api.Spec) time.Duration {
 	return api.DefaultRecoverTimeout
 }
 
-// attemptUnlessHung makes one attempt, but while the storage of the device's images owes an answer: to wait for
-// that would only keep the turn from others, as from who gives the device another file.
+// attemptUnlessHung makes one attempt, but while the storage of the device's images owes an answer:
+// to wait for that would only keep the turn from others, as from who gives the device another file.
 func (r *recovery) attemptUnlessHung(ctx context.Context) error {
 	if rec := r.record(); rec != nil {
 		if err := r.inspections.unanswered(refs(rec.Spec.Images)); err != nil {

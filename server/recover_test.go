@@ -213,7 +213,8 @@ func TestNumberOfAnother(t *testing.T) {
 	}
 }
 
-// A device that was made before each had a mark of its own is recovered, now and later, by its number.
+// A device that was made before each had a mark of its own is recovered, now and later, by its
+// number.
 func TestDeviceWithAnOldMark(t *testing.T) {
 	h := newHost(t)
 	h.create("v", "i")

@@ -37,8 +37,8 @@ type Config struct {
 	Locked func()
 	// Served, if not nil, is called with the number of the device's queues once these are served.
 	Served func(queues int)
-	// Ready, if not nil, is called once the socket answers. unanswered says for how long a queue has
-	// owed a sign of life.
+	// Ready, if not nil, is called once the socket answers. unanswered says for how long a queue
+	// has owed a sign of life.
 	Ready func(unanswered func() time.Duration)
 	Log   zerolog.Logger
 }

@@ -11,12 +11,12 @@ import (
 )
 
 // A device is unreleased while the driver takes it for served, and its server is no more: the
-// driver hears of a server's end by the release of the last reference to its /dev/ublkcN. That
-// may be another process's by now. Or it is the kernel's own: what a dead process had under
-// way ends in a kernel thread, and a file that is closed there for good goes to one list of the whole
-// machine, worked off by one thread (delayed_fput in fs/file_table.c). If that thread is closing a
-// block device of ours, it first writes back what is dirty there, which waits for a server, which
-// waits for the release further down in the list.
+// driver hears of a server's end by the release of the last reference to its /dev/ublkcN. That may
+// be another process's by now. Or it is the kernel's own: what a dead process had under way ends in
+// a kernel thread, and a file that is closed there for good goes to one list of the whole machine,
+// worked off by one thread (delayed_fput in fs/file_table.c). If that thread is closing a block
+// device of ours, it first writes back what is dirty there, which waits for a server, which waits
+// for the release further down in the list.
 //
 // Nothing from outside can end that. STOP_DEV would wait, in the driver and for good, for the
 // requests that the dead server had.

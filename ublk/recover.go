@@ -17,8 +17,8 @@ import (
 // another one than the caller takes it for.
 var ErrNotRecoverable = errors.New("the device can't be taken over")
 
-// ErrOtherDisk is returned in the second case: the device is as recoverable as before, by who has the right
-// one for it. It is an ErrNotRecoverable.
+// ErrOtherDisk is returned in the second case: the device is as recoverable as before, by who has
+// the right one for it. It is an ErrNotRecoverable.
 var ErrOtherDisk = fmt.Errorf("%w from another disk", ErrNotRecoverable)
 
 // Recover takes over a device whose server is gone: it waits until the driver knows
@@ -72,8 +72,8 @@ func (c *Control) Recover(ctx context.Context, id int, cfg Config, h Handler) (*
 	return d, nil
 }
 
-// Is is ErrNoDevice if the device has another mark than tag, which may be 0 for any: then the number
-// was given to another device since.
+// Is is ErrNoDevice if the device has another mark than tag, which may be 0 for any: then the
+// number was given to another device since.
 func (i *Info) Is(tag uint64) error {
 	if tag == 0 || tag == i.Tag {
 		return nil
@@ -223,13 +223,13 @@ func (d *Device) Leave(ctx context.Context) error {
 		if err := d.wait(ctx); err != nil {
 			return err
 		}
-		// As in the death of a process: first the threads end, and with them the
-		// commands that they left with the driver, then the rings. In the other order
-		// Linux 6.12 frees things twice, or takes the device for served for ever. Nobody
-		// else ends the commands, as QUIESCE_DEV would: before 7.3 the driver may then
-		// complete one that a COMMIT_AND_FETCH, on another processor, has not put on io_uring's list
-		// of what can be cancelled yet. It gets there all the same, freed, and the kernel's
-		// worker that takes the ring apart runs over it for ever, or into a null pointer.
+		// As in the death of a process: first the threads end, and with them the commands that they
+		// left with the driver, then the rings. In the other order Linux 6.12 frees things twice,
+		// or takes the device for served for ever. Nobody else ends the commands, as QUIESCE_DEV
+		// would: before 7.3 the driver may then complete one that a COMMIT_AND_FETCH, on another
+		// processor, has not put on io_uring's list of what can be cancelled yet. It gets there all
+		// the same, freed, and the kernel's worker that takes the ring apart runs over it for ever,
+		// or into a null pointer.
 		for _, q := range d.queues {
 			q.thread.wait()
 			if q.leaving {

@@ -14,8 +14,8 @@ import (
 	"holdfast/server/process"
 )
 
-// The first thread of the process takes its signals. It must not be one that waits for storage, or a
-// server that is told to stop would not hear it: main's goroutine keeps it.
+// The first thread of the process takes its signals. It must not be one that waits for storage, or
+// a server that is told to stop would not hear it: main's goroutine keeps it.
 func init() { runtime.LockOSThread() }
 
 func main() { os.Exit(process.Main(os.Args[1:])) }

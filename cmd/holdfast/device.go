@@ -20,8 +20,8 @@ const queryLimit = 30 * time.Second
 
 func client(c *cli.Context) *api.Client { return api.NewClient(runDir(c)) }
 
-// deviceClient is for questions and orders about one device: they go to its own server while there is
-// no manager.
+// deviceClient is for questions and orders about one device: they go to its own server while there
+// is no manager.
 func deviceClient(c *cli.Context, name string) *api.Client {
 	d := client(c)
 	ctx, cancel := context.WithTimeout(c.Context, queryLimit)

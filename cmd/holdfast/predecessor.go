@@ -13,9 +13,10 @@ import (
 	"holdfast/api"
 )
 
-// Up to 0.1 one daemon served all devices, and an upgrade had it start the next one as its child: which got
-// ready, was told to go on once the first had left its devices, and reported how many it served. A
-// daemon that is started so takes over from it, once and for all: its devices get servers.
+// Up to 0.1 one daemon served all devices, and an upgrade had it start the next one as its child:
+// which got ready, was told to go on once the first had left its devices, and reported how many it
+// served. A daemon that is started so takes over from it, once and for all: its devices get
+// servers.
 const (
 	predecessorVariable = "HOLDFAST_HEIR"
 	predecessorGo       = 3 // descriptor: "go" comes from it
@@ -29,8 +30,8 @@ const (
 // predecessor is the daemon that this one takes over from; nil: there is none.
 type predecessor struct{ report *os.File }
 
-// succeedPredecessor says that this daemon is ready, and waits for its turn. Then the control socket is as if a
-// service manager had passed it.
+// succeedPredecessor says that this daemon is ready, and waits for its turn. Then the control
+// socket is as if a service manager had passed it.
 func succeedPredecessor() (*predecessor, error) {
 	if os.Getenv(predecessorVariable) == "" {
 		return nil, nil
@@ -52,8 +53,8 @@ func succeedPredecessor() (*predecessor, error) {
 	return p, nil
 }
 
-// passSocket has a listening socket be passed to this process, or to what it executes, as a service manager
-// does (sd_listen_fds(3)).
+// passSocket has a listening socket be passed to this process, or to what it executes, as a service
+// manager does (sd_listen_fds(3)).
 func passSocket(fd int) error {
 	const first = 3 // SD_LISTEN_FDS_START
 	var err error

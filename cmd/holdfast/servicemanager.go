@@ -15,8 +15,8 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// serviceManager is who started the manager, if a service manager did: it is told what becomes of it
-// (sd_notify(3)), and kills it when its watchdog isn't fed. All is silence without one.
+// serviceManager is who started the manager, if a service manager did: it is told what becomes of
+// it (sd_notify(3)), and kills it when its watchdog isn't fed. All is silence without one.
 type serviceManager struct {
 	log zerolog.Logger
 	// watchdog is the time within which it wants to hear of us; 0: it doesn't.
@@ -78,8 +78,9 @@ func (s *serviceManager) goesDown() bool {
 	}
 }
 
-// forServers is the environment of servers that this manager starts: what a service manager told us is not
-// about them. They begin with one of Go's processors, and take what their devices need (server/process).
+// forServers is the environment of servers that this manager starts: what a service manager told us
+// is not about them. They begin with one of Go's processors, and take what their devices need
+// (server/process).
 func forServers() []string {
 	env := []string{"GOMAXPROCS=1"}
 	for _, v := range os.Environ() {
@@ -92,8 +93,8 @@ func forServers() []string {
 	return env
 }
 
-// again starts the program of this process anew, as it may have been replaced. A socket that a service manager
-// has passed is passed on; nil: none.
+// again starts the program of this process anew, as it may have been replaced. A socket that a
+// service manager has passed is passed on; nil: none.
 func again(socket *os.File) error {
 	if socket != nil {
 		if err := passSocket(int(socket.Fd())); err != nil {

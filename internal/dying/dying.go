@@ -1,10 +1,10 @@
 // Package dying tells processes that were killed and can't end.
 //
 // Such a process has threads in storage that doesn't answer, where they can't be interrupted. It
-// keeps all that it has until they can end: sockets, locks, and the driver's devices. Nobody is told
-// of it: as long as one thread is left, no SIGCHLD is sent, wait finds nothing, and neither a pidfd
-// of the process nor one of its first thread (PIDFD_THREAD) becomes readable (seen on Linux 6.18 with
-// a FUSE server that doesn't answer). What there is to be seen is in /proc/PID/stat.
+// keeps all that it has until they can end: sockets, locks, and the driver's devices. Nobody is
+// told of it: as long as one thread is left, no SIGCHLD is sent, wait finds nothing, and neither a
+// pidfd of the process nor one of its first thread (PIDFD_THREAD) becomes readable (seen on Linux
+// 6.18 with a FUSE server that doesn't answer). What there is to be seen is in /proc/PID/stat.
 package dying
 
 import (
@@ -29,11 +29,11 @@ const (
 )
 
 // Process says whether a process is one of these, and with what status (wait(2)) it ends. Which of
-// its threads is held up may be any: the first is gone and others are not, or it is the one that closes
-// the files, or that waits in a system call with the signal pending.
+// its threads is held up may be any: the first is gone and others are not, or it is the one that
+// closes the files, or that waits in a system call with the signal pending.
 //
-// The status is the whole process's, as wait would give it in the end (Linux 5.17). The kernel says 0
-// to a reader that may not trace the process.
+// The status is the whole process's, as wait would give it in the end (Linux 5.17). The kernel says
+// 0 to a reader that may not trace the process.
 func Process(pid int) (unix.WaitStatus, bool) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {

@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Those that are killed and can't end are the matter of manager/launch and of hack/kill (TestElsewhere).
+// Those that are killed and can't end are the matter of manager/launch and of hack/kill
+// (TestElsewhere).
 func TestProcess(t *testing.T) {
 	dying := func(pid int) bool { _, yes := Process(pid); return yes }
 	if dying(os.Getpid()) || dying(1) {

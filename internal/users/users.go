@@ -17,10 +17,9 @@ import (
 	"holdfast/api"
 )
 
-// Find says who holds ublk disks, given as number → path, their
-// partitions included, at the price of one walk over all processes. It looks at mounts (of every mount namespace that can
-// be seen), swap, block devices stacked on it, loop devices, LIO backstores
-// and open file descriptors.
+// Find says who holds ublk disks, given as number → path, their partitions included, at the price
+// of one walk over all processes. It looks at mounts (of every mount namespace that can be seen),
+// swap, block devices stacked on it, loop devices, LIO backstores and open file descriptors.
 //
 // It is a report, not a lock: somebody may come or go right after. What
 // decides is the kernel (TRY_STOP_DEV); this says the reason in words. An

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dropIn has a file beside a unit be of some text, and not be for an empty one. systemd reads its units
-// again when that is a change.
+// dropIn has a file beside a unit be of some text, and not be for an empty one. systemd reads its
+// units again when that is a change.
 func (s *Systemd) dropIn(ctx context.Context, name, dir, file string, text func() (string, error)) error {
 	if err := errors.Join(ctx.Err(), checkName(name)); err != nil {
 		return err
@@ -65,7 +65,8 @@ func writeDropIn(dir, file string, want []byte) (bool, error) {
 	return true, syncDir(dir)
 }
 
-// mountsFor is the drop-in that orders a unit after the file systems of paths, and has them be there.
+// mountsFor is the drop-in that orders a unit after the file systems of paths, and has them be
+// there.
 func mountsFor(paths []string) (string, error) {
 	var quoted []string
 	for _, p := range paths {

@@ -28,11 +28,12 @@ type ForkConfig struct {
 	Wanted func(name string) bool
 }
 
-// sweepEvery is how often it is seen whether processes are dying, which takes some tens of microseconds each.
+// sweepEvery is how often it is seen whether processes are dying, which takes some tens of
+// microseconds each.
 const sweepEvery = 2 * time.Second
 
-// Fork is the launcher that needs nobody else. Starting a process takes what fork and exec take, and
-// those of all processes wait for each other: the program should be on local storage.
+// Fork is the launcher that needs nobody else. Starting a process takes what fork and exec take,
+// and those of all processes wait for each other: the program should be on local storage.
 type Fork struct {
 	config ForkConfig
 	closed atomic.Bool
@@ -48,8 +49,9 @@ type Fork struct {
 
 var _ Launcher = (*Fork)(nil)
 
-// NewFork makes a launcher, which Close ends. It has all descriptors of the calling process but 0, 1 and 2
-// be closed in the processes that this starts from now on, those too that it was itself started with.
+// NewFork makes a launcher, which Close ends. It has all descriptors of the calling process but 0,
+// 1 and 2 be closed in the processes that this starts from now on, those too that it was itself
+// started with.
 func NewFork(c ForkConfig) (*Fork, error) {
 	return newFork(c, time.NewTicker(sweepEvery).C) // which ends with its last use
 }
@@ -76,9 +78,9 @@ func (f *Fork) Start(ctx context.Context, name string) error {
 	return k.start()
 }
 
-// Adopt has the process that another launcher has started for NAME be kept as those of this one. The error is
-// os.ErrProcessDone if it has ended, and another if the process is not one of NAME: its last argument
-// isn't that.
+// Adopt has the process that another launcher has started for NAME be kept as those of this one.
+// The error is os.ErrProcessDone if it has ended, and another if the process is not one of NAME:
+// its last argument isn't that.
 func (f *Fork) Adopt(name string, pid int) error {
 	k, err := f.lock(context.Background(), name)
 	if err != nil {
@@ -161,8 +163,8 @@ func (f *Fork) Forget(ctx context.Context, name string) error {
 	return nil
 }
 
-// Failed counts the processes of NAME that have failed, or could not be started again, since NAME is
-// known here. An end of which nothing is known is none.
+// Failed counts the processes of NAME that have failed, or could not be started again, since NAME
+// is known here. An end of which nothing is known is none.
 func (f *Fork) Failed(name string) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// logMax is the size in bytes from which on the next process gets a new log. The one before is kept as log.1,
-// and none before that.
+// logMax is the size in bytes from which on the next process gets a new log. The one before is kept
+// as log.1, and none before that.
 const logMax = 1 << 20
 
 // openLog opens the log of a process that is about to start, in the directory of its name.

@@ -44,8 +44,8 @@ type manager interface {
 	Close()
 }
 
-// Systemd is the launcher that leaves it to systemd: NAME is holdfast-device@NAME.service. It speaks to
-// systemd's own socket, and so works before there is D-Bus.
+// Systemd is the launcher that leaves it to systemd: NAME is holdfast-device@NAME.service. It
+// speaks to systemd's own socket, and so works before there is D-Bus.
 type Systemd struct {
 	dial  func(context.Context) (manager, error)
 	kept  string // directories of units
@@ -59,12 +59,12 @@ type Systemd struct {
 
 var _ Launcher = (*Systemd)(nil)
 
-// ErrAbsent is returned by Detect when systemd can't be the launcher of this host, now and later: it
-// is not the init, or has no units.
+// ErrAbsent is returned by Detect when systemd can't be the launcher of this host, now and later:
+// it is not the init, or has no units.
 var ErrAbsent = errors.New("systemd can't keep servers here")
 
-// Detect says why systemd can't be the launcher here; nil if it can. Another error than ErrAbsent says that it
-// couldn't be asked.
+// Detect says why systemd can't be the launcher here; nil if it can. Another error than ErrAbsent
+// says that it couldn't be asked.
 func Detect(ctx context.Context) error {
 	if fi, err := os.Lstat(unitsGone); err != nil || !fi.IsDir() { // sd_booted(3)
 		return fmt.Errorf("%w: the init is another one", ErrAbsent)
@@ -157,8 +157,9 @@ func startError(u, result string) error {
 	return fmt.Errorf("starting %s: %s: systemctl status '%[1]s'", u, result)
 }
 
-// Missed says whether NAME, which is enabled, was not started since boot, and is not about to be: something
-// that it needs couldn't be had, and systemd doesn't try again. A unit that somebody has stopped was started before.
+// Missed says whether NAME, which is enabled, was not started since boot, and is not about to be:
+// something that it needs couldn't be had, and systemd doesn't try again. A unit that somebody has
+// stopped was started before.
 func (s *Systemd) Missed(ctx context.Context, name string) (bool, error) {
 	if err := checkName(name); err != nil {
 		return false, err

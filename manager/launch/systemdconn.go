@@ -20,8 +20,9 @@ func is(err error, name string) bool {
 	return errors.As(err, &e) && e.Name == name
 }
 
-// call asks systemd something. systemd closes connections when it executes itself again, so a connection
-// that was lost is made again, once; nothing that is asked does harm by being asked twice.
+// call asks systemd something. systemd closes connections when it executes itself again, so a
+// connection that was lost is made again, once; nothing that is asked does harm by being asked
+// twice.
 func (s *Systemd) call(ctx context.Context, ask func(manager) error) error {
 	for again := false; ; again = true {
 		m, err := s.connect(ctx)

@@ -34,8 +34,8 @@ func (s *Stack) fence(before []image.Mount) error {
 }
 
 // whyLate says why a lock on d, which was just had, does not prove that nothing is under way in a
-// file reached by before that can land in d; "": it does. One on a file system of this host's own is
-// another file than one that lies elsewhere.
+// file reached by before that can land in d; "": it does. One on a file system of this host's own
+// is another file than one that lies elsewhere.
 func (d *delta) whyLate(before []image.Mount) (why string) {
 	if !d.File.Locked() {
 		return "the file system has no locks"

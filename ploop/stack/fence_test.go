@@ -283,8 +283,8 @@ func TestFenceAborted(t *testing.T) {
 	}
 }
 
-// occupy has another file system get the number of a device that was a FUSE mount's: the kernel gives
-// it to the next mount, and a connection with it looks like the old one.
+// occupy has another file system get the number of a device that was a FUSE mount's: the kernel
+// gives it to the next mount, and a connection with it looks like the old one.
 func occupy(t *testing.T, number uint64) {
 	t.Helper()
 	for range 16 {

@@ -161,9 +161,9 @@ func (h *Handover) Commit() error {
 }
 
 // Abort gives the successor up, if there is one, and has the old stack work again: the top is
-// marked as it was before, and the new one's own files are closed. What was under way in the storage
-// still is, and is waited for as before. It does nothing after Commit; after
-// another Abort it does nothing, and says the same.
+// marked as it was before, and the new one's own files are closed. What was under way in the
+// storage still is, and is waited for as before. It does nothing after Commit; after another Abort
+// it does nothing, and says the same.
 //
 // Its error says what of that failed; the old stack works all the same unless it is ErrLockLost.
 // Then its lock, which a failed Prepare had given back, couldn't be taken again: without

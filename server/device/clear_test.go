@@ -13,8 +13,8 @@ import (
 	"holdfast/ublk"
 )
 
-// TestClearFailsOnlyWhatItHeld ends a standby without a resume, and has the next one begin before the
-// queue has failed what was held: what it holds since is not to fail.
+// TestClearFailsOnlyWhatItHeld ends a standby without a resume, and has the next one begin before
+// the queue has failed what was held: what it holds since is not to fail.
 func TestClearFailsOnlyWhatItHeld(t *testing.T) {
 	ctl := openControl(t)
 	w := newTwoMounts(t, faultfs.Options{})

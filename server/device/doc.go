@@ -13,11 +13,11 @@
 //
 // # Holding
 //
-// Each request looks at the gate first, one atomic load. If it is closed, the request
-// is kept on its queue, with its tag and its pages, until the gate's owner (package
-// standby) says that it is to begin anew or to fail. A request whose end meets an error
-// that leads to standby is sent back to its beginning, where the gate then keeps it; its user
-// sees nothing. That is the only way in which requests are kept, whatever they were in the middle of.
+// Each request looks at the gate first, one atomic load. If it is closed, the request is kept on
+// its queue, with its tag and its pages, until the gate's owner (package standby) says that it is
+// to begin anew or to fail. A request whose end meets an error that leads to standby is sent back
+// to its beginning, where the gate then keeps it; its user sees nothing. That is the only way in
+// which requests are kept, whatever they were in the middle of.
 //
 // # Replacing
 //

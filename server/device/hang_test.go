@@ -124,7 +124,8 @@ func TestHungSync(t *testing.T) {
 	}
 	f := serve(t, ctl, api.Spec{Name: "sync", Images: refs(w.a, "top"), Queues: 1, Depth: 64})
 	fd := openDisk(t, f)
-	// The last one leaves an index that isn't known to be durable, so that a FUA write wants a sync.
+	// The last one leaves an index that isn't known to be durable, so that a FUA write wants a
+	// sync.
 	if err := errors.Join(fd.write(0, 1), fd.flush(), fd.write(clusterBlocks, 1)); err != nil {
 		t.Fatal(err)
 	}

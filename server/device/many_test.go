@@ -14,8 +14,8 @@ import (
 	"holdfast/ploop"
 )
 
-// TestManyDevicesHoldAtOnce has 64 devices of one process go to standby at once, with 32 requests held by
-// each, and resume: half by themselves, half by a replacement.
+// TestManyDevicesHoldAtOnce has 64 devices of one process go to standby at once, with 32 requests
+// held by each, and resume: half by themselves, half by a replacement.
 func TestManyDevicesHoldAtOnce(t *testing.T) {
 	sharedOut(t, 0)
 	ctl := openControl(t)

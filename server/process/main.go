@@ -145,9 +145,9 @@ func run(cfg server.Config, limit time.Duration) int {
 	return code
 }
 
-// succeeded says whether another server can be expected after this one: systemd has started it,
-// and the machine isn't going down. A unit says that by a file (systemd/holdfast-shutdown.service), so that
-// neither the manager nor a program is needed to find out.
+// succeeded says whether another server can be expected after this one: systemd has started it, and
+// the machine isn't going down. A unit says that by a file (systemd/holdfast-shutdown.service), so
+// that neither the manager nor a program is needed to find out.
 func succeeded(runDir string) bool {
 	if os.Getenv("NOTIFY_SOCKET") == "" {
 		return false

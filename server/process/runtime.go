@@ -34,8 +34,9 @@ const (
 	procsPerCPU = 4
 	// mostProcs bounds that: a device has 4 queues at most unless told otherwise.
 	mostProcs = 8
-	// startProcs is how many there are until the device is served. What a server allocates until then it
-	// does once, and each of Go's processors keeps pages and a thread of its own for it: an idle server takes
+	// startProcs is how many there are until the device is served. What a server allocates until
+	// then it does once, and each of Go's processors keeps pages and a thread of its own for it: an
+	// idle server takes
 	// 1.5 MiB with one and 2.5 with 8.
 	startProcs = "1"
 	// mostThreads is where Go ends the process: what hangs in storage keeps a thread, of which
@@ -45,7 +46,8 @@ const (
 	gcPercent = 25
 )
 
-// tune sets what a server needs of Go's runtime. The environment's values stand, but for GOMAXPROCS, see served.
+// tune sets what a server needs of Go's runtime. The environment's values stand, but for
+// GOMAXPROCS, see served.
 func tune() {
 	debug.SetMaxThreads(mostThreads)
 	if os.Getenv("GOGC") == "" {
@@ -53,14 +55,14 @@ func tune() {
 	}
 }
 
-// served gives Go the processors that a device needs: for each queue that is busy there are others that
-// are to wake up at once.
+// served gives Go the processors that a device needs: for each queue that is busy there are others
+// that are to wake up at once.
 func served(queues int) {
 	runtime.GOMAXPROCS(min(procsPerCPU*runtime.NumCPU(), 2+2*queues, mostProcs))
 }
 
-// lean has this process start again without transparent huge pages (see package thp) and with one of Go's
-// processors, unless whoever started it has seen to both.
+// lean has this process start again without transparent huge pages (see package thp) and with one
+// of Go's processors, unless whoever started it has seen to both.
 func lean(log zerolog.Logger) {
 	changed, err := thp.Disable()
 	if changed || err == nil && os.Getenv("GOMAXPROCS") != startProcs {

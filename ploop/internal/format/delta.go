@@ -80,7 +80,8 @@ func (d *Delta) WroteFirst() {
 	}
 }
 
-// IOError says that an operation on the file failed; nil stays nil. off is in bytes, -1: the whole file.
+// IOError says that an operation on the file failed; nil stays nil. off is in bytes, -1: the whole
+// file.
 func (d *Delta) IOError(op string, off int64, err error) error {
 	if err == nil {
 		return nil

@@ -20,7 +20,8 @@ const (
 	// Sampled are the entries or sectors that are remembered, at most: enough to tell two
 	// images apart, and few enough for a record of 253 of them.
 	Sampled = 24
-	// Examined are the entries or sectors that these are chosen from, at most: evenly over the disk, and at its beginning.
+	// Examined are the entries or sectors that these are chosen from, at most: evenly over the
+	// disk, and at its beginning.
 	Examined = 4096
 )
 

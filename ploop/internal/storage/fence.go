@@ -40,7 +40,8 @@ func FenceOff(now, before image.Mount, locked bool) string {
 	case before.Boot != now.Boot:
 		return "" // nothing outlives its kernel
 	case before.Disk != 0 || now.Disk != 0:
-		// A record of an earlier version knows the node only, which stands for one disk as long as it lasts.
+		// A record of an earlier version knows the node only, which stands for one disk as long as
+		// it lasts.
 		if locked && (now.Disk == before.Disk || before.Disk == 0) && now.Node == before.Node && now.Super == before.Super {
 			return ""
 		}

@@ -1,5 +1,5 @@
-// Package storage is the file under an image: how it is opened, locked and transferred to, past
-// the page cache where that can be, what its mount tells of its locks, and which mount's writes they
+// Package storage is the file under an image: how it is opened, locked and transferred to, past the
+// page cache where that can be, what its mount tells of its locks, and which mount's writes they
 // keep away.
 package storage
 
