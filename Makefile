@@ -24,7 +24,7 @@ help:
 	@echo 'single the same, of what runs side by side, with GOMAXPROCS=1'
 	@echo 'fuzz   a burst of each fuzz target (FUZZTIME=$(FUZZTIME))'
 	@echo 'vm     the driver and the devices on real kernels (KERNELS="$(KERNELS)")'
-	@echo 'boot   systemd as process 1: kill the daemon, shut down, boot again (KERNELS="$(KERNELS)")'
+	@echo 'boot   systemd as process 1: kill the manager and servers, shut down, boot again (KERNELS="$(KERNELS)")'
 	@echo 'soak   the whole story, ROUNDS=$(ROUNDS) times: GlusterFS dies below a target; the server'
 	@echo '       killed KILLS=$(KILLS) times under load (KERNELS="$(KERNELS)")'
 	@echo 'bench  benchmarks, native and in a VM; results in build/bench'

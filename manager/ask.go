@@ -30,7 +30,7 @@ func (p *peer) ask(ctx context.Context) {
 	}
 }
 
-// quiet notes that the process of before doesn't answer. One that has answered meanwhile isn't
+// quiet records that the process of before doesn't answer. One that has answered meanwhile isn't
 // silent, if only another question.
 func (p *peer) quiet(before *observation) {
 	dying := p.all.cfg.dying(before.pid)

@@ -176,8 +176,8 @@ func (ev *events) run(ctx context.Context) {
 	}
 }
 
-// save notes how far the journals were read, and what came of it was done: what is told twice after
-// a death is not seen by anybody who was told before it.
+// save records how far the journals were read, and what came of it was done: what is told twice
+// after a death is not seen by anybody who was told before it.
 func (ev *events) save() {
 	ev.posMu.Lock()
 	if !ev.dirty {
@@ -204,7 +204,7 @@ func (ev *events) save() {
 		err = renameio.WriteFile(ev.path, b, 0o600, renameio.WithTempDir(filepath.Dir(ev.path)))
 	}
 	if err != nil {
-		ev.log.Warn().Err(err).Msg("how far events were read could not be noted")
+		ev.log.Warn().Err(err).Msg("how far events were read could not be recorded")
 	}
 }
 

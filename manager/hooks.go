@@ -222,7 +222,7 @@ func (h *hooks) work(name string, q *hookQueue) {
 	}
 }
 
-// started notes that a program was started, or could not be: it is not told of that again.
+// started records that a program was started, or could not be: it is not told of that again.
 func (h *hooks) started(name string, q *hookQueue, told hookState) {
 	h.mu.Lock()
 	if len(q.waiting) > 0 && q.waiting[0].told == told {
@@ -265,6 +265,6 @@ func (h *hooks) save() {
 		err = renameio.WriteFile(h.path, b, 0o600, renameio.WithTempDir(filepath.Dir(h.path)))
 	}
 	if err != nil {
-		h.log.Warn().Err(err).Msg("what hooks were told could not be noted")
+		h.log.Warn().Err(err).Msg("what hooks were told could not be recorded")
 	}
 }

@@ -105,14 +105,14 @@ func (c *check) watch(ctx context.Context) {
 // release leaves the check to another manager.
 func (c *check) release() { c.word.Release() }
 
-// save notes who is to hold the check, before they do.
+// save records who is to hold the check, before they do.
 func (c *check) save(holders []string) error {
 	b, err := json.Marshal(keyFile{c.boot, holders})
 	if err == nil {
 		err = renameio.WriteFile(c.path(), b, 0o600, renameio.WithTempDir(c.dir))
 	}
 	if err != nil {
-		return fmt.Errorf("the holders of the standby check could not be noted: %w", err)
+		return fmt.Errorf("the holders of the standby check could not be recorded: %w", err)
 	}
 	return nil
 }

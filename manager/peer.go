@@ -193,7 +193,7 @@ func (p *peer) isEnding(pid int) bool {
 	return pid != 0 && p.seen.ending == pid
 }
 
-// removed notes that the server has removed the device, and so is about to end: what it said of
+// removed records that the server has removed the device, and so is about to end: what it said of
 // the device before is over, and it gets no further command.
 func (p *peer) removed() {
 	p.set(func(o *observation) {
@@ -203,7 +203,7 @@ func (p *peer) removed() {
 	p.nudge()
 }
 
-// newServer notes whose lock it is. What another process said before counts no more: the record
+// newServer records whose lock it is. What another process said before counts no more: the record
 // tells, until this one does. There is no moment between the two, in which nothing would be known
 // of the device. Nor does it undo what a server has said since before, when the lock had not been
 // looked at.
@@ -226,7 +226,7 @@ func (p *peer) newServer(ctx context.Context, pid int, before *observation) {
 	})
 }
 
-// absent notes that there was no server, unless one has come and answered since before.
+// absent records that there was no server, unless one has come and answered since before.
 func (p *peer) absent(ctx context.Context, before *observation) {
 	recalled := p.recall(ctx)
 	p.set(func(o *observation) {

@@ -115,7 +115,7 @@ func (m *Manager) serveRemove(w http.ResponseWriter, r *http.Request, name strin
 	}
 }
 
-// statusWriter notes how a request was answered.
+// statusWriter records how a request was answered.
 type statusWriter struct {
 	http.ResponseWriter
 	code int

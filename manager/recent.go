@@ -29,8 +29,8 @@ func (p *peer) recent(ctx context.Context) *api.Device {
 	return p.look(ctx)
 }
 
-// outdate notes that something has happened to the device, which answers to earlier questions don't
-// show.
+// outdate records that something has happened to the device, which answers to earlier questions
+// don't show.
 func (p *peer) outdate() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

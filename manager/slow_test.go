@@ -99,8 +99,8 @@ func TestDriverTooSlow(t *testing.T) {
 	})
 }
 
-// TestAdoptUnknownProcess: a server that has its lock, and has not noted yet which process it is,
-// is adopted all the same.
+// TestAdoptUnknownProcess: a server that has its lock, and has not recorded yet which process it
+// is, is adopted all the same.
 func TestAdoptUnknownProcess(t *testing.T) {
 	f := newFixture(t)
 	f.create("v", "i")

@@ -170,7 +170,7 @@ func (t *targets) isRead(k target.Kind) bool {
 	return t.read[k]
 }
 
-// hold notes whether a kind holds the check; true: that is new.
+// hold records whether a kind holds the check; true: that is new.
 func (t *targets) hold(k target.Kind, on bool) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -18,7 +18,7 @@ import (
 // Create serves a spec. If the device is lost, its images must be the same, and in-use marks on
 // them are taken for our own.
 //
-// When ctx ends first, the creation is taken back and nothing remains.
+// When ctx ends first, the creation is undone and nothing remains.
 func (s *Server) Create(ctx context.Context, spec api.Spec) (*api.Device, error) {
 	if err := api.CheckSpec(&spec); err != nil {
 		return nil, err
@@ -73,7 +73,7 @@ func (s *creation) create(ctx context.Context, spec api.Spec) error {
 	if err != nil {
 		return err
 	}
-	// Before anything is noted or touched: without a driver nothing comes of it.
+	// Before anything is recorded or touched: without a driver nothing comes of it.
 	if err := s.kernel.ready(); err != nil {
 		return classify(err)
 	}

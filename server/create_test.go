@@ -129,7 +129,7 @@ func TestCreateGivenUp(t *testing.T) {
 	waitFor(t, "the creation", func() bool { h.k.mu.Lock(); defer h.k.mu.Unlock(); return h.k.opening > 0 })
 	giveUp()
 	wantCode(t, <-created, api.CodeUnreachable)
-	// The creation is taken back, and the server ends.
+	// The creation is undone, and the server ends.
 	if code := h.exits("v"); code != ExitOver || len(h.recorded()) != 0 {
 		t.Errorf("exit code %d, records %v", code, h.recorded())
 	}
@@ -360,6 +360,6 @@ func TestSerialGoesOn(t *testing.T) {
 		t.Error("no error")
 	}
 	if now := h.record("a").Serial; now < was+2 {
-		t.Errorf("after a creation was taken back: serial %d, and it was %d", now, was)
+		t.Errorf("after a creation was undone: serial %d, and it was %d", now, was)
 	}
 }

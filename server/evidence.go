@@ -117,7 +117,7 @@ func notTheFile(err error) bool {
 }
 
 // opened takes what the device has opened into its record, before it is served and later. What
-// can't be noted in the state directory is in the run directory: no reopening fails for that.
+// can't be recorded in the state directory is in the run directory: no reopening fails for that.
 func (s *Server) opened(o device.Opened) error {
 	s.mu.Lock()
 	served := s.dev != nil
@@ -132,7 +132,7 @@ func (s *Server) opened(o device.Opened) error {
 		})
 	}
 	if err != nil {
-		s.log.Warn().Err(err).Msg("where its images are could not be noted")
+		s.log.Warn().Err(err).Msg("where its images are could not be recorded")
 	}
 	return nil
 }

@@ -27,7 +27,7 @@ func TestLeave(t *testing.T) {
 		t.Errorf("%+v", v)
 	}
 	// A death is no leaving.
-	waitFor(t, "that it is noted", func() bool { return !h.record("v").Left })
+	waitFor(t, "that it is recorded", func() bool { return !h.record("v").Left })
 	h.kill("v")
 	h.eventually("v", api.StateLive)
 	if len(left) != 2 || !left[0] || left[1] {
@@ -98,7 +98,7 @@ func TestLeaveWhileItWaits(t *testing.T) {
 	h.eventually("v", api.StateLive)
 }
 
-// A standby that the last requests have led to is noted before the successor looks.
+// A standby that the last requests have led to is recorded before the successor looks.
 func TestStandbyAtTheLastMoment(t *testing.T) {
 	h := newHost(t)
 	h.create("v", "i")

@@ -29,8 +29,8 @@ func (l *ledger) update(change func(*state.Record)) error {
 	})
 }
 
-// noteChange is update for what is so already: when it can't be noted durably, the copy
-// has it, and what is noted later builds on it.
+// noteChange is update for what is so already: when it can't be recorded durably, the copy
+// has it, and what is recorded later builds on it.
 func (l *ledger) noteChange(change func(*state.Record)) error {
 	return l.changeRecord(change, func(_, rec *state.Record) *state.Record { return rec })
 }
@@ -73,7 +73,7 @@ func (l *ledger) changeRecord(change func(*state.Record), failed func(was, rec *
 func (l *ledger) recordStandby(dev live) {
 	err := l.noteChange(func(rec *state.Record) { rec.Standby = recordStandby(dev.Restored()) })
 	if err != nil && api.CodeOf(err) != api.CodeNotFound {
-		l.log.Warn().Err(err).Msg("the device's standby could not be noted")
+		l.log.Warn().Err(err).Msg("the device's standby could not be recorded")
 	}
 }
 
@@ -102,7 +102,7 @@ func (l *ledger) left(dev live) {
 	now := *l.record()
 	now.Left, now.Standby = true, recordStandby(dev.Restored())
 	if err := l.records.Save(&now); err != nil {
-		l.log.Warn().Err(err).Msg("that it was left in order could not be noted")
+		l.log.Warn().Err(err).Msg("that it was left in order could not be recorded")
 	}
 	l.set(func() { l.rec, l.dev, l.phase, l.problem = &now, nil, Recovering, "it was left to another server" })
 }

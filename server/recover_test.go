@@ -25,7 +25,7 @@ func TestRecovery(t *testing.T) {
 	}
 	since := h.eventually("v", api.StateStandby).Standby.Since
 	h.k.device("v").event(api.Event{Device: "v", Kind: api.EventStandby}) // the fake's machine tells nobody
-	waitFor(t, "that the standby is noted", func() bool { return h.record("v").Standby != nil })
+	waitFor(t, "that the standby is recorded", func() bool { return h.record("v").Standby != nil })
 	for range 3 {
 		h.kill("v")
 		now := h.eventually("v", api.StateStandby)

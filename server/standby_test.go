@@ -56,8 +56,8 @@ func (h *host) targetLease(method, name, kind string) (*api.Device, error) {
 	return call[api.Device](ctx, h, name, method, "/leases/"+url.PathEscape(kind)+"?target=true", nil)
 }
 
-// TestTargetLeases are told again and again, noted apart from those taken by hand, and survive the
-// server.
+// TestTargetLeases are told again and again, recorded apart from those taken by hand, and survive
+// the server.
 func TestTargetLeases(t *testing.T) {
 	h := newHost(t)
 	h.create("v", "i")
@@ -144,16 +144,16 @@ func TestSetStandby(t *testing.T) {
 	waitFor(t, "the key", func() bool { dev, err := h.Device(ctx, "v"); return err == nil && dev.Standby.Value == "not supported" })
 }
 
-// A change that was refused, as it could not be noted, does not come true by a death.
+// A change that was refused, as it could not be recorded, does not come true by a death.
 func TestRefusedChangeStaysRefused(t *testing.T) {
 	h := newHost(t)
 	h.create("v", "old")
 	h.unwritable(func() {
 		if _, err := h.Replace(ctx, "v", api.ReplaceRequest{Image: h.image("new")}); err == nil {
-			t.Error("a replacement that can't be noted")
+			t.Error("a replacement that can't be recorded")
 		}
 		if _, err := h.Attach(ctx, "v", "me"); err == nil {
-			t.Error("a lease that can't be noted")
+			t.Error("a lease that can't be recorded")
 		}
 	})
 	h.create("w", "new") // it is nobody's

@@ -30,7 +30,7 @@ type model struct {
 	expired  bool
 	replaces bool
 	requests []int
-	// gave notes the verdict of each change on held requests; applied as the
+	// gave records the verdict of each change on held requests; applied as the
 	// device's owner does.
 	inChange bool
 }

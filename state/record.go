@@ -157,7 +157,7 @@ func write(path string, rec *Record) error {
 		err = syncDir(filepath.Dir(path))
 	}
 	if err != nil {
-		return fmt.Errorf("cannot note device %q in the state directory: %w", rec.Spec.Name, err)
+		return fmt.Errorf("cannot write the record of device %q to the state directory: %w", rec.Spec.Name, err)
 	}
 	return nil
 }
@@ -176,7 +176,7 @@ func (r Records) Remove(name string) error {
 		err = syncDir(r.Dir)
 	}
 	if err != nil {
-		return fmt.Errorf("cannot remove the note of device %q: %w", name, err)
+		return fmt.Errorf("cannot remove the record of device %q: %w", name, err)
 	}
 	return nil
 }

@@ -14,7 +14,7 @@ import (
 // shifted, and nobody told.
 //
 // A file with O_NONBLOCK that can't do without blocking is given one attempt, so that we
-// see what came, and go on from there. Whether it can, the ring notes when the file is
+// see what came, and go on from there. Whether it can, the ring finds out when the file is
 // registered, and O_NONBLOCK counts as that it can. So the flag is taken away for the
 // registering and set after it. It does nothing to other users of the descriptor, as
 // reads and writes of files don't look at it.

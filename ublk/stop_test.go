@@ -122,7 +122,7 @@ func threadCount(t *testing.T) int {
 	return n
 }
 
-// Stop ends by its deadline while a request is held, and by itself when it is let go.
+// Stop ends by its deadline while a request is held, and by itself when it is released.
 func TestStopWaitsForHeldRequests(t *testing.T) {
 	eachPath(t, func(t *testing.T, c *Control, p DataPath) {
 		const size = 1 << 20

@@ -46,7 +46,7 @@ func latencyBuckets(at map[int]uint64) []uint64 {
 	return b
 }
 
-// standbyDaemon answers as a manager does whose device vol is in standby, and notes what
+// standbyDaemon answers as a manager does whose device vol is in standby, and records what
 // else than a question it is asked.
 type standbyDaemon struct {
 	dir  string

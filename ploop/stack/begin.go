@@ -10,7 +10,7 @@ import (
 )
 
 // beginWriting makes the top ours: what of the extension can't be kept true
-// is let go, in_use is set, and the unused end of the file is cut off, so that
+// is dropped, in_use is set, and the unused end of the file is cut off, so that
 // what grows there later is known to be zero.
 func (s *Stack) beginWriting() error {
 	d := s.top

@@ -40,8 +40,8 @@ var (
 	ErrInFlight = errors.New("operations are still under way in the old storage")
 
 	// ErrLockLost is returned when the old stack's lock, given back for the new one's sake,
-	// can't be taken again: others may write to the image.
-	ErrLockLost = errors.New("the lock of the image in use could not be taken back")
+	// can't be acquired again: others may write to the image.
+	ErrLockLost = errors.New("the lock of the image in use could not be acquired again")
 )
 
 // What keeps a stack from being opened where another server may have had it, as a class.

@@ -15,7 +15,7 @@ import (
 	"holdfast/ploop/internal/format"
 )
 
-// served is an image as a killed server leaves it, and what that one had noted.
+// served is an image as a killed server leaves it, and what that one had recorded.
 func served(t *testing.T, ref image.Ref, o Options, use func(*Stack)) image.Evidence {
 	t.Helper()
 	s := mustOpen(t, []image.Ref{ref}, o)

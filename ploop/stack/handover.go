@@ -119,7 +119,7 @@ type Succession struct {
 // a refusal may be tried again later.
 //
 // After an error the handover is as it was, to be prepared again or
-// aborted; ErrLockLost is said in addition if the old stack's lock couldn't be taken back.
+// aborted; ErrLockLost is said in addition if the old stack's lock couldn't be acquired again.
 //
 // If the old stack isn't drained, the new one never uses a place that it may still write
 // to: clusters come from behind all that it ever had, and what is discarded

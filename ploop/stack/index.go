@@ -336,7 +336,7 @@ func (x *index) publish(s *Stack, i uint64, from, to table.Entry) {
 
 func (s *Stack) inTop(e table.Entry) bool { return e.Mapped() && e.Level() == s.Top() }
 
-// doubtful notes a sector whose write failed: nobody knows which of the two
+// doubtful records a sector whose write failed: nobody knows which of the two
 // versions the file has, so it is asked, now or before the next use. The caller
 // holds x.lost.
 func (x *index) doubtful(s *Stack, at int64, ops []*indexOp, err error) {

@@ -38,7 +38,7 @@ type lostIndex struct {
 // as were left may come before the next look: that is linear in what is written.
 const minPrune = 1024
 
-// written notes that sectors of the BAT were written, or perhaps were (not ok:
+// written records that sectors of the BAT were written, or perhaps were (not ok:
 // the write failed), and publishes what they say. gen is syncFailed from before
 // the write: a sync that failed meanwhile may have lost this write as well.
 func (x *index) written(s *Stack, sectors []int64, gen uint64, ok bool, publish func()) {
@@ -86,7 +86,7 @@ func (x *index) mark(s *Stack, at int64) {
 	}
 }
 
-// lose notes that a sync failed.
+// lose records that a sync failed.
 func (x *index) lose(s *Stack) {
 	l := &x.lost
 	l.Lock()

@@ -77,7 +77,7 @@ func (m *cutModel) lock(first, n int) (unlock func()) {
 	}
 }
 
-// begin notes that a new version of some sectors may reach the disk from now on.
+// begin records that a new version of some sectors may reach the disk from now on.
 func (m *cutModel) begin(first, n int, zero bool) (version uint64) {
 	m.w.Lock()
 	defer m.w.Unlock()

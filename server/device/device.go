@@ -47,7 +47,7 @@ type Options struct {
 	// Known is what is known of the files already. A recovery asks the driver for the size.
 	Known Known
 	// Opened takes what there is to remember of the files before anything is served from
-	// them, and again when others were opened. Its error takes back what was opened; nil: nobody.
+	// them, and again when others were opened. Its error undoes what was opened; nil: nobody.
 	Opened func(Opened) error
 	// Added hears of the driver's number of a device that is made, before anybody can
 	// use it. Its error takes the creation back. nil: nobody.
