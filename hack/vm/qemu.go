@@ -97,6 +97,9 @@ func (m *machine) args(a accelerator) []string {
 		cmdline += " rcupdate.rcu_cpu_stall_timeout=60 watchdog_thresh=60 tsc=reliable"
 		if !m.icount {
 			cpu += slowFeatures
+			if khz := tscKHz(); khz > 0 {
+				cmdline += fmt.Sprintf(" tsc_early_khz=%d", khz)
+			}
 		}
 	}
 	if m.reboots {
