@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -74,9 +73,6 @@ func (ps *peers) watch(ctx context.Context) {
 	}
 }
 
-// deviceName is what a device's directory may be called; other things there are somebody else's.
-var deviceName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$`)
-
 // settle waits until all that there are have been looked at: who asks at once is not to be told of devices without
 // servers. A server that doesn't answer is waited for as long as a question takes, and the rest of the bound is for
 // a host that is busy.
@@ -128,7 +124,7 @@ func (ps *peers) scan() error {
 	}
 	for _, e := range entries {
 		name := e.Name()
-		if !e.IsDir() || !deviceName.MatchString(name) || slices.Contains(names, name) {
+		if !e.IsDir() || !api.IsName(name) || slices.Contains(names, name) {
 			continue
 		}
 		if _, held := state.Probe(ps.cfg.RunDir, name); held {

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -11,8 +10,6 @@ import (
 	"holdfast/standby"
 	"holdfast/state"
 )
-
-var consumerForm = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._:-]{0,63}$`)
 
 // Attach takes a lease on the device for a consumer, durably before it is acted on; of a target,
 // which is seen anew anyway, as far as that is possible. To do so twice is no error.
@@ -95,7 +92,7 @@ func (s *Server) Detach(ctx context.Context, consumer string, target bool) (*api
 }
 
 func checkConsumer(name string) error {
-	if !consumerForm.MatchString(name) {
+	if !api.IsConsumer(name) {
 		return api.Errorf(api.CodeInvalid, "consumer %q: want 1 to 64 of a-z A-Z 0-9 . _ : -, the first a letter or digit", name)
 	}
 	return nil

@@ -7,12 +7,13 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"holdfast/api"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,8 +41,6 @@ const (
 	claimPause = 2 * time.Millisecond
 )
 
-var claimedName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$`)
-
 // FileID is a file, by whatever path: the numbers of its file system and its inode, or of a
 // block device its own number, by whatever node.
 type FileID struct {
@@ -65,7 +64,16 @@ func (id FileID) file() string {
 	return dev + ":" + strconv.FormatUint(id.Ino, 10)
 }
 
-var claimFile = regexp.MustCompile(`^(disk-\d+:\d+|\d+:\d+:\d+)$`)
+// isClaim says whether a file could be called so.
+func isClaim(name string) bool {
+	numbers, disk := strings.CutPrefix(name, "disk-")
+	want := 3
+	if disk {
+		want = 2
+	}
+	parts := strings.Split(numbers, ":")
+	return len(parts) == want && !slices.ContainsFunc(parts, func(p string) bool { return p == "" || strings.Trim(p, "0123456789") != "" })
+}
 
 func (id FileID) compare(o FileID) int { return strings.Compare(id.file(), o.file()) }
 
@@ -120,7 +128,7 @@ func NewClaims(runDir, name string) *Claims {
 // twice is to be dropped twice. An error that is not ErrClaimed is the run directory's:
 // whether another device has the file could not be found out.
 func (c *Claims) Add(files []ClaimedFile) error {
-	if !claimedName.MatchString(c.name) {
+	if !api.IsName(c.name) {
 		return fmt.Errorf("claim files: %q is no name of a device", c.name)
 	}
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
@@ -311,7 +319,7 @@ func SweepClaims(runDir string) error {
 		return fmt.Errorf("claims: %w", err)
 	}
 	for _, e := range entries {
-		if !claimFile.MatchString(e.Name()) || !e.Type().IsRegular() {
+		if !isClaim(e.Name()) || !e.Type().IsRegular() {
 			continue
 		}
 		path := filepath.Join(dir, e.Name())
@@ -337,7 +345,7 @@ func otherOwner(file *os.File) string {
 	}
 	b := make([]byte, claimSlot)
 	n, _ := file.ReadAt(b, (at-claimName)*claimSlot)
-	if name := strings.TrimSpace(string(b[:n])); claimedName.MatchString(name) {
+	if name := strings.TrimSpace(string(b[:n])); api.IsName(name) {
 		return name
 	}
 	return ""

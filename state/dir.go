@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -39,7 +40,9 @@ func (d DeviceDir) Events() string { return filepath.Join(string(d), "events") }
 func (d DeviceDir) Log() string    { return filepath.Join(string(d), "log") }
 
 // bootForm is what boot_id reads like (random(4)).
-var bootForm = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+var bootForm = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+})
 
 // Create makes the directory, with those for claims and devices, and clears away what is in it
 // of an earlier boot, if it isn't in memory. Every process calls it before it does anything
@@ -96,7 +99,7 @@ func (r Run) thisBoot(boot string) error {
 	if was == boot {
 		return nil
 	}
-	if bootForm.MatchString(was) {
+	if bootForm().MatchString(was) {
 		if err := r.clear(); err != nil {
 			return err
 		}

@@ -44,7 +44,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
+
+	"holdfast/api"
 )
 
 // Again is the exit code of a process that wants its successor at once.
@@ -85,11 +86,9 @@ type Launcher interface {
 	Close() error
 }
 
-var names = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$`)
-
 // checkName keeps names out that would be a path or a unit of somebody else.
 func checkName(name string) error {
-	if !names.MatchString(name) {
+	if !api.IsName(name) {
 		return fmt.Errorf("%q is no name: letters, digits, and from the second on . _ -, at most 64", name)
 	}
 	return nil
