@@ -97,8 +97,8 @@ func IsName(s string) bool { return isWord(s, "._-") }
 // IsConsumer says whether a lease's holder could be called so.
 func IsConsumer(s string) bool { return isWord(s, "._:-") }
 
-// isWord says whether s is 1 to 64 letters, digits and, but for the first, marks. Every server starts with it: to
-// compile a regular expression would take longer, and memory.
+// isWord says whether s is 1 to 64 letters, digits and, but for the first, marks. Every server
+// starts with it: to compile a regular expression would take longer, and memory.
 func isWord(s, marks string) bool {
 	for i := range len(s) {
 		c := s[i]

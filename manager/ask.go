@@ -115,9 +115,9 @@ func (p *peer) answered(q question, info *api.ServerInfo, dev *api.Device) {
 	p.all.targets.nudge()
 }
 
-// look is the device as it is now: from a server that is up, or else from what is known of it. nil:
-// there is none.
-func (p *peer) look(ctx context.Context) *api.Device {
+// current is the device as it is now: from a server that is up, or else from what is known of it.
+// nil: there is none.
+func (p *peer) current(ctx context.Context) *api.Device {
 	if p.state() == api.ServerUp {
 		p.ask(ctx)
 	}

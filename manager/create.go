@@ -67,7 +67,7 @@ func (m *Manager) mayCreate(ctx context.Context, p *peer, spec *api.Spec) error 
 	default:
 		return p.unreachable()
 	}
-	if dev := p.look(ctx); dev != nil {
+	if dev := p.current(ctx); dev != nil {
 		switch dev.State {
 		case api.StateLost, api.StateEnded, api.StateWaiting:
 		case api.StateCreating, api.StateRemoving, api.StateRecovering, api.StateUnrecovered, api.StateUnreleased:

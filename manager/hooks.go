@@ -139,7 +139,7 @@ func stateAfter(kind string) string {
 
 // settle tells the hook what the device is in, if that isn't what was told last.
 func (h *hooks) settle(p *peer, last string, at hookState) {
-	dev := p.look(p.all.alive)
+	dev := p.current(p.all.alive)
 	if dev == nil || dev.Server == nil || dev.Server.State != api.ServerUp {
 		h.mu.Lock()
 		h.queue(p.name).settle = 1 // with the next event
@@ -183,7 +183,7 @@ func (h *hooks) add(p *peer, e api.Event, told hookState) {
 		return
 	}
 	st := new(api.Status)
-	if dev := p.look(p.all.alive); dev != nil {
+	if dev := p.current(p.all.alive); dev != nil {
 		st = &dev.Status
 	}
 	run := hook{path, append(os.Environ(),

@@ -79,7 +79,7 @@ func (c metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	states := []string{api.StateLive, api.StateHung, api.StateParked, api.StateStandby, api.StateFailing, api.StateReplacing, api.StateStopped, api.StateRecovering, api.StateUnrecovered, api.StateUnreleased, api.StateSilent, api.StateDying}
 	serverStates := []string{api.ServerNone, api.ServerStarting, api.ServerUp, api.ServerSilent, api.ServerDying}
-	for _, dev := range c.m.peers.look(context.Background()) {
+	for _, dev := range c.m.peers.current(context.Background()) {
 		st := &dev
 		s, n, name := &st.Standby, &st.Counters, st.Name
 		gauge := func(d *prometheus.Desc, v float64, labels ...string) {

@@ -73,9 +73,9 @@ func (ps *peers) watch(ctx context.Context) {
 	}
 }
 
-// settle waits until all that there are have been looked at: who asks at once is not to be told of devices without
-// servers. A server that doesn't answer is waited for as long as a question takes, and the rest of the bound is for
-// a host that is busy.
+// settle waits until all that there are have been looked at: who asks at once is not to be told of
+// devices without servers. A server that doesn't answer is waited for as long as a question takes,
+// and the rest of the bound is for a host that is busy.
 func (ps *peers) settle(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, ps.cfg.pace.answer)
 	defer cancel()
@@ -151,8 +151,8 @@ func (ps *peers) scan() error {
 	return nil
 }
 
-// enter is the peer of a name, which is made if there is none; rec is then what is known of the device. mu is
-// held.
+// enter is the peer of a name, which is made if there is none; rec is then what is known of the
+// device. mu is held.
 func (ps *peers) enter(name string, rec *state.Record) *peer {
 	p := ps.byName[name]
 	if p == nil {
@@ -166,8 +166,8 @@ func (ps *peers) enter(name string, rec *state.Record) *peer {
 	return p
 }
 
-// acquire is the peer of a name for an operation, nil: there is none, and none is to be made. It stays
-// until release.
+// acquire is the peer of a name for an operation, nil: there is none, and none is to be made. It
+// stays until release.
 func (ps *peers) acquire(name string, make bool) *peer {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -215,13 +215,13 @@ func (ps *peers) list() []*peer {
 	return out
 }
 
-// look asks all that are up, at once, and gives the devices that there are.
-func (ps *peers) look(ctx context.Context) []api.Device {
+// current asks all that are up, at once, and gives the devices that there are.
+func (ps *peers) current(ctx context.Context) []api.Device {
 	all := ps.list()
 	devs := make([]*api.Device, len(all))
 	var asked sync.WaitGroup
 	for i, p := range all {
-		asked.Go(func() { devs[i] = p.look(ctx) })
+		asked.Go(func() { devs[i] = p.current(ctx) })
 	}
 	asked.Wait()
 	out := []api.Device{}

@@ -21,7 +21,7 @@ func (m *Manager) forward(w http.ResponseWriter, r *http.Request, name string) {
 		return
 	}
 	defer m.peers.release(p)
-	switch there := p.look(r.Context()) != nil; p.state() {
+	switch there := p.current(r.Context()) != nil; p.state() {
 	case api.ServerDying:
 		replyError(w, p.unreachable())
 		return

@@ -26,7 +26,7 @@ func (p *peer) recent(ctx context.Context) *api.Device {
 	if o.state == api.ServerUp && young && o.asked.After(o.dated) && o.check == p.all.check.on() {
 		return p.device()
 	}
-	return p.look(ctx)
+	return p.current(ctx)
 }
 
 // outdate records that something has happened to the device, which answers to earlier questions

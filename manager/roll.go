@@ -177,7 +177,7 @@ func (o *roll) one(ctx context.Context, name string) (res api.UpgradedServer) {
 		return res
 	}
 	defer o.m.peers.release(p)
-	p.look(ctx)
+	p.current(ctx)
 	if p.state() == api.ServerSilent {
 		_ = p.ensure(ctx) // it may only be slow
 	}

@@ -11,7 +11,7 @@ import (
 // Snapshot is everything that is known now, with a search for who uses the devices if that is
 // wanted.
 func (m *Manager) Snapshot(ctx context.Context, withUsers bool) api.Snapshot {
-	snap := api.Snapshot{Daemon: m.Info(), Key: m.Key(), Devices: m.peers.look(ctx), Problems: []api.Problem{}}
+	snap := api.Snapshot{Daemon: m.Info(), Key: m.Key(), Devices: m.peers.current(ctx), Problems: []api.Problem{}}
 	if withUsers {
 		m.addUsers(snap.Devices)
 	}
@@ -29,7 +29,7 @@ func (m *Manager) Snapshot(ctx context.Context, withUsers bool) api.Snapshot {
 func (m *Manager) Device(ctx context.Context, name string, withUsers bool) (*api.Device, error) {
 	var dev *api.Device
 	if p := m.peers.get(name); p != nil {
-		dev = p.look(ctx)
+		dev = p.current(ctx)
 	}
 	if dev == nil {
 		return nil, api.Errorf(api.CodeNotFound, "there is no device %q", name)

@@ -27,7 +27,7 @@ func (m *Manager) Wait(ctx context.Context, name string, states []string) (*api.
 		changed, state := m.peers.changed.Next(), api.StateRemoved
 		if p := m.peers.get(name); p != nil {
 			changed = p.changed.Next()
-			dev = p.look(ctx)
+			dev = p.current(ctx)
 		}
 		if dev != nil {
 			state = dev.State

@@ -124,7 +124,7 @@ func (s *Server) opened(o device.Opened) error {
 	s.mu.Unlock()
 	var err error
 	if served {
-		err = s.ledger.noteChange(func(rec *state.Record) { recordOpened(rec, o) })
+		err = s.ledger.recordChange(func(rec *state.Record) { recordOpened(rec, o) })
 	} else {
 		err = s.ledger.amend(func(rec *state.Record) {
 			recordOpened(rec, o)

@@ -29,9 +29,9 @@ func (l *ledger) update(change func(*state.Record)) error {
 	})
 }
 
-// noteChange is update for what is so already: when it can't be recorded durably, the copy
+// recordChange is update for what is so already: when it can't be recorded durably, the copy
 // has it, and what is recorded later builds on it.
-func (l *ledger) noteChange(change func(*state.Record)) error {
+func (l *ledger) recordChange(change func(*state.Record)) error {
 	return l.changeRecord(change, func(_, rec *state.Record) *state.Record { return rec })
 }
 
@@ -71,7 +71,7 @@ func (l *ledger) changeRecord(change func(*state.Record), failed func(was, rec *
 
 // recordStandby brings the record in line with the device's standby.
 func (l *ledger) recordStandby(dev live) {
-	err := l.noteChange(func(rec *state.Record) { rec.Standby = recordStandby(dev.Restored()) })
+	err := l.recordChange(func(rec *state.Record) { rec.Standby = recordStandby(dev.Restored()) })
 	if err != nil && api.CodeOf(err) != api.CodeNotFound {
 		l.log.Warn().Err(err).Msg("the device's standby could not be recorded")
 	}

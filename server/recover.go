@@ -193,7 +193,7 @@ func (r *recovery) takeOver(ctx context.Context, rec *state.Record, failing fail
 	}
 	failpoint.Hit("recover-recorded")
 	r.set(func() { r.dev, r.phase, r.problem, r.unreleased = dev, Serving, "", false })
-	if err := r.ledger.noteChange(func(rec *state.Record) {
+	if err := r.ledger.recordChange(func(rec *state.Record) {
 		rec.PID, rec.BootID, rec.Left = os.Getpid(), r.boot, false
 		rec.Standby = recordStandby(dev.Restored())
 	}); err != nil {

@@ -29,9 +29,9 @@ func (s *Server) Attach(ctx context.Context, consumer string, target bool) (*api
 		}
 	}
 	if target {
-		err = s.ledger.noteChange(add)
+		err = s.ledger.recordChange(add)
 		if err != nil && api.CodeOf(err) != api.CodeNotFound {
-			s.log.Warn().Err(err).Msgf("the lease of target %s could not be noted", consumer)
+			s.log.Warn().Err(err).Msgf("the lease of target %s could not be recorded", consumer)
 			err = nil
 		}
 	} else {
@@ -54,9 +54,9 @@ func leasesOf(rec *state.Record, target bool) *[]string {
 	return &rec.Leases
 }
 
-// Detach drops a consumer's lease, by hand one that was taken by hand, and of a target the target's.
-// A record that tells of it still would only give it back after a death. That a target has none is
-// no error.
+// Detach drops a consumer's lease, by hand one that was taken by hand, and of a target the
+// target's. A record that tells of it still would only give it back after a death. That a target
+// has none is no error.
 func (s *Server) Detach(ctx context.Context, consumer string, target bool) (*api.Device, error) {
 	if err := checkConsumer(consumer); err != nil {
 		return nil, err
@@ -71,7 +71,7 @@ func (s *Server) Detach(ctx context.Context, consumer string, target bool) (*api
 		return nil, api.Errorf(api.CodeNotFound, "device %q: %q has no lease on it that was taken by hand; those who have one: %s", s.name, consumer, api.OrNobody(rec.Leases))
 	}
 	shared := false
-	err = s.ledger.noteChange(func(rec *state.Record) {
+	err = s.ledger.recordChange(func(rec *state.Record) {
 		leases := leasesOf(rec, target)
 		*leases = slices.DeleteFunc(slices.Clone(*leases), func(c string) bool { return c == consumer })
 		shared = slices.Contains(*leasesOf(rec, !target), consumer)
@@ -82,7 +82,7 @@ func (s *Server) Detach(ctx context.Context, consumer string, target bool) (*api
 		}
 	}
 	if err != nil && target && api.CodeOf(err) != api.CodeNotFound {
-		s.log.Warn().Err(err).Msgf("that target %s has no lease any more could not be noted", consumer)
+		s.log.Warn().Err(err).Msgf("that target %s has no lease any more could not be recorded", consumer)
 		err = nil
 	}
 	if err != nil {

@@ -11,33 +11,36 @@
 //	75 (EX_TEMPFAIL)   it has left what it served in order for its successor, which is started at once
 //	other, or a signal it is started again
 //
-// Fork waits before it starts one that failed: 20 ms, twice as long each time up to 2 s, and 20 ms again
-// after one that ran for 10 s. systemd always waits 20 ms (RestartSteps= counts restarts of the unit's
-// whole life, upgrades too, and would have a device that was upgraded often wait longer for its server).
+// Fork waits before it starts one that failed: 20 ms, twice as long each time up to 2 s, and 20 ms
+// again after one that ran for 10 s. systemd always waits 20 ms (RestartSteps= counts restarts of
+// the unit's whole life, upgrades too, and would have a device that was upgraded often wait longer
+// for its server).
 //
 // # Processes outlive their launcher
 //
 // A launcher that is closed or killed leaves the processes alone. With Fork they have sessions of
 // their own, and nothing that leads to the launcher; the next one is told of them by [Fork.Adopt].
-// They are not its children then, so it can't wait for them. Linux 6.15 and later tell how a process ended to
-// whoever has a pidfd of it (PIDFD_GET_INFO), once it was reaped by its parent; before, it is left to
-// [ForkConfig.Wanted] whether it is to be started again.
+// They are not its children then, so it can't wait for them. Linux 6.15 and later tell how a
+// process ended to whoever has a pidfd of it (PIDFD_GET_INFO), once it was reaped by its parent;
+// before, it is left to [ForkConfig.Wanted] whether it is to be started again.
 //
 // # Processes that were killed and can't end
 //
-// A thread in storage that doesn't answer can't be interrupted, and a process doesn't end before its last
-// thread; until then it keeps its descriptors and locks. Linux tells nobody of that: as long as the
-// thread is there, the parent gets no SIGCHLD, wait4 and waitid find nothing, and no pidfd becomes
-// readable, neither the process's nor (PIDFD_THREAD) that of its first thread, though that one is a zombie
-// already (hack/faultfs, Linux 6.18). Only /proc/PID/stat shows it, with the status that the process ends with. So Fork
-// reads it every two seconds, and starts a successor once the process was seen so twice: which is to wait for whatever
-// the dying one still holds. The dying one is still waited for, and its end then means nothing more. systemd,
-// which isn't told either, goes on taking the unit for one that runs, until the watchdog bites and its own
-// time-outs have passed.
+// A thread in storage that doesn't answer can't be interrupted, and a process doesn't end before
+// its last thread; until then it keeps its descriptors and locks. Linux tells nobody of that: as
+// long as the thread is there, the parent gets no SIGCHLD, wait4 and waitid find nothing, and no
+// pidfd becomes readable, neither the process's nor (PIDFD_THREAD) that of its first thread, though
+// that one is a zombie already (hack/faultfs, Linux 6.18). Only /proc/PID/stat shows it, with the
+// status that the process ends with. So Fork reads it every two seconds, and starts a successor
+// once the process was seen so twice: which is to wait for whatever the dying one still holds. The
+// dying one is still waited for, and its end then means nothing more. systemd, which isn't told
+// either, goes on taking the unit for one that runs, until the watchdog bites and its own time-outs
+// have passed.
 //
 // A signal that can be handled, as Stop's, is given to the process's first thread, and waits for as
 // long as that one hangs, even if there are others. A process that is to end when it is told so
-// keeps its first thread out of storage (in Go: runtime.LockOSThread in an init function, for main).
+// keeps its first thread out of storage (in Go: runtime.LockOSThread in an init function, for
+// main).
 package launch
 
 import (
@@ -54,8 +57,8 @@ const Again = 75
 // ErrClosed is returned by calls on a launcher that was closed.
 var ErrClosed = errors.New("the launcher is closed")
 
-// A Launcher starts processes by their names and keeps them running. Its methods may be called at any time from
-// anywhere; what one process does holds up no call for another one.
+// A Launcher starts processes by their names and keeps them running. Its methods may be called at
+// any time from anywhere; what one process does holds up no call for another one.
 type Launcher interface {
 	// Start has NAME's process run: that of SetBinary's program, or the default one. It is
 	// nothing if there is one. It returns when the process was started, or with

@@ -294,9 +294,9 @@ func TestFusesOff(t *testing.T) {
 	}
 }
 
-// TestMixed has two devices on one dead storage: the one with a consumer holds, the other
-// gets its errors and is not touched.
-func TestMixed(t *testing.T) {
+// TestAttachedHoldsTheOtherFails has two devices on one dead storage: the one with a consumer
+// holds, the other gets its errors and is not touched.
+func TestAttachedHoldsTheOtherFails(t *testing.T) {
 	sharedOut(t, 0)
 	ctl := openControl(t)
 	d := newDisk(t, "mixed")
