@@ -11,9 +11,9 @@ import (
 )
 
 // forward hands a command on to its device's server, and the answer back. A device without a server
-// gets one for the command; one whose server can't answer is refused at once. The command takes
-// what it takes: its client has the patience. It ends when the server is found to be dying, as
-// nobody will answer then.
+// gets one for the command; one whose server is dying is refused at once, and one whose server is
+// silent when that has been so for [pace.answer]. The command takes what it takes: its client has the
+// patience. It ends when the server is found to be dying, as nobody will answer then.
 func (m *Manager) forward(w http.ResponseWriter, r *http.Request, name string) {
 	p := m.peers.acquire(name, false)
 	if p == nil {

@@ -89,6 +89,12 @@ func TestDriverTooSlow(t *testing.T) {
 	if err != nil || dev.State != api.StateRecovering || dev.Server.Problem == "" {
 		t.Errorf("%+v, server %+v, %v", dev, dev.Server, err)
 	}
+	p := newPeer(f.m.peers, "v", nil)
+	before := p.observation()
+	p.absent(ctx, &before)
+	if o := p.observation(); !o.inDriver || o.unsure == "" {
+		t.Errorf("of one that nothing was known of: %+v", o)
+	}
 	f.h.set(func() { f.h.startErr = nil })
 	waitFor(t, "its server", func() bool { return f.h.called("start v") > 0 })
 	f.h.set(func() { f.h.hasErr = nil })

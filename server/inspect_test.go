@@ -126,6 +126,7 @@ func TestHangingPersistentDevice(t *testing.T) {
 // can be given a file elsewhere.
 func TestRecoveryWhoseStorageHangs(t *testing.T) {
 	h := newHost(t)
+	h.times.inspect = time.Hour // whoever waited for the storage would have the turn for so long
 	h.create("v", "i")
 	h.kill("v")
 	h.k.setOpenErr(errors.New("not today"))
