@@ -15,9 +15,10 @@ import (
 // TestManagerKilled: the manager is killed HOLDFAST_MANAGER_KILLS times, at any time, while fio writes to
 // HOLDFAST_MANAGER_DEVICES devices and reads back what it wrote, and another one is in standby. No server notices.
 func TestManagerKilled(t *testing.T) {
+	sharedOut(t, 0)
 	s := makeServer(t, "--targets", "none")
 	s.needServers()
-	kills, devices := count(t, "HOLDFAST_MANAGER_KILLS", 50), count(t, "HOLDFAST_MANAGER_DEVICES", 3)
+	kills, devices := count(t, "HOLDFAST_MANAGER_KILLS", 20), count(t, "HOLDFAST_MANAGER_DEVICES", 3)
 	const depth, rate = 4, 20 // so that a manager starts within a second on an emulated machine
 	h := holdOn(s)
 	names, disks := s.createMany("fio", devices)

@@ -94,6 +94,7 @@ func (l loads) remove(s *server) {
 
 // TestRolls: upgrades of HOLDFAST_ROLL_DEVICES devices under load, HOLDFAST_ROLLS times; the manager stays.
 func TestRolls(t *testing.T) {
+	sharedOut(t, 1)
 	rolls, devices := count(t, "HOLDFAST_ROLLS", 2), count(t, "HOLDFAST_ROLL_DEVICES", 4)
 	s := newServer(t, "--targets", "none")
 	s.needServers()
@@ -114,7 +115,7 @@ func TestRolls(t *testing.T) {
 // TestRollStops: a program that can't serve ends the roll at the first device that it is tried
 // with. That one goes back to the program before, the others stay with it, and all are served.
 func TestRollStops(t *testing.T) {
-	needVM(t)
+	sharedOut(t, 0)
 	s := newServer(t, "--targets", "none")
 	s.needServers()
 	all := s.serveMany("bad", 3, 2)
