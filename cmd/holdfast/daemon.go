@@ -208,7 +208,7 @@ func manage(cfg manager.Config, servers launch.Launcher) error {
 	served := make(chan error, 1)
 	go func() { served <- m.Serve() }()
 	cfg.Log.Info().Str("version", cfg.Version).Str("socket", m.SocketPath()).Str("state_dir", cfg.StateDir).Msg("ready")
-	go before.tell(cfg.RunDir)
+	go before.notify(cfg.RunDir)
 	starter := newServiceManager(cfg.Log)
 	starter.send(sd.SdNotifyReady)
 	done := make(chan struct{})

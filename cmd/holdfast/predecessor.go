@@ -72,8 +72,8 @@ func passSocket(fd int) error {
 	return nil
 }
 
-// tell reports what is served, once everything was tried.
-func (p *predecessor) tell(runDir string) {
+// notify reports what is served, once everything was tried.
+func (p *predecessor) notify(runDir string) {
 	if p == nil {
 		return
 	}

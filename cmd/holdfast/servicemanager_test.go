@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// played is a service manager: it listens to what it is told.
+// played is a service manager: it listens to what is sent to it.
 type played struct {
 	t    *testing.T
 	conn *net.UnixConn
@@ -30,9 +30,9 @@ func play(t *testing.T) *played {
 	return p
 }
 
-// told waits for a message with a line of its own that is want, and returns all that came
+// received waits for a message with a line of its own that is want, and returns all that came
 // before it.
-func (p *played) told(want string) (before []string) {
+func (p *played) received(want string) (before []string) {
 	p.t.Helper()
 	p.conn.SetReadDeadline(time.Now().Add(time.Minute))
 	buf := make([]byte, 4096)
@@ -118,9 +118,9 @@ func TestServiceManager(t *testing.T) {
 	}
 	for range 2 {
 		cmd := start(d.file("run"))
-		p.told("READY=1")
+		p.received("READY=1")
 		for range 3 {
-			p.told("WATCHDOG=1")
+			p.received("WATCHDOG=1")
 		}
 		if pid := d.object("list")["daemon"].(map[string]any)["pid"]; pid != float64(cmd.Process.Pid) {
 			t.Errorf("process %v answers, not %d", pid, cmd.Process.Pid)
@@ -144,11 +144,11 @@ func TestServiceManager(t *testing.T) {
 			time.Sleep(time.Second)
 		})
 		cmd.Process.Signal(syscall.SIGCONT)
-		p.told("WATCHDOG=1")
+		p.received("WATCHDOG=1")
 		// Anew, with the same socket.
 		cmd.Process.Signal(syscall.SIGUSR2)
-		p.told("READY=1")
-		p.told("WATCHDOG=1")
+		p.received("READY=1")
+		p.received("WATCHDOG=1")
 		if pid := d.object("list")["daemon"].(map[string]any)["pid"]; pid != float64(cmd.Process.Pid) {
 			t.Errorf("process %v answers after SIGUSR2, not %d", pid, cmd.Process.Pid)
 		}
@@ -156,7 +156,7 @@ func TestServiceManager(t *testing.T) {
 			t.Errorf("SIGUSR2 has the manager take another socket: %v", err)
 		}
 		cmd.Process.Signal(syscall.SIGTERM)
-		p.told("STOPPING=1")
+		p.received("STOPPING=1")
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("%v: %s", err, d.read("log"))
 		}

@@ -233,8 +233,8 @@ func (b *bench) next(name string) (pid int) {
 	return pid
 }
 
-// tell has a process do something, and returns its answer: "" if it ended over it.
-func (b *bench) tell(name string, pid int, words string) (answer string) {
+// send has a process do something, and returns its answer: "" if it ended over it.
+func (b *bench) send(name string, pid int, words string) (answer string) {
 	b.Helper()
 	c, err := net.Dial("unix", filepath.Join(b.dir, name, fmt.Sprint(pid, ".sock")))
 	if err != nil {

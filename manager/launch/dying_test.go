@@ -37,16 +37,16 @@ func TestDying(t *testing.T) {
 	hang := func(name string, how func(pid int)) int {
 		b.ok(f.Start(ctx, name))
 		pid := b.next(name)
-		b.tell(name, pid, "lock")
+		b.send(name, pid, "lock")
 		hanging := s.Rule(rule).Hanging
-		go b.tell(name, pid, "read "+filepath.Join(mnt, "image"))
+		go b.send(name, pid, "read "+filepath.Join(mnt, "image"))
 		b.until("a read hangs", func() bool { return s.Rule(rule).Hanging > hanging })
 		how(pid)
 		b.until("the process is dying", func() bool { _, yes := dying.Process(pid); return yes })
 		return pid
 	}
 	exit := func(code string) func(int) {
-		return func(pid int) { go func() { b.tell("over", pid, "exit "+code) }() }
+		return func(pid int) { go func() { b.send("over", pid, "exit "+code) }() }
 	}
 	kill := func(pid int) { b.ok(unix.Kill(pid, unix.SIGKILL)) }
 
@@ -77,7 +77,7 @@ func TestDying(t *testing.T) {
 	}
 	// The one before has what its successor needs.
 	locked := make(chan string)
-	go func() { locked <- b.tell("killed", next, "lock") }()
+	go func() { locked <- b.send("killed", next, "lock") }()
 	// One that was stopped is started by a call, at once.
 	b.ok(f.Start(ctx, "stopped"))
 	b.next("stopped")

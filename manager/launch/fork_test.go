@@ -46,16 +46,16 @@ func TestExitCodes(t *testing.T) {
 
 	// It doesn't have what is ours.
 	want := fmt.Sprintf("%d / %q %q", pid, []string{"serve", "it", "vm-1"}, []string{childEnv + "=" + b.dir})
-	if got := b.tell("vm-1", pid, "what"); got != want {
+	if got := b.send("vm-1", pid, "what"); got != want {
 		t.Errorf("the process has\n%s\nand not\n%s", got, want)
 	}
 
-	b.tell("vm-1", pid, "exit 75")
+	b.send("vm-1", pid, "exit 75")
 	pid = b.next("vm-1")
 	if n := len(waited()); n != 0 {
 		t.Errorf("%d waits after code 75", n)
 	}
-	b.tell("vm-1", pid, "exit 1")
+	b.send("vm-1", pid, "exit 1")
 	pid = b.next("vm-1")
 	unix.Kill(pid, unix.SIGKILL)
 	pid = b.next("vm-1")
@@ -67,7 +67,7 @@ func TestExitCodes(t *testing.T) {
 	if n := f.Failed("vm-1"); n != 3 {
 		t.Errorf("%d failures, and not 3", n)
 	}
-	b.tell("vm-1", pid, "exit 0")
+	b.send("vm-1", pid, "exit 0")
 	b.over(f)
 	if n := len(b.pids("vm-1")); n != 5 {
 		t.Errorf("%d processes, and not 5", n)
@@ -76,7 +76,7 @@ func TestExitCodes(t *testing.T) {
 	// After that it is a new one.
 	b.ok(f.Start(ctx, "vm-1"))
 	pid = b.next("vm-1")
-	b.tell("vm-1", pid, "exit 2")
+	b.send("vm-1", pid, "exit 2")
 	b.next("vm-1")
 	if got := fmt.Sprint(waited()[3:]); got != "[20ms]" {
 		t.Errorf("the waits after another start: %s", got)
@@ -95,17 +95,17 @@ func TestStop(t *testing.T) {
 	b.ok(f.Start(ctx, "a"))
 	b.ok(f.Start(ctx, "b"))
 	pid := b.next("a")
-	b.tell("a", pid, "ignore")
+	b.send("a", pid, "ignore")
 	b.ok(f.Stop(ctx, "a"))
 	b.ok(f.Stop(ctx, "b"))
 	b.until("b has ended", func() bool { return b.list(f) == "a" })
 	// It is still there, and now is to go on.
 	b.ok(f.Start(ctx, "a"))
-	b.tell("a", pid, "exit 0")
+	b.send("a", pid, "exit 0")
 	pid = b.next("a")
-	b.tell("a", pid, "ignore")
+	b.send("a", pid, "ignore")
 	b.ok(f.Stop(ctx, "a"))
-	b.tell("a", pid, "exit 1") // doesn't matter
+	b.send("a", pid, "exit 1") // doesn't matter
 	b.over(f)
 	if n := len(b.pids("a")); n != 2 {
 		t.Errorf("%d processes, and not 2", n)
@@ -138,7 +138,7 @@ func TestDescriptors(t *testing.T) {
 	b.ok(f.Start(ctx, "a"))
 	pid := b.next("a")
 	log := filepath.Join(b.dir, "a/log")
-	got := strings.Fields(b.tell("a", pid, "descriptors"))
+	got := strings.Fields(b.send("a", pid, "descriptors"))
 	slices.Sort(got)
 	if want := []string{"0:/dev/null", "1:" + log, "2:" + log}; !slices.Equal(got, want) {
 		t.Errorf("the process has %q", got)
@@ -155,7 +155,7 @@ func TestLog(t *testing.T) {
 	log := filepath.Join(b.dir, "a/log")
 	for _, word := range []string{"one", "two"} {
 		b.ok(f.Start(ctx, "a"))
-		b.tell("a", b.next("a"), "say "+word)
+		b.send("a", b.next("a"), "say "+word)
 		b.ok(f.Stop(ctx, "a"))
 		b.over(f)
 	}
@@ -170,8 +170,8 @@ func TestLog(t *testing.T) {
 		b.ok(os.Truncate(log, logMax+1))
 		b.ok(f.Start(ctx, "a"))
 		pid := b.next("a")
-		b.tell("a", pid, "say three")
-		b.tell("a", pid, "exit 0")
+		b.send("a", pid, "say three")
+		b.send("a", pid, "exit 0")
 		b.over(f)
 	}
 	if text, err := os.ReadFile(log); string(text) != "three\n" {
@@ -211,7 +211,7 @@ func TestBinary(t *testing.T) {
 	// While it is missing it is tried again, with waits in between.
 	waited := waits(f)
 	b.ok(f.SetBinary(ctx, "a", b.dir+"/missing"))
-	b.tell("a", pid, "exit 75")
+	b.send("a", pid, "exit 75")
 	b.until("it was tried five times", func() bool { return len(waited()) >= 5 })
 	if got := fmt.Sprint(waited()[:5]); got != "[20ms 40ms 80ms 160ms 320ms]" {
 		t.Errorf("waits %s", got)
@@ -247,11 +247,11 @@ func TestReadoption(t *testing.T) {
 	b.ok(f.Adopt("a", pid))
 	b.ok(f.Adopt("a", pid))
 	b.ok(f.Start(ctx, "a")) // nothing
-	b.tell("a", pid, "exit 75")
+	b.send("a", pid, "exit 75")
 	if err := f.Adopt("a", os.Getpid()); err == nil {
 		t.Error("another process was adopted")
 	}
-	b.tell("a", b.next("a"), "exit 0")
+	b.send("a", b.next("a"), "exit 0")
 	b.over(f)
 }
 
@@ -289,11 +289,11 @@ func TestAdoption(t *testing.T) {
 		pids[name] = b.next(name)
 		b.ok(f.Adopt(name, pids[name]))
 	}
-	b.tell("over", pids["over"], "exit 0")
+	b.send("over", pids["over"], "exit 0")
 	b.until("it is over", func() bool { return !strings.Contains(b.list(f), "over") })
-	b.tell("left", pids["left"], "exit 75")
+	b.send("left", pids["left"], "exit 75")
 	b.next("left")
-	b.tell("failed", pids["failed"], "exit 3")
+	b.send("failed", pids["failed"], "exit 3")
 	b.next("failed")
 	mu.Lock()
 	if exitInfo(t) {
@@ -307,7 +307,7 @@ func TestAdoption(t *testing.T) {
 
 	// One that nobody reaps has no exit code.
 	b.ok(cmd.Process.Signal(unix.SIGSTOP))
-	b.tell("unknown", pids["unknown"], "exit 3")
+	b.send("unknown", pids["unknown"], "exit 3")
 	b.until("it is over", func() bool { return b.list(f) == "failed left" })
 	mu.Lock()
 	if !slices.Contains(asked, "unknown") {

@@ -10,7 +10,7 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// played is a service manager: it listens to what it is told.
+// played is a service manager: it listens to what is sent to it.
 type played struct {
 	t    *testing.T
 	conn *net.UnixConn
@@ -28,9 +28,9 @@ func play(t *testing.T) *played {
 	return p
 }
 
-// told waits for a message with a line of its own that is want, and returns all that came
+// received waits for a message with a line of its own that is want, and returns all that came
 // before it.
-func (p *played) told(want string) (before []string) {
+func (p *played) received(want string) (before []string) {
 	p.t.Helper()
 	p.conn.SetReadDeadline(time.Now().Add(time.Minute))
 	buf := make([]byte, 4096)
@@ -81,13 +81,13 @@ func TestWatchdog(t *testing.T) {
 		t.Fatalf("a watchdog of %v", n.watchdog)
 	}
 	n.beat(0)
-	p.told("WATCHDOG=1")
+	p.received("WATCHDOG=1")
 	n.beat(9 * time.Second)
-	p.told("WATCHDOG=1")
+	p.received("WATCHDOG=1")
 	p.silent("WATCHDOG", func() {
 		n.beat(11 * time.Second)
 		n.beat(16 * time.Second)
 	})
 	n.beat(0)
-	p.told("WATCHDOG=1")
+	p.received("WATCHDOG=1")
 }
