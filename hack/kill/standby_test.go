@@ -50,18 +50,20 @@ func TestStandbyWithoutStorage(t *testing.T) {
 	h.finish()
 }
 
-// waitsForStorage waits until the device's new server says that it can't open the image.
+// waitsForStorage waits until the device's new server says that it can't open the image. Then the storage is gone for
+// good, and with its connection all writes of the server before.
 func (h *held) waitsForStorage() {
 	h.t.Helper()
+	defer h.dead.Kill()
 	var d *api.Device
 	must(h.t, wait(time.Minute, func() error {
 		var err error
-		if d, err = h.client.Device(h.t.Context(), "held"); err == nil && d.Problem == "" {
-			err = fmt.Errorf("%s is told no problem", d.State)
+		if d, err = h.client.Device(h.t.Context(), "held"); err == nil && (d.State != api.StateRecovering || d.Problem == "") {
+			err = fmt.Errorf("it is %s: %s", d.State, d.Problem)
 		}
 		return err
 	}))
-	if d.State != api.StateRecovering || !slices.Equal(d.Standby.Consumers, []string{"test"}) {
+	if !slices.Equal(d.Standby.Consumers, []string{"test"}) {
 		h.t.Errorf("the device is %s: %s; leases %q", d.State, d.Problem, d.Standby.Consumers)
 	}
 }
