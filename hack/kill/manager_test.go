@@ -3,6 +3,7 @@ package kill
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -20,6 +21,7 @@ func TestManagerKilled(t *testing.T) {
 	s.needServers()
 	kills, devices := count(t, "HOLDFAST_MANAGER_KILLS", 20), count(t, "HOLDFAST_MANAGER_DEVICES", 3)
 	const depth, rate = 4, 20 // so that a manager starts within a second on an emulated machine
+	mayWait(t)
 	h := holdOn(s)
 	names, disks := s.createMany("fio", devices)
 	var failed []*tracepoint
@@ -83,6 +85,20 @@ func TestManagerKilled(t *testing.T) {
 	s.killServer("held")
 	h.waitsForStorage()
 	h.finish()
+}
+
+// mayWait has the kernel not report requests that wait for minutes, as those of a device in standby do.
+func mayWait(t *testing.T) {
+	t.Helper()
+	const file = "/proc/sys/kernel/hung_task_timeout_secs"
+	was, err := os.ReadFile(file)
+	must(t, err)
+	must(t, os.WriteFile(file, []byte("0\n"), 0o644))
+	t.Cleanup(func() {
+		if err := os.WriteFile(file, was, 0o644); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // told are all events, by device, as text.
