@@ -67,9 +67,25 @@ func lean(log zerolog.Logger) {
 	changed, err := thp.Disable()
 	if changed || err == nil && os.Getenv("GOMAXPROCS") != startProcs {
 		os.Setenv("GOMAXPROCS", startProcs)
-		err = unix.Exec("/proc/self/exe", os.Args, os.Environ())
+		err = unix.Exec(program(), os.Args, os.Environ())
 	}
 	if err != nil {
 		log.Warn().Err(err).Msg("this server could not be started anew: it takes more memory than it needs")
 	}
+}
+
+// program is the path of this process's program, by which the kernel names the process. Who has replaced the file
+// meanwhile gets the program that he has begun with, and a name that says nothing.
+func program() string {
+	const self = "/proc/self/exe"
+	path, err := os.Readlink(self)
+	if err != nil {
+		return self
+	}
+	mine, err := os.Stat(self)
+	there, err2 := os.Stat(path)
+	if err != nil || err2 != nil || !os.SameFile(mine, there) {
+		return self
+	}
+	return path
 }
