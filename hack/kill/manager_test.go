@@ -30,12 +30,12 @@ func TestManagerKilled(t *testing.T) {
 	}
 	s.ok("attach", names[0], "--consumer", "hand")
 	v := startFio(t, 8<<20, depth, rate, disks...)
-	s.writes(100, names...)
+	s.writes(60, names...)
 	quiet := v.end()
 
 	servers, standby, told := s.serverPIDs(), h.holds("held"), s.told()
 	v = startFio(t, 8<<20, depth, rate, disks...)
-	s.writes(50, names...)
+	s.writes(20, names...)
 	var longest time.Duration
 	for range kills {
 		time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)
@@ -47,7 +47,7 @@ func TestManagerKilled(t *testing.T) {
 		}
 	}
 	s.answers()
-	s.writes(50, names...)
+	s.writes(20, names...)
 	loud := v.end()
 	t.Logf("the slowest request took %v, without kills %v; %d kills, the manager answers %v after its start at the latest",
 		round(loud), round(quiet), kills, round(longest))

@@ -50,11 +50,11 @@ func TestStandbyWithoutStorage(t *testing.T) {
 	h.finish()
 }
 
-// waitsForStorage waits until the device's new server says that it can't open the image. Then the storage is gone for
-// good, and with its connection all writes of the server before.
+// waitsForStorage waits until the device's new server says that it can't open the image. Then the mount is taken away,
+// and with its connection all writes of the server before.
 func (h *held) waitsForStorage() {
 	h.t.Helper()
-	defer h.dead.Kill()
+	defer h.dead.Close()
 	var d *api.Device
 	must(h.t, wait(time.Minute, func() error {
 		var err error
