@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/api"
+	"holdfast/state"
 )
 
 // ask has the server say what there is of its device, and waits for a bounded time. What it doesn't
@@ -66,6 +67,9 @@ func (p *peer) inquire() {
 	case err == nil || api.CodeOf(err) == api.CodeNotFound:
 		p.answered(q, info, dev)
 	case p.all.life.Err() != nil:
+	case api.CodeOf(err) == api.CodeUnreachable && ctx.Err() == nil && !errors.Is(err, unix.EAGAIN) && !p.locked():
+		p.absent(ctx, &before) // it has ended, and what it said last is over
+		p.nudge()
 	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED):
 		p.set(func(o *observation) {
 			if o.state != api.ServerDying && o.heard == before.heard {
@@ -77,6 +81,12 @@ func (p *peer) inquire() {
 	default:
 		p.quiet(&before)
 	}
+}
+
+// locked says that a process has the device's lock.
+func (p *peer) locked() bool {
+	_, held := state.Probe(p.all.cfg.RunDir, p.name)
+	return held
 }
 
 // inquiries counts the questions that a process has not answered, and says how many these are.

@@ -125,3 +125,19 @@ func TestAdoptUnknownProcess(t *testing.T) {
 		t.Errorf("%+v, %v", dev, err)
 	}
 }
+
+// TestServerHasEnded: who asks for a device whose server has just ended is told so, and not what the
+// server said last.
+func TestServerHasEnded(t *testing.T) {
+	f := newFixture(t)
+	f.create("v", "i")
+	p := f.still("v")
+	f.h.set(func() { f.h.wanted["v"] = false })
+	f.h.server("v").kill()
+	if dev := p.current(ctx); dev == nil || dev.State != api.StateRecovering {
+		t.Errorf("%+v", dev)
+	}
+	if got := p.state(); got != api.ServerNone {
+		t.Errorf("its server is %s", got)
+	}
+}
