@@ -10,73 +10,14 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"holdfast/internal/sdtest"
 )
-
-// played is a service manager: it listens to what is sent to it.
-type played struct {
-	t    *testing.T
-	conn *net.UnixConn
-	path string
-}
-
-func play(t *testing.T) *played {
-	t.Helper()
-	p := &played{t: t, path: filepath.Join(t.TempDir(), "notify")}
-	var err error
-	if p.conn, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: p.path, Net: "unixgram"}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.conn.Close() })
-	return p
-}
-
-// received waits for a message with a line of its own that is want, and returns all that came
-// before it.
-func (p *played) received(want string) (before []string) {
-	p.t.Helper()
-	p.conn.SetReadDeadline(time.Now().Add(time.Minute))
-	buf := make([]byte, 4096)
-	for {
-		n, err := p.conn.Read(buf)
-		if err != nil {
-			p.t.Fatalf("not told %q, only %q: %v", want, before, err)
-		}
-		msg := string(buf[:n])
-		for _, line := range strings.Split(msg, "\n") {
-			if line == want {
-				return before
-			}
-		}
-		before = append(before, msg)
-	}
-}
-
-// silent sees that for a while nothing comes with that word.
-func (p *played) silent(word string, during func()) {
-	p.t.Helper()
-	// What is there already was told before.
-	buf := make([]byte, 4096)
-	for p.conn.SetReadDeadline(time.Now().Add(time.Millisecond)); ; {
-		if _, err := p.conn.Read(buf); err != nil {
-			break
-		}
-	}
-	during()
-	for p.conn.SetReadDeadline(time.Now().Add(time.Millisecond)); ; {
-		n, err := p.conn.Read(buf)
-		if err != nil {
-			return
-		}
-		if strings.Contains(string(buf[:n]), word) {
-			p.t.Errorf("told %q", buf[:n])
-		}
-	}
-}
 
 // TestServiceManager: a manager that was started with a socket, a place for notifications and
 // a watchdog uses all three, and leaves the socket to its owner.
 func TestServiceManager(t *testing.T) {
-	d, p := newDir(t), play(t)
+	d, p := newDir(t), sdtest.Play(t)
 	if err := os.Mkdir(d.file("run"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +43,7 @@ func TestServiceManager(t *testing.T) {
 		}
 		// The number is only known to the process itself.
 		cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, self, "daemon", "--launcher", "fork", "--serve-binary", d.serveBinary(), "--no-sysfs", "--state-dir", d.file("state"), "--run-dir", runDir)
-		cmd.Env = append(os.Environ(), asHoldfast+"=again", "LISTEN_FDS=1", "LISTEN_FDNAMES=holdfast.socket", "NOTIFY_SOCKET="+p.path, "WATCHDOG_USEC=200000", "WATCHDOG_PID=1")
+		cmd.Env = append(os.Environ(), asHoldfast+"=again", "LISTEN_FDS=1", "LISTEN_FDNAMES=holdfast.socket", "NOTIFY_SOCKET="+p.Path, "WATCHDOG_USEC=200000", "WATCHDOG_PID=1")
 		cmd.ExtraFiles = []*os.File{socket}
 		log, err := os.Create(d.file("log"))
 		if err != nil {
@@ -118,14 +59,14 @@ func TestServiceManager(t *testing.T) {
 	}
 	for range 2 {
 		cmd := start(d.file("run"))
-		p.received("READY=1")
+		p.Received("READY=1")
 		for range 3 {
-			p.received("WATCHDOG=1")
+			p.Received("WATCHDOG=1")
 		}
 		if pid := d.object("list")["daemon"].(map[string]any)["pid"]; pid != float64(cmd.Process.Pid) {
 			t.Errorf("process %v answers, not %d", pid, cmd.Process.Pid)
 		}
-		p.silent("WATCHDOG=1", func() {
+		p.Silent("WATCHDOG=1", func() {
 			cmd.Process.Signal(syscall.SIGSTOP)
 			d.until("the stop of all threads", func() bool {
 				stats, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", cmd.Process.Pid))
@@ -136,19 +77,15 @@ func TestServiceManager(t *testing.T) {
 				}
 				return true
 			})
-			for p.conn.SetReadDeadline(time.Now().Add(10 * time.Millisecond)); ; {
-				if _, err := p.conn.Read(make([]byte, 4096)); err != nil {
-					break
-				}
-			}
+			p.Drain(10 * time.Millisecond)
 			time.Sleep(time.Second)
 		})
 		cmd.Process.Signal(syscall.SIGCONT)
-		p.received("WATCHDOG=1")
+		p.Received("WATCHDOG=1")
 		// Anew, with the same socket.
 		cmd.Process.Signal(syscall.SIGUSR2)
-		p.received("READY=1")
-		p.received("WATCHDOG=1")
+		p.Received("READY=1")
+		p.Received("WATCHDOG=1")
 		if pid := d.object("list")["daemon"].(map[string]any)["pid"]; pid != float64(cmd.Process.Pid) {
 			t.Errorf("process %v answers after SIGUSR2, not %d", pid, cmd.Process.Pid)
 		}
@@ -156,7 +93,7 @@ func TestServiceManager(t *testing.T) {
 			t.Errorf("SIGUSR2 has the manager take another socket: %v", err)
 		}
 		cmd.Process.Signal(syscall.SIGTERM)
-		p.received("STOPPING=1")
+		p.Received("STOPPING=1")
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("%v: %s", err, d.read("log"))
 		}
