@@ -52,6 +52,7 @@ func crossing(t *testing.T, way string) {
 	must(t, syscall.Mount(disk, dir, "ext4", 0, "errors=remount-ro,discard"))
 	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
 	model := s.serve("model", threeDeltas(t, t.TempDir(), 8<<20, 61), 4)
+	model.Rest(20 * time.Millisecond)
 	var failed []*tracepoint
 	for _, disk := range append(disks, disk, model.disk) {
 		failed = append(failed, countRequests(t, "block_rq_error", disk))
