@@ -164,12 +164,14 @@ func newBench(t *testing.T) *bench {
 		b.until("goroutines and descriptors are as many as before", func() bool {
 			return runtime.NumGoroutine() <= goroutines && len(descriptors()) <= fds
 		})
-		for pid := range b.pids("*") {
-			unix.Kill(pid, unix.SIGKILL)
-		}
 		for {
-			if _, err := unix.Wait4(-1, nil, 0, nil); err != nil {
+			for pid := range b.pids("*") { // after a failure some may begin only now
+				unix.Kill(pid, unix.SIGKILL)
+			}
+			if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); err != nil {
 				break
+			} else if pid == 0 {
+				time.Sleep(10 * time.Millisecond)
 			}
 		}
 		os.RemoveAll(dir)

@@ -307,6 +307,13 @@ func TestAdoption(t *testing.T) {
 
 	// One that nobody reaps has no exit code.
 	b.ok(cmd.Process.Signal(unix.SIGSTOP))
+	b.until("none of its threads can wait for a child", func() bool {
+		stats, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", cmd.Process.Pid))
+		return len(stats) > 0 && !slices.ContainsFunc(stats, func(file string) bool {
+			stat, err := os.ReadFile(file)
+			return err == nil && !strings.Contains(string(stat), ") T ")
+		})
+	})
 	b.send("unknown", pids["unknown"], "exit 3")
 	b.until("it is over", func() bool { return b.list(f) == "failed left" })
 	mu.Lock()
