@@ -1,16 +1,15 @@
 package ublk
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/dying"
 	"holdfast/internal/failpoint"
 	"holdfast/ublk/uring"
 )
@@ -86,24 +85,7 @@ func (i *Info) Is(tag uint64) error {
 // Unreleased says that the device has no server any more, and that the driver doesn't know:
 // somebody, or the kernel itself, still has a reference to the server's /dev/ublkcN.
 func (i *Info) Unreleased() bool {
-	return i.State == Live && (i.ServerPID <= 0 || ended(i.ServerPID))
-}
-
-// ended says that a process has nothing open any more: it is gone, or of all its threads only the first is left, which
-// its parent has not waited for yet.
-func ended(pid int) bool {
-	if unix.Kill(pid, 0) == unix.ESRCH {
-		return true
-	}
-	proc := fmt.Sprintf("/proc/%d", pid)
-	stat, err := os.ReadFile(proc + "/stat")
-	if err != nil {
-		return false
-	}
-	// The name, in parentheses, may contain anything; the state stands behind it (proc(5)).
-	_, state, _ := bytes.Cut(stat[bytes.LastIndexByte(stat, ')')+1:], []byte(" "))
-	threads, err := os.ReadDir(proc + "/task")
-	return err == nil && bytes.HasPrefix(state, []byte("Z")) && len(threads) == 1
+	return i.State == Live && (i.ServerPID <= 0 || dying.Ended(i.ServerPID))
 }
 
 // orphan waits until the driver no longer takes a device for served.

@@ -35,23 +35,42 @@ const (
 // The status is the whole process's, as wait would give it in the end (Linux 5.17). The kernel says
 // 0 to a reader that may not trace the process.
 func Process(pid int) (unix.WaitStatus, bool) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, false
-	}
-	// The name, in parentheses, may contain anything.
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	fields := statOf(pid)
 	if len(fields) <= statExit {
 		return 0, false
 	}
 	number := func(field int) uint64 { n, _ := strconv.ParseUint(fields[field], 10, 64); return n }
 	status := unix.WaitStatus(number(statExit))
 	if fields[statState] == "Z" {
-		threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-		return status, len(threads) > 1
+		return status, len(threadsOf(pid)) > 1
 	}
 	if number(statFlags)&(pfExiting|pfDumpCore) != 0 || number(statPending)&(1<<(unix.SIGKILL-1)) != 0 {
 		return status, true
 	}
 	return 0, false
+}
+
+// Ended says that a process has nothing open any more: it is gone, or of all its threads only the
+// first is left, which its parent has not waited for yet.
+func Ended(pid int) bool {
+	if unix.Kill(pid, 0) == unix.ESRCH {
+		return true
+	}
+	fields := statOf(pid)
+	return len(fields) > statState && fields[statState] == "Z" && len(threadsOf(pid)) == 1
+}
+
+// statOf are the fields of /proc/PID/stat from the state on; none: it can't be read.
+func statOf(pid int) []string {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil
+	}
+	// The name, in parentheses, may contain anything.
+	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+}
+
+func threadsOf(pid int) []os.DirEntry {
+	threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	return threads
 }
