@@ -4,10 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
-	"holdfast/api"
+	"holdfast/internal/ublkctl"
 	"holdfast/state"
 	"holdfast/ublk"
 )
@@ -35,27 +34,11 @@ var _ driver = (*kernelDriver)(nil)
 // kernelDriver is the machine's.
 type kernelDriver struct {
 	stateDir string
-
-	mu  sync.Mutex
-	ctl *ublk.Control // nil until it could be opened
-}
-
-func (k *kernelDriver) control() (*ublk.Control, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.ctl == nil {
-		ctl, err := ublk.Open("")
-		if err != nil {
-			return nil, api.Errorf(api.CodeDriver, "%w", err)
-		}
-		k.ctl = ctl
-	}
-	return k.ctl, nil
+	opener   ublkctl.Opener
 }
 
 func (k *kernelDriver) ready() error {
-	_, err := k.control()
-	return err
+	return k.opener.Ready()
 }
 
 // waits says of a device that it can be taken over once its server is gone.
@@ -64,7 +47,7 @@ func waits(info ublk.Info) bool {
 }
 
 func (k *kernelDriver) has(ctx context.Context, rec *state.Record) (bool, error) {
-	ctl, err := k.control()
+	ctl, err := k.opener.Control()
 	if errors.Is(err, ublk.ErrNoDriver) {
 		return false, nil
 	}
@@ -79,7 +62,7 @@ func (k *kernelDriver) has(ctx context.Context, rec *state.Record) (bool, error)
 }
 
 func (k *kernelDriver) ours(ctx context.Context) ([]state.Disk, error) {
-	ctl, err := k.control()
+	ctl, err := k.opener.Control()
 	if errors.Is(err, ublk.ErrNoDriver) {
 		return nil, nil
 	}
@@ -109,7 +92,7 @@ func (k *kernelDriver) ours(ctx context.Context) ([]state.Disk, error) {
 const deletePoll = 50 * time.Millisecond
 
 func (k *kernelDriver) delete(ctx context.Context, d state.Disk) error {
-	ctl, err := k.control()
+	ctl, err := k.opener.Control()
 	if err != nil {
 		return err
 	}
@@ -139,17 +122,11 @@ func (k *kernelDriver) delete(ctx context.Context, d state.Disk) error {
 }
 
 func (k *kernelDriver) timeoutAttr(ctx context.Context, id int) (path, value string, err error) {
-	ctl, err := k.control()
+	ctl, err := k.opener.Control()
 	if err != nil {
 		return "", "", err
 	}
 	return ctl.TimeoutAttr(ctx, id)
 }
 
-func (k *kernelDriver) close() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.ctl != nil {
-		k.ctl.Close()
-	}
-}
+func (k *kernelDriver) close() { k.opener.Close() }

@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
 	"holdfast/api"
+	"holdfast/internal/ublkctl"
 	"holdfast/internal/users"
 	"holdfast/ploop"
 	"holdfast/ploop/stack"
@@ -103,34 +103,19 @@ var (
 type thisKernel struct {
 	log    zerolog.Logger
 	served func(queues int) // may be nil
-	mu     sync.Mutex
-	ctl    *ublk.Control // nil until it could be opened
+	driver ublkctl.Opener
 }
 
 func newKernel(cfg *Config) *thisKernel {
 	return &thisKernel{log: cfg.Log, served: cfg.Served}
 }
 
-func (k *thisKernel) control() (*ublk.Control, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.ctl == nil {
-		ctl, err := ublk.Open("")
-		if err != nil {
-			return nil, api.Errorf(api.CodeDriver, "%w", err)
-		}
-		k.ctl = ctl
-	}
-	return k.ctl, nil
-}
-
 func (k *thisKernel) ready() error {
-	_, err := k.control()
-	return err
+	return k.driver.Ready()
 }
 
 func (k *thisKernel) open(ctx context.Context, spec api.Spec, o openOptions) (live, error) {
-	ctl, err := k.control()
+	ctl, err := k.driver.Control()
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +148,7 @@ func (k *thisKernel) examine(spec api.Spec, known device.Known) error {
 }
 
 func (k *thisKernel) left(ctx context.Context, disk state.Disk) (leftover, error) {
-	ctl, err := k.control()
+	ctl, err := k.driver.Control()
 	if errors.Is(err, ublk.ErrNoDriver) {
 		return leftNothing, nil
 	}
@@ -185,7 +170,7 @@ func (k *thisKernel) left(ctx context.Context, disk state.Disk) (leftover, error
 }
 
 func (k *thisKernel) fail(ctx context.Context, disk state.Disk) (failing, error) {
-	ctl, err := k.control()
+	ctl, err := k.driver.Control()
 	if err != nil {
 		return nil, err
 	}
@@ -199,7 +184,7 @@ func (k *thisKernel) fail(ctx context.Context, disk state.Disk) (failing, error)
 // delete waits for the server's end, of which the driver hears once the last reference
 // to the server's files is gone: that can be after the process is.
 func (k *thisKernel) delete(ctx context.Context, disk state.Disk) error {
-	ctl, err := k.control()
+	ctl, err := k.driver.Control()
 	if err != nil {
 		return err
 	}
@@ -226,7 +211,7 @@ func (k *thisKernel) delete(ctx context.Context, disk state.Disk) error {
 }
 
 func (k *thisKernel) unreleased(ctx context.Context, disk state.Disk) bool {
-	ctl, err := k.control()
+	ctl, err := k.driver.Control()
 	if err != nil {
 		return false
 	}
@@ -253,14 +238,7 @@ func (k *thisKernel) users(disks map[int]string) (map[int][]api.User, error) {
 	return users.Find("/proc", "/sys", disks)
 }
 
-func (k *thisKernel) close() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.ctl != nil {
-		k.ctl.Close()
-		k.ctl = nil
-	}
-}
+func (k *thisKernel) close() { k.driver.Close() }
 
 var driverErrors = []error{ublk.ErrNoDriver, ublk.ErrPermission, ublk.ErrIOUringDisabled, ublk.ErrTooOld, ublk.ErrTooManyDevices}
 var imageErrors = []error{ploop.ErrNotPloop, ploop.ErrNotImage, ploop.ErrCorrupt, ploop.ErrInUse, ploop.ErrLocked, ploop.ErrGeometry, ploop.ErrUnsupported, ploop.ErrLimit, ploop.ErrDiverged, stack.ErrInFlight, ploop.ErrUnproven, stack.ErrNoLock, stack.ErrLocalLock}
