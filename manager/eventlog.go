@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"holdfast/api"
+	"holdfast/internal/httpjson"
 )
 
 // The bounds of what is kept: events for those who ask later, and for each reader
@@ -82,20 +83,20 @@ func (l *eventLog) unsubscribe(r *eventReader) {
 // serveEvents answers with one event a line: those that are kept, and with follow=true
 // those to come, until the client hangs up.
 func (m *Manager) serveEvents(w http.ResponseWriter, r *http.Request) {
-	follow, ok := truth(w, r, "follow")
+	follow, ok := httpjson.Truth(w, r, "follow")
 	if !ok {
 		return
 	}
 	name, err := m.resolve(r.URL.Query().Get("device"))
 	if err != nil {
-		replyError(w, err)
+		httpjson.Error(w, err)
 		return
 	}
 	kept, reader := m.events.subscribe()
 	defer m.events.unsubscribe(reader)
 	// One that was removed has events yet.
 	if name != "" && m.peers.get(name) == nil && !slices.ContainsFunc(kept, func(e api.Event) bool { return e.Device == name }) {
-		replyError(w, api.Errorf(api.CodeNotFound, "there is no device %q, and no event of one", name))
+		httpjson.Error(w, api.Errorf(api.CodeNotFound, "there is no device %q, and no event of one", name))
 		return
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")

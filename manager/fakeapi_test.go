@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"holdfast/api"
+	"holdfast/internal/httpjson"
 	"holdfast/state"
 )
 
@@ -16,7 +17,7 @@ func (s *fakeServer) handler() http.Handler {
 	mux := http.NewServeMux()
 	at := "/v1/devices/" + s.name
 	mux.HandleFunc("GET /v1", func(w http.ResponseWriter, r *http.Request) {
-		reply(w, 200, api.ServerInfo{API: 1, Build: s.build, Instance: s.instance, PID: s.pid, Name: s.name, Phase: "serving"})
+		httpjson.Reply(w, 200, api.ServerInfo{API: 1, Build: s.build, Instance: s.instance, PID: s.pid, Name: s.name, Phase: "serving"})
 	})
 	mux.HandleFunc("GET "+at, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Get("users") != "false" {
@@ -46,11 +47,11 @@ func (s *fakeServer) handler() http.Handler {
 		s.answerDevice(w)
 	})
 	mux.HandleFunc("POST "+at+"/recover", func(w http.ResponseWriter, r *http.Request) {
-		replyError(w, api.Errorf(api.CodeConflict, "device %q is live", s.name))
+		httpjson.Error(w, api.Errorf(api.CodeConflict, "device %q is live", s.name))
 	})
 	mux.HandleFunc("POST "+at+"/leave", func(w http.ResponseWriter, r *http.Request) {
 		if s.leave != nil {
-			replyError(w, s.leave)
+			httpjson.Error(w, s.leave)
 			return
 		}
 		w.WriteHeader(204)
@@ -61,7 +62,7 @@ func (s *fakeServer) handler() http.Handler {
 		var in api.Switch
 		json.NewDecoder(r.Body).Decode(&in)
 		if err := s.setStandby(in.On, "by hand"); err != nil {
-			replyError(w, err)
+			httpjson.Error(w, err)
 			return
 		}
 		s.answerDevice(w)
@@ -81,7 +82,7 @@ func (s *fakeServer) handler() http.Handler {
 			}
 		}
 		if refuse != nil && r.Method != http.MethodGet {
-			replyError(w, refuse)
+			httpjson.Error(w, refuse)
 			return
 		}
 		mux.ServeHTTP(w, r)
@@ -90,10 +91,10 @@ func (s *fakeServer) handler() http.Handler {
 
 func (s *fakeServer) answerDevice(w http.ResponseWriter) {
 	if d := s.device(); d != nil {
-		reply(w, 200, d)
+		httpjson.Reply(w, 200, d)
 		return
 	}
-	replyError(w, api.Errorf(api.CodeNotFound, "there is no device %q", s.name))
+	httpjson.Error(w, api.Errorf(api.CodeNotFound, "there is no device %q", s.name))
 }
 
 func (s *fakeServer) setStandby(on bool, why string) error {
@@ -117,7 +118,7 @@ func (s *fakeServer) setStandby(on bool, why string) error {
 func (s *fakeServer) serveCreate(w http.ResponseWriter, r *http.Request) {
 	var spec api.Spec
 	if err := json.NewDecoder(r.Body).Decode(&spec); err != nil {
-		replyError(w, api.Errorf(api.CodeInvalid, "%w", err))
+		httpjson.Error(w, api.Errorf(api.CodeInvalid, "%w", err))
 		return
 	}
 	var making chan struct{}
@@ -129,14 +130,14 @@ func (s *fakeServer) serveCreate(w http.ResponseWriter, r *http.Request) {
 	}
 	err := s.create(spec)
 	if err != nil {
-		replyError(w, err)
+		httpjson.Error(w, err)
 		http.NewResponseController(w).Flush()
 		if s.device() == nil {
 			go s.finish(0) // it has nothing to do
 		}
 		return
 	}
-	reply(w, 201, s.device())
+	httpjson.Reply(w, 201, s.device())
 }
 
 func (s *fakeServer) create(spec api.Spec) error {
@@ -174,7 +175,7 @@ func (s *fakeServer) serveRemove(w http.ResponseWriter, r *http.Request) {
 	if len(users) > 0 && !force {
 		e := api.Errorf(api.CodeBusy, "device %q is in use", s.name)
 		e.Users = users
-		replyError(w, e)
+		httpjson.Error(w, e)
 		return
 	}
 	s.mu.Lock()
@@ -195,7 +196,7 @@ func (s *fakeServer) serveLease(w http.ResponseWriter, r *http.Request) {
 	err := s.lease(consumer, target, r.Method == http.MethodPut)
 	s.mu.Unlock()
 	if err != nil {
-		replyError(w, err)
+		httpjson.Error(w, err)
 		return
 	}
 	s.answerDevice(w)

@@ -5,10 +5,10 @@ import (
 	"errors"
 	"net/http"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"holdfast/api"
+	"holdfast/internal/httpjson"
 	"holdfast/state"
 )
 
@@ -42,9 +42,9 @@ func (m *Manager) Serve() error {
 
 func (m *Manager) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1", func(w http.ResponseWriter, r *http.Request) { reply(w, http.StatusOK, m.Info()) })
+	mux.HandleFunc("GET /v1", func(w http.ResponseWriter, r *http.Request) { httpjson.Reply(w, http.StatusOK, m.Info()) })
 	mux.HandleFunc("GET /v1/devices", func(w http.ResponseWriter, r *http.Request) {
-		reply(w, http.StatusOK, m.Snapshot(r.Context(), !brief(r)))
+		httpjson.Reply(w, http.StatusOK, m.Snapshot(r.Context(), !brief(r)))
 	})
 	mux.HandleFunc("POST /v1/devices", m.serveCreate)
 	mux.HandleFunc("GET /v1/devices/{name}", m.named(func(w http.ResponseWriter, r *http.Request, name string) {
@@ -66,7 +66,7 @@ func (m *Manager) handler() http.Handler {
 	mux.HandleFunc("GET /v1/events", m.serveEvents)
 	mux.Handle("GET /metrics", m.metricsHandler())
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		replyError(w, api.Errorf(api.CodeInvalid, "this manager's API has no %s %s", r.Method, r.URL.Path))
+		httpjson.Error(w, api.Errorf(api.CodeInvalid, "this manager's API has no %s %s", r.Method, r.URL.Path))
 	})
 	return mux
 }
@@ -79,128 +79,84 @@ func (m *Manager) serveCreate(w http.ResponseWriter, r *http.Request) {
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, state.MaxRecord/2))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&spec); err != nil {
-		replyError(w, api.Errorf(api.CodeInvalid, "not a device spec: %w", err))
+		httpjson.Error(w, api.Errorf(api.CodeInvalid, "not a device spec: %w", err))
 		return
 	}
 	dev, err := m.Create(r.Context(), spec)
 	if err != nil {
 		m.log.Error().Str("device", spec.Name).Msgf("create: %v", err)
-		replyError(w, err)
+		httpjson.Error(w, err)
 		return
 	}
-	reply(w, http.StatusCreated, dev)
+	httpjson.Reply(w, http.StatusCreated, dev)
 }
 
 func (m *Manager) serveCheck(w http.ResponseWriter, r *http.Request) {
-	in, ok := body[api.Switch](w, r, "a switch")
+	in, ok := httpjson.Body[api.Switch](w, r, "a switch")
 	if !ok {
 		return
 	}
 	if err := m.check.byHand(in.On); err != nil {
-		replyError(w, err)
+		httpjson.Error(w, err)
 		return
 	}
-	reply(w, http.StatusOK, m.Key())
+	httpjson.Reply(w, http.StatusOK, m.Key())
 }
 
 func (m *Manager) serveUpgrade(w http.ResponseWriter, r *http.Request) {
-	in, ok := body[api.UpgradeRequest](w, r, "an upgrade")
+	in, ok := httpjson.Body[api.UpgradeRequest](w, r, "an upgrade")
 	if !ok {
 		return
 	}
 	res, err := m.Upgrade(r.Context(), *in)
 	if err != nil {
-		replyError(w, err)
+		httpjson.Error(w, err)
 		return
 	}
-	reply(w, http.StatusOK, res)
+	httpjson.Reply(w, http.StatusOK, res)
 }
 
 func (m *Manager) serveStop(w http.ResponseWriter, r *http.Request) {
-	in, ok := body[api.StopRequest](w, r, "a wish to stop")
+	in, ok := httpjson.Body[api.StopRequest](w, r, "a wish to stop")
 	if !ok {
 		return
 	}
 	res, err := m.Stop(r.Context(), *in)
 	if err != nil {
-		replyError(w, err)
+		httpjson.Error(w, err)
 		return
 	}
-	reply(w, http.StatusOK, res)
+	httpjson.Reply(w, http.StatusOK, res)
 }
 
 func (m *Manager) serveAttr(w http.ResponseWriter, r *http.Request) {
 	info, err := m.tree.read(r.PathValue("path"))
 	if err != nil {
-		replyError(w, err)
+		httpjson.Error(w, err)
 		return
 	}
-	reply(w, http.StatusOK, info)
+	httpjson.Reply(w, http.StatusOK, info)
 }
 
 func (m *Manager) serveSetAttr(w http.ResponseWriter, r *http.Request) {
-	in, ok := body[api.AttrValue](w, r, "a value")
+	in, ok := httpjson.Body[api.AttrValue](w, r, "a value")
 	if !ok {
 		return
 	}
 	if err := m.tree.write(r.PathValue("path"), in.Value); err != nil {
-		replyError(w, err)
+		httpjson.Error(w, err)
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
-}
-
-// maxBody bounds what a small request carries.
-const maxBody = 64 << 10
-
-// body reads a request's JSON; false: it was answered with what is wrong.
-func body[T any](w http.ResponseWriter, r *http.Request, what string) (*T, bool) {
-	in := new(T)
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(in); err != nil {
-		replyError(w, api.Errorf(api.CodeInvalid, "not %s: %w", what, err))
-		return nil, false
-	}
-	return in, true
-}
-
-// truth reads a parameter that is true or false; not ok: it was answered with what is wrong.
-func truth(w http.ResponseWriter, r *http.Request, name string) (is, ok bool) {
-	v := r.URL.Query().Get(name)
-	if v == "" {
-		return false, true
-	}
-	is, err := strconv.ParseBool(v)
-	if err != nil {
-		replyError(w, api.Errorf(api.CodeInvalid, "%s=%q is neither true nor false", name, v))
-	}
-	return is, err == nil
 }
 
 // answer is for calls that give a device.
 func answer(w http.ResponseWriter) func(*api.Device, error) {
 	return func(dev *api.Device, err error) {
 		if err != nil {
-			replyError(w, err)
+			httpjson.Error(w, err)
 			return
 		}
-		reply(w, http.StatusOK, dev)
+		httpjson.Reply(w, http.StatusOK, dev)
 	}
-}
-
-func reply(w http.ResponseWriter, status int, body any) {
-	w.Header().Set("Content-Type", "application/json")
-	text, err := json.Marshal(body)
-	if err != nil {
-		status, text = http.StatusInternalServerError, []byte("{}")
-	}
-	w.Header().Set("Content-Length", strconv.Itoa(len(text)+1))
-	w.WriteHeader(status)
-	w.Write(append(text, '\n'))
-}
-
-func replyError(w http.ResponseWriter, err error) {
-	e := api.AsError(err)
-	reply(w, e.Code.Status(), e)
 }

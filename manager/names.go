@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"holdfast/api"
+	"holdfast/internal/httpjson"
 )
 
 // diskForm is how the kernel calls our disks. No device is named so (api.Spec).
@@ -54,7 +55,7 @@ func (m *Manager) named(serve func(w http.ResponseWriter, r *http.Request, name 
 	return func(w http.ResponseWriter, r *http.Request) {
 		name, err := m.resolve(r.PathValue("name"))
 		if err != nil {
-			replyError(w, err)
+			httpjson.Error(w, err)
 			return
 		}
 		serve(w, r, name)

@@ -8,6 +8,7 @@ import (
 	"net/url"
 
 	"holdfast/api"
+	"holdfast/internal/httpjson"
 )
 
 // forward hands a command on to its device's server, and the answer back. A device without a server
@@ -17,22 +18,22 @@ import (
 func (m *Manager) forward(w http.ResponseWriter, r *http.Request, name string) {
 	p := m.peers.acquire(name, false)
 	if p == nil {
-		replyError(w, api.Errorf(api.CodeNotFound, "there is no device %q", name))
+		httpjson.Error(w, api.Errorf(api.CodeNotFound, "there is no device %q", name))
 		return
 	}
 	defer m.peers.release(p)
 	switch there := p.current(r.Context()) != nil; p.state() {
 	case api.ServerDying:
-		replyError(w, p.unreachable())
+		httpjson.Error(w, p.unreachable())
 		return
 	default:
 		if !there {
-			replyError(w, api.Errorf(api.CodeNotFound, "there is no device %q", name))
+			httpjson.Error(w, api.Errorf(api.CodeNotFound, "there is no device %q", name))
 			return
 		}
 	}
 	if err := p.ensure(r.Context()); err != nil {
-		replyError(w, err)
+		httpjson.Error(w, err)
 		return
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())
@@ -50,10 +51,10 @@ func (m *Manager) forward(w http.ResponseWriter, r *http.Request, name string) {
 			var e *api.Error
 			switch cause := context.Cause(ctx); {
 			case errors.As(cause, &e) || errors.As(err, &e):
-				replyError(w, e)
+				httpjson.Error(w, e)
 			case r.Context().Err() != nil: // nobody reads it
 			default:
-				replyError(w, api.Errorf(api.CodeUnreachable, "the server of device %q ended during the command: whether that was carried out is not known: %w", name, err))
+				httpjson.Error(w, api.Errorf(api.CodeUnreachable, "the server of device %q ended during the command: whether that was carried out is not known: %w", name, err))
 			}
 		},
 	}
@@ -95,13 +96,13 @@ func (p *peer) whenDying(ctx context.Context, end context.CancelCauseFunc) (stop
 
 // serveRemove hands a removal on, or deletes a disk that has no record.
 func (m *Manager) serveRemove(w http.ResponseWriter, r *http.Request, name string) {
-	force, ok := truth(w, r, "force")
+	force, ok := httpjson.Truth(w, r, "force")
 	if !ok {
 		return
 	}
 	if d, is := m.orphans.named(name); is {
 		if err := m.orphans.remove(r.Context(), d, force); err != nil {
-			replyError(w, err)
+			httpjson.Error(w, err)
 			return
 		}
 		w.WriteHeader(http.StatusNoContent)
@@ -133,11 +134,11 @@ func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 func (m *Manager) serveLease(w http.ResponseWriter, r *http.Request, name string) {
 	consumer := r.PathValue("consumer")
 	if m.targets.watches(consumer) {
-		replyError(w, api.Errorf(api.CodeInvalid, "consumer %q: the manager itself sees what that target does", consumer))
+		httpjson.Error(w, api.Errorf(api.CodeInvalid, "consumer %q: the manager itself sees what that target does", consumer))
 		return
 	}
 	if r.URL.Query().Has("target") {
-		replyError(w, api.Errorf(api.CodeInvalid, "leases of targets are the manager's own"))
+		httpjson.Error(w, api.Errorf(api.CodeInvalid, "leases of targets are the manager's own"))
 		return
 	}
 	m.forward(w, r, name)

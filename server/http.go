@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"holdfast/api"
+	"holdfast/internal/httpjson"
 )
 
 func pid() int { return os.Getpid() }
@@ -54,7 +55,7 @@ func (f *front) close(wait time.Duration) {
 func (f *front) handler() http.Handler {
 	mux := http.NewServeMux()
 	device := "/v1/devices/" + f.s.name
-	mux.HandleFunc("GET /v1", func(w http.ResponseWriter, r *http.Request) { reply(w, http.StatusOK, f.s.Info()) })
+	mux.HandleFunc("GET /v1", func(w http.ResponseWriter, r *http.Request) { httpjson.Reply(w, http.StatusOK, f.s.Info()) })
 	mux.HandleFunc("PUT "+device, f.serveCreate)
 	mux.HandleFunc("GET "+device, f.serveDevice)
 	mux.HandleFunc("DELETE "+device, f.serveRemove)
@@ -63,22 +64,22 @@ func (f *front) handler() http.Handler {
 	})
 	mux.HandleFunc("GET "+device+"/events", f.serveEvents)
 	mux.HandleFunc("POST "+device+"/replace", func(w http.ResponseWriter, r *http.Request) {
-		if in, ok := body[api.ReplaceRequest](w, r, "a replacement"); ok {
+		if in, ok := httpjson.Body[api.ReplaceRequest](w, r, "a replacement"); ok {
 			answer(w)(f.s.Replace(r.Context(), *in))
 		}
 	})
 	mux.HandleFunc("POST "+device+"/recover", func(w http.ResponseWriter, r *http.Request) {
-		if in, ok := body[api.Force](w, r, "a recovery"); ok {
+		if in, ok := httpjson.Body[api.Force](w, r, "a recovery"); ok {
 			answer(w)(f.s.Recover(r.Context(), in.Force))
 		}
 	})
 	mux.HandleFunc("POST "+device+"/leave", func(w http.ResponseWriter, r *http.Request) {
-		if _, ok := body[api.LeaveRequest](w, r, "a wish to leave"); ok {
+		if _, ok := httpjson.Body[api.LeaveRequest](w, r, "a wish to leave"); ok {
 			done(w, f.s.Leave(r.Context()))
 		}
 	})
 	mux.HandleFunc("PUT "+device+"/standby", func(w http.ResponseWriter, r *http.Request) {
-		if in, ok := body[api.Switch](w, r, "a switch"); ok {
+		if in, ok := httpjson.Body[api.Switch](w, r, "a switch"); ok {
 			answer(w)(f.s.SetStandby(in.On))
 		}
 	})
@@ -95,7 +96,7 @@ func (f *front) handler() http.Handler {
 }
 
 func (f *front) notHere(w http.ResponseWriter, r *http.Request) {
-	replyError(w, api.Errorf(api.CodeInvalid, "the server of device %q has no %s %s", f.s.name, r.Method, r.URL.Path))
+	httpjson.Error(w, api.Errorf(api.CodeInvalid, "the server of device %q has no %s %s", f.s.name, r.Method, r.URL.Path))
 }
 
 func (f *front) serveCreate(w http.ResponseWriter, r *http.Request) {
@@ -103,39 +104,39 @@ func (f *front) serveCreate(w http.ResponseWriter, r *http.Request) {
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxSpec))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&spec); err != nil {
-		replyError(w, api.Errorf(api.CodeInvalid, "not a device spec: %w", err))
+		httpjson.Error(w, api.Errorf(api.CodeInvalid, "not a device spec: %w", err))
 		return
 	}
 	dev, err := f.s.Create(r.Context(), spec)
 	if err != nil {
 		f.s.log.Error().Msgf("create: %v", err)
-		replyError(w, err)
+		httpjson.Error(w, err)
 		return
 	}
-	reply(w, http.StatusCreated, dev)
+	httpjson.Reply(w, http.StatusCreated, dev)
 }
 
 func (f *front) serveDevice(w http.ResponseWriter, r *http.Request) {
 	dev := f.s.Device()
 	if dev == nil {
-		replyError(w, api.Errorf(api.CodeNotFound, "there is no device %q", f.s.name))
+		httpjson.Error(w, api.Errorf(api.CodeNotFound, "there is no device %q", f.s.name))
 		return
 	}
 	if r.URL.Query().Get("users") != "false" {
 		f.s.withUsers(dev)
 	}
-	reply(w, http.StatusOK, dev)
+	httpjson.Reply(w, http.StatusOK, dev)
 }
 
 func (f *front) serveRemove(w http.ResponseWriter, r *http.Request) {
-	if force, ok := truth(w, r, "force"); ok {
+	if force, ok := httpjson.Truth(w, r, "force"); ok {
 		done(w, f.s.Remove(r.Context(), force))
 	}
 }
 
 func (f *front) serveLease(change func(ctx context.Context, consumer string, target bool) (*api.Device, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if target, ok := truth(w, r, "target"); ok {
+		if target, ok := httpjson.Truth(w, r, "target"); ok {
 			answer(w)(change(r.Context(), r.PathValue("consumer"), target))
 		}
 	}
@@ -144,7 +145,7 @@ func (f *front) serveLease(change func(ctx context.Context, consumer string, tar
 // serveEvents answers with one event a line: what the journal has, then the events after a number,
 // and with follow=true those to come, until the client hangs up or the server ends.
 func (f *front) serveEvents(w http.ResponseWriter, r *http.Request) {
-	follow, ok := truth(w, r, "follow")
+	follow, ok := httpjson.Truth(w, r, "follow")
 	if !ok {
 		return
 	}
@@ -152,7 +153,7 @@ func (f *front) serveEvents(w http.ResponseWriter, r *http.Request) {
 	if v := r.URL.Query().Get("since"); v != "" {
 		var err error
 		if since, err = strconv.ParseUint(v, 10, 64); err != nil {
-			replyError(w, api.Errorf(api.CodeInvalid, "since=%q is no number", v))
+			httpjson.Error(w, api.Errorf(api.CodeInvalid, "since=%q is no number", v))
 			return
 		}
 	}
@@ -190,47 +191,19 @@ func (f *front) serveEvents(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// Bounds of what a request carries.
-const (
-	maxSpec = 4 << 20 // 253 images with paths of 4 KiB, escaped
-	maxBody = 64 << 10
-)
-
-// body reads a request's JSON; false: it was answered with what is wrong.
-func body[T any](w http.ResponseWriter, r *http.Request, what string) (*T, bool) {
-	in := new(T)
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(in); err != nil {
-		replyError(w, api.Errorf(api.CodeInvalid, "not %s: %w", what, err))
-		return nil, false
-	}
-	return in, true
-}
-
-// truth reads a parameter that is true or false; not ok: it was answered with what is wrong.
-func truth(w http.ResponseWriter, r *http.Request, name string) (is, ok bool) {
-	v := r.URL.Query().Get(name)
-	if v == "" {
-		return false, true
-	}
-	is, err := strconv.ParseBool(v)
-	if err != nil {
-		replyError(w, api.Errorf(api.CodeInvalid, "%s=%q is neither true nor false", name, v))
-	}
-	return is, err == nil
-}
+// maxSpec bounds what a creation's request carries: 253 images with paths of 4 KiB, escaped.
+const maxSpec = 4 << 20
 
 // answer is for calls that give the device.
 func answer(w http.ResponseWriter) func(*api.Device, error) {
 	return func(dev *api.Device, err error) {
 		switch {
 		case err != nil:
-			replyError(w, err)
+			httpjson.Error(w, err)
 		case dev == nil:
-			replyError(w, api.Errorf(api.CodeNotFound, "the device is gone"))
+			httpjson.Error(w, api.Errorf(api.CodeNotFound, "the device is gone"))
 		default:
-			reply(w, http.StatusOK, dev)
+			httpjson.Reply(w, http.StatusOK, dev)
 		}
 	}
 }
@@ -238,25 +211,8 @@ func answer(w http.ResponseWriter) func(*api.Device, error) {
 // done is for calls that give nothing.
 func done(w http.ResponseWriter, err error) {
 	if err != nil {
-		replyError(w, err)
+		httpjson.Error(w, err)
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
-}
-
-func reply(w http.ResponseWriter, status int, body any) {
-	w.Header().Set("Content-Type", "application/json")
-	text, err := json.Marshal(body)
-	if err != nil {
-		status, text = http.StatusInternalServerError, []byte("{}")
-	}
-	// With its length the answer is whole when it was flushed: the process may end.
-	w.Header().Set("Content-Length", strconv.Itoa(len(text)+1))
-	w.WriteHeader(status)
-	w.Write(append(text, '\n'))
-}
-
-func replyError(w http.ResponseWriter, err error) {
-	e := api.AsError(err)
-	reply(w, e.Code.Status(), e)
 }
