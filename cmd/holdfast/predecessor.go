@@ -25,6 +25,8 @@ const (
 
 	// predecessorPatience is how long it is kept waiting for devices that can't be served at once.
 	predecessorPatience = 10 * time.Second
+	// predecessorLimit is how long it waits for the report: less than its 60 s.
+	predecessorLimit = 50 * time.Second
 )
 
 // predecessor is the daemon that this one takes over from; nil: there is none.
@@ -72,7 +74,8 @@ func passSocket(fd int) error {
 	return nil
 }
 
-// notify reports what is served, once everything was tried.
+// notify reports what is served, once everything was tried. What has a server is reported as live:
+// who hears of nothing live takes everything back, and what has a server can't be taken back.
 func (p *predecessor) notify(runDir string) {
 	if p == nil {
 		return
@@ -83,18 +86,23 @@ func (p *predecessor) notify(runDir string) {
 		ctx, cancel := context.WithTimeout(context.Background(), predecessorPatience)
 		snap, err := c.Brief(ctx)
 		cancel()
+		if err != nil {
+			if time.Since(begin) > predecessorLimit {
+				return
+			}
+			continue
+		}
 		waiting, live := 0, 0
-		if err == nil {
-			for i := range snap.Devices {
-				switch d := &snap.Devices[i]; {
-				case d.Waits() || d.Server != nil && d.Server.State == api.ServerStarting:
-					waiting++
-				case d.Path != "":
-					live++
-				}
+		for i := range snap.Devices {
+			d := &snap.Devices[i]
+			if d.Waits() || d.Server != nil && d.Server.State == api.ServerStarting {
+				waiting++
+			}
+			if d.Path != "" && !d.Waits() || d.Server != nil && d.Server.State != api.ServerNone {
+				live++
 			}
 		}
-		if err == nil && waiting == 0 || time.Since(begin) > predecessorPatience {
+		if waiting == 0 || time.Since(begin) > predecessorPatience && live > 0 || time.Since(begin) > predecessorLimit {
 			fmt.Fprintln(p.report, "serving", waiting, live)
 			return
 		}
