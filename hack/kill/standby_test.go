@@ -73,7 +73,7 @@ func (h *held) waitsForStorage() {
 type held struct {
 	*server
 	dead             *faultfs.Storage
-	other            string // the image by a way that works
+	mount            func() *faultfs.Storage // one more way to the image
 	w                *load
 	requeued, failed *tracepoint
 
@@ -91,14 +91,13 @@ func holdOn(s *server) *held {
 	t.Helper()
 	h := &held{server: s, kills: count(t, "HOLDFAST_VARIANT_KILLS", 1)}
 	backing := t.TempDir()
-	mount := func() *faultfs.Storage {
+	h.mount = func() *faultfs.Storage {
 		storage, err := faultfs.Mount(backing, t.TempDir(), faultfs.Options{Locks: true})
 		must(t, err)
 		t.Cleanup(func() { storage.Close() })
 		return storage
 	}
-	h.dead = mount()
-	h.other = mount().Dir + "/one.hds"
+	h.dead = h.mount()
 	g := oneDelta(t, backing, 8<<20, 11)
 	s.start()
 	s.answers()
@@ -121,10 +120,11 @@ func (h *held) checkIsOn() {
 	}
 }
 
-// finish gives the device another way to its file.
+// finish gives the device another way to its file. What serves that is younger than what the dead server had open, so
+// that the fence doesn't take it for who may have writes in hand: before 6.16 the kernel doesn't say whose they are.
 func (h *held) finish() {
 	h.t.Helper()
-	h.ok("replace", "held", h.other)
+	h.ok("replace", "held", h.mount().Dir+"/one.hds")
 	h.serves("held")
 	h.w.advances(40)
 	h.t.Logf("%d kills, %d requests reissued, %d failed", h.kills, h.requeued.hits(), h.failed.hits())
