@@ -131,7 +131,7 @@ func (p *peer) ensure(ctx context.Context) error {
 			// One that was about to end may have been there yet.
 			start = p.state() == api.ServerNone || p.state() == api.ServerStarting
 		case <-ctx.Done():
-			return api.Errorf(api.CodeUnreachable, "the server of device %q was started, and has not answered within %v: its log says why, if the host isn't just busy: %w", p.name, p.all.cfg.pace.start, ctx.Err())
+			return api.Errorf(api.CodeUnreachable, "the server of device %q was started, and has not answered within %v: the host is busy, or something is wrong; what it says: %s: %w", p.name, p.all.cfg.pace.start, p.all.cfg.Launcher.Log(p.name), ctx.Err())
 		}
 	}
 }

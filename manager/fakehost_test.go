@@ -27,7 +27,7 @@ type fakeHost struct {
 	wanted   map[string]bool
 	binaries map[string]string
 	broken   map[string]bool // programs that end at once
-	failed   map[string]int
+	restarts map[string]int
 	enabled  map[string]bool
 	mounts   map[string][]string
 	calls    map[string]int // of the launcher, by method and name
@@ -52,7 +52,7 @@ type fakeHost struct {
 
 func newFakeHost(t *testing.T, run, stateDir string) *fakeHost {
 	h := &fakeHost{t: t, run: run, stateDir: stateDir, boot: state.BootID(), servers: map[string]*fakeServer{}, wanted: map[string]bool{}, binaries: map[string]string{},
-		broken: map[string]bool{}, failed: map[string]int{}, enabled: map[string]bool{}, mounts: map[string][]string{}, calls: map[string]int{}, forks: true,
+		broken: map[string]bool{}, restarts: map[string]int{}, enabled: map[string]bool{}, mounts: map[string][]string{}, calls: map[string]int{}, forks: true,
 		disks: map[int]state.Disk{}, pids: 5_000_000, dead: map[int]bool{}, asked: map[string]int{}, inUse: map[string][]api.User{}}
 	t.Cleanup(func() {
 		for _, s := range h.all() {
@@ -119,7 +119,7 @@ func (h *fakeHost) spawn(name string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.broken[h.binaries[name]] {
-		h.failed[name]++
+		h.restarts[name]++
 		return
 	}
 	if h.servers[name] != nil {
@@ -141,6 +141,9 @@ func (h *fakeHost) ended(s *fakeServer, code int) {
 		delete(h.servers, s.name)
 	}
 	again := code != 0 && h.wanted[s.name]
+	if again {
+		h.restarts[s.name]++
+	}
 	h.mu.Unlock()
 	if again {
 		h.spawn(s.name)
@@ -187,11 +190,13 @@ func (h *fakeHost) Forget(ctx context.Context, name string) error {
 	return nil
 }
 
-func (h *fakeHost) Failed(name string) int {
+func (h *fakeHost) Restarts(ctx context.Context, name string) (int, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.failed[name]
+	return h.restarts[name], nil
 }
+
+func (h *fakeHost) Log(name string) string { return "the log of " + name }
 
 // Close implements Launcher.
 func (h *fakeHost) Close() error { return nil }

@@ -193,18 +193,21 @@ func (o *roll) one(ctx context.Context, name string) (res api.UpgradedServer) {
 		res.Error = fmt.Sprintf("the program that serves it can't be kept for the case that the new one fails: %v", err)
 		return res
 	}
-	if err := o.m.cfg.Launcher.SetBinary(ctx, name, o.binary); err != nil {
+	restarts, err := o.m.cfg.Launcher.Restarts(ctx, name)
+	if err == nil {
+		err = o.m.cfg.Launcher.SetBinary(ctx, name, o.binary)
+	}
+	if err != nil {
 		res.Error = err.Error()
 		return res
 	}
-	failed := failures(o.m.cfg.Launcher, name)
 	began := time.Now()
 	if err := p.client.Leave(ctx, name); err != nil {
 		_ = o.m.cfg.Launcher.SetBinary(ctx, name, old)
 		res.Error = err.Error()
 		return res
 	}
-	err = o.follow(ctx, p, before.pid, failed)
+	err = o.follow(ctx, p, before.pid, restarts)
 	if err == nil {
 		_ = os.Remove(o.m.oldBinary(name)) // of a thousand devices they would fill the memory
 		res.Result, res.PauseMS, res.Build = api.UpgradeDone, float64(time.Since(began).Microseconds())/1000, p.observation().info.Build
@@ -231,16 +234,20 @@ func (o *roll) back(ctx context.Context, p *peer, old string) error {
 	if now != 0 && p.state() != api.ServerUp {
 		_ = o.m.cfg.Launcher.Stop(ctx, p.name)
 	}
-	failed := failures(o.m.cfg.Launcher, p.name) + 1 // what there is of the new program ends as it likes
 	if err := o.m.cfg.Launcher.Start(ctx, p.name); err != nil {
 		return err
 	}
-	return o.follow(ctx, p, now, failed)
+	restarts, err := o.m.cfg.Launcher.Restarts(ctx, p.name)
+	if err != nil {
+		return err
+	}
+	return o.follow(ctx, p, now, restarts)
 }
 
-// follow waits until another process than before serves the device, or one more than failed has
-// failed: that of a program that can't serve, for which nobody is to wait.
-func (o *roll) follow(ctx context.Context, p *peer, before, failed int) error {
+// follow waits until another process than before serves the device, or a process of a program that
+// can't serve has ended, for which nobody is to wait. One may end first, the one from before: so
+// there is one restart more than there were.
+func (o *roll) follow(ctx context.Context, p *peer, before, restarts int) error {
 	ctx, cancel := context.WithTimeout(ctx, o.m.cfg.pace.serve)
 	defer cancel()
 	again := time.NewTicker(o.m.cfg.pace.retry)
@@ -256,8 +263,11 @@ func (o *roll) follow(ctx context.Context, p *peer, before, failed int) error {
 		select {
 		case <-changed:
 		case <-again.C:
-			if failures(o.m.cfg.Launcher, p.name) > failed && p.state() != api.ServerUp {
-				return fmt.Errorf("its process ends without serving it, and %q says why", filepath.Join(string(state.Run(o.m.cfg.RunDir).Device(p.name)), "log"))
+			if n, err := o.m.cfg.Launcher.Restarts(ctx, p.name); err == nil {
+				restarts = min(restarts, n) // they may be counted anew
+				if n > restarts+1 && p.state() != api.ServerUp {
+					return fmt.Errorf("its process ends without serving it; what it says: %s", o.m.cfg.Launcher.Log(p.name))
+				}
 			}
 			switch p.state() {
 			case api.ServerUp:

@@ -153,6 +153,14 @@ func upgrade(g guest) {
 		g.Errorf("the manager was process %s and is %s, %s", manager, now, g.unit("ActiveState"))
 	}
 	g.run("kill", "-9", pid)
+	pid = g.served(pid, "hand")
+	// A program that can't serve fails once, and the one before serves again.
+	const broken = "/usr/local/sbin/holdfast-broken"
+	g.write(broken, "#!/bin/sh\ncase \"$*\" in *-version*) echo holdfast-serve 9.9.9; exit 0;; esac\nexit 1\n")
+	g.run("chmod", "755", broken)
+	if out, err := g.try("holdfast", "upgrade", "--binary", broken, "hand"); err == nil || !strings.Contains(out, "ends without serving it") || !strings.Contains(out, "journalctl") {
+		g.Errorf("an upgrade to a program that can't serve: %v\n%s", err, out)
+	}
 	g.served(pid, "hand")
 	g.end(l)
 	if left, _ := filepath.Glob("/run/systemd/system/holdfast-device@*/binary.conf"); len(left) != 0 {

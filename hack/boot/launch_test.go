@@ -159,6 +159,9 @@ func launchAll(g guest) {
 	if got := starts(name)[8]; !strings.HasSuffix(got, standInPath) {
 		g.Errorf("it runs %s", got)
 	}
+	if n, err := l.Restarts(ctx, name); n != 2 || err != nil {
+		g.Errorf("%d restarts since the last start, and not 2; %v", n, err)
+	}
 
 	g.Log("where the images are")
 	g.ok(os.MkdirAll(odd, 0o755))

@@ -8,6 +8,7 @@ import (
 	"math"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -163,16 +164,23 @@ func (f *Fork) Forget(ctx context.Context, name string) error {
 	return nil
 }
 
-// Failed counts the processes of NAME that have failed, or could not be started again, since NAME
-// is known here. An end of which nothing is known is none.
-func (f *Fork) Failed(name string) int {
+// Restarts implements [Launcher].
+func (f *Fork) Restarts(ctx context.Context, name string) (int, error) {
+	if f.closed.Load() {
+		return 0, ErrClosed
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	k := f.keepers[name]
 	if k == nil {
-		return 0
+		return 0, nil
 	}
-	return int(k.failed.Load())
+	return int(k.restarts.Load()), nil
+}
+
+// Log implements [Launcher].
+func (f *Fork) Log(name string) string {
+	return strconv.Quote(filepath.Join(f.config.Dir, name, logName))
 }
 
 // List implements [Launcher].

@@ -64,8 +64,8 @@ func TestExitCodes(t *testing.T) {
 	if got := fmt.Sprint(waited()); got != "[20ms 40ms 80ms]" {
 		t.Errorf("the waits after failures: %s", got)
 	}
-	if n := f.Failed("vm-1"); n != 3 {
-		t.Errorf("%d failures, and not 3", n)
+	if n, err := f.Restarts(ctx, "vm-1"); n != 4 || err != nil {
+		t.Errorf("%d restarts, and not 4; %v", n, err)
 	}
 	b.send("vm-1", pid, "exit 0")
 	b.over(f)

@@ -15,11 +15,11 @@ import (
 
 // A keeper keeps the process of one name.
 type keeper struct {
-	fork   *Fork
-	name   string
-	log    zerolog.Logger
-	listed atomic.Bool  // there is or will be a process
-	failed atomic.Int64 // processes that failed, or could not be started again
+	fork     *Fork
+	name     string
+	log      zerolog.Logger
+	listed   atomic.Bool  // there is or will be a process
+	restarts atomic.Int64 // what Restarts counts
 
 	mu      sync.Mutex
 	gone    bool // no longer in fork.keepers
@@ -137,11 +137,10 @@ func (k *keeper) next(p *process, e ending) {
 	case e.is(0):
 		k.wanted = false
 	case e.is(Again):
+		k.restarts.Add(1)
 		k.startIn(k.backoff.left(ran))
 	default:
-		if e.known {
-			k.failed.Add(1)
-		}
+		k.restarts.Add(1)
 		k.startIn(k.backoff.failed(ran))
 	}
 }
@@ -153,7 +152,7 @@ func (k *keeper) startIn(wait time.Duration) {
 		if err == nil {
 			return
 		}
-		k.failed.Add(1)
+		k.restarts.Add(1)
 		wait = k.backoff.failed(0)
 		k.log.Error().Err(err).Dur("again_in", wait).Msg("process can't be started")
 	}

@@ -82,6 +82,12 @@ type Launcher interface {
 	// Forget removes what is kept of a NAME that is no more: settings, logs. A process that is
 	// about to end is let do so, and is not started again.
 	Forget(ctx context.Context, name string) error
+	// Restarts counts how often NAME's process has ended, in order or not, and was to be started again
+	// without Start, or could not be started so. With systemd it begins anew with a Start after
+	// a Stop.
+	Restarts(ctx context.Context, name string) (int, error)
+	// Log says where to read what NAME's processes have written, for a message.
+	Log(name string) string
 	// List are the names, in order, that have a process, or would have if it hadn't just ended
 	// or failed to start.
 	List(ctx context.Context) ([]string, error)

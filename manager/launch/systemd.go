@@ -39,6 +39,7 @@ type manager interface {
 	ListUnitsByPatternsContext(ctx context.Context, states, patterns []string) ([]dbus.UnitStatus, error)
 	ListUnitFilesByPatternsContext(ctx context.Context, states, patterns []string) ([]dbus.UnitFile, error)
 	GetUnitPropertiesContext(ctx context.Context, unit string) (map[string]any, error)
+	GetUnitTypePropertyContext(ctx context.Context, unit, unitType, propertyName string) (*dbus.Property, error)
 	ReloadContext(ctx context.Context) error
 	Connected() bool
 	Close()
@@ -176,6 +177,32 @@ func (s *Systemd) Missed(ctx context.Context, name string) (bool, error) {
 	job, _ := p["Job"].([]any) // number and path
 	started, ok := p["InactiveExitTimestampMonotonic"].(uint64)
 	return ok && started == 0 && len(job) == 2 && job[0] == uint32(0) && p["ActiveState"] == "inactive" && p["UnitFileState"] == "enabled", nil
+}
+
+// Restarts implements [Launcher].
+func (s *Systemd) Restarts(ctx context.Context, name string) (int, error) {
+	if err := checkName(name); err != nil {
+		return 0, err
+	}
+	u := unitName(name)
+	var p *dbus.Property
+	err := s.call(ctx, func(m manager) (err error) {
+		p, err = m.GetUnitTypePropertyContext(ctx, u, "Service", "NRestarts")
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("asking for %s: %w", u, err)
+	}
+	n, ok := p.Value.Value().(uint32)
+	if !ok {
+		return 0, fmt.Errorf("asking for %s: NRestarts is %v", u, p.Value)
+	}
+	return int(n), nil
+}
+
+// Log implements [Launcher].
+func (s *Systemd) Log(name string) string {
+	return fmt.Sprintf("journalctl -u '%s'", unitName(name))
 }
 
 // Stop implements [Launcher].

@@ -85,6 +85,17 @@ func (f *fakeSystemd) GetUnitPropertiesContext(ctx context.Context, unit string)
 	return f.props, f.took("properties %s", unit)
 }
 
+func (f *fakeSystemd) GetUnitTypePropertyContext(ctx context.Context, unit, unitType, name string) (*dbus.Property, error) {
+	if err := f.took("property %s %s %s", unit, unitType, name); err != nil {
+		return nil, err
+	}
+	value := f.props[name]
+	if value == nil {
+		value = "nothing"
+	}
+	return &dbus.Property{Name: name, Value: godbus.MakeVariant(value)}, nil
+}
+
 func (f *fakeSystemd) ReloadContext(ctx context.Context) error { return f.took("reload") }
 
 func (f *fakeSystemd) Connected() bool { f.mu.Lock(); defer f.mu.Unlock(); return !f.broken }
@@ -138,6 +149,17 @@ func TestSystemd(t *testing.T) {
 	want("stop", s.Stop(ctx, "vm-1"), "stop "+u+" replace")
 	want("enable", s.Enable(ctx, "vm-1", true), "enable [holdfast.target "+u+"] false false")
 	want("disable", s.Enable(ctx, "vm-1", false), "disable ["+u+"] false")
+	f.props = map[string]any{"NRestarts": uint32(7)}
+	n, err := s.Restarts(ctx, "vm-1")
+	want("restarts", err, "property "+u+" Service NRestarts")
+	if n != 7 {
+		t.Errorf("%d restarts, and not 7", n)
+	}
+	f.props = nil
+	if _, err := s.Restarts(ctx, "vm-1"); err == nil {
+		t.Error("no number is taken for one")
+	}
+	f.asked()
 	f.missing = true
 	want("stop", s.Stop(ctx, "vm-1"), "stop "+u+" replace")
 	f.missing = false
