@@ -82,20 +82,20 @@ func (l *eventLog) unsubscribe(r *eventReader) {
 
 // serveEvents answers with one event a line: those that are kept, and with follow=true
 // those to come, until the client hangs up.
-func (m *Manager) serveEvents(w http.ResponseWriter, r *http.Request) {
+func (f *front) serveEvents(w http.ResponseWriter, r *http.Request) {
 	follow, ok := httpjson.Truth(w, r, "follow")
 	if !ok {
 		return
 	}
-	name, err := m.resolve(r.URL.Query().Get("device"))
+	name, err := f.m.resolve(r.URL.Query().Get("device"))
 	if err != nil {
 		httpjson.Error(w, err)
 		return
 	}
-	kept, reader := m.events.subscribe()
-	defer m.events.unsubscribe(reader)
+	kept, reader := f.m.events.subscribe()
+	defer f.m.events.unsubscribe(reader)
 	// One that was removed has events yet.
-	if name != "" && m.peers.get(name) == nil && !slices.ContainsFunc(kept, func(e api.Event) bool { return e.Device == name }) {
+	if name != "" && f.m.peers.get(name) == nil && !slices.ContainsFunc(kept, func(e api.Event) bool { return e.Device == name }) {
 		httpjson.Error(w, api.Errorf(api.CodeNotFound, "there is no device %q, and no event of one", name))
 		return
 	}
@@ -131,7 +131,7 @@ func (m *Manager) serveEvents(w http.ResponseWriter, r *http.Request) {
 			}
 		case <-r.Context().Done():
 			return
-		case <-m.alive.Done():
+		case <-f.m.alive.Done():
 			return
 		}
 	}

@@ -3,7 +3,6 @@ package manager
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -104,12 +103,10 @@ type Manager struct {
 	search  users.Search
 	rolling atomic.Bool // an upgrade is under way
 
-	locks    []*state.DirLock
-	listener *net.UnixListener
-	owned    bool // the socket is ours, and not a service manager's
-	server   *http.Server
-	metrics  *http.Server
-	mounted  *fusefs.Server
+	front   *front
+	locks   []*state.DirLock
+	metrics *http.Server
+	mounted *fusefs.Server
 
 	alive    context.Context
 	end      context.CancelFunc
@@ -137,7 +134,7 @@ func Start(cfg Config) (_ *Manager, err error) {
 	if err := m.assemble(); err != nil {
 		return nil, err
 	}
-	if err := m.listen(); err != nil {
+	if m.front, err = m.listen(); err != nil {
 		return nil, err
 	}
 	if err := m.listenMetrics(); err != nil {
@@ -209,12 +206,8 @@ func (m *Manager) Info() api.DaemonInfo {
 		RunDir: m.cfg.RunDir, StateDir: m.cfg.StateDir, Stopping: m.stopping.Load()}
 }
 
-// closeWait bounds the wait for what the manager does in the background, and answerWait that for
-// answers.
-const (
-	closeWait  = 5 * time.Second
-	answerWait = 2 * time.Second
-)
+// closeWait bounds the wait for what the manager does in the background.
+const closeWait = 5 * time.Second
 
 // Close ends the manager, and no server.
 func (m *Manager) Close() {
@@ -228,15 +221,7 @@ func (m *Manager) Close() {
 		if m.metrics != nil {
 			m.metrics.Close()
 		}
-		if m.server != nil {
-			// Those who wait for a state are answered.
-			ctx, cancel := context.WithTimeout(context.Background(), answerWait)
-			_ = m.server.Shutdown(ctx)
-			cancel()
-			m.server.Close()
-		} else if m.listener != nil {
-			m.listener.Close()
-		}
+		m.front.close()
 		done := make(chan struct{})
 		go func() { m.tasks.Wait(); close(done) }()
 		select {
@@ -244,9 +229,7 @@ func (m *Manager) Close() {
 		case <-time.After(closeWait):
 			m.log.Warn().Msgf("what this manager does in the background has not ended within %v, and is not waited for", closeWait)
 		}
-		if m.owned {
-			os.Remove(m.SocketPath())
-		}
+		m.front.remove()
 		if m.check != nil {
 			m.check.release()
 		}

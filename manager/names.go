@@ -51,9 +51,9 @@ func (ps *peers) numbered(id int) (names []string) {
 }
 
 // named is a handler of requests about a device, whose path has its name or the kernel's.
-func (m *Manager) named(serve func(w http.ResponseWriter, r *http.Request, name string)) http.HandlerFunc {
+func (f *front) named(serve func(w http.ResponseWriter, r *http.Request, name string)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		name, err := m.resolve(r.PathValue("name"))
+		name, err := f.m.resolve(r.PathValue("name"))
 		if err != nil {
 			httpjson.Error(w, err)
 			return

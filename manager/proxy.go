@@ -15,13 +15,13 @@ import (
 // gets one for the command; one whose server is dying is refused at once, and one whose server is
 // silent when that has been so for [pace.answer]. The command takes what it takes: its client has the
 // patience. It ends when the server is found to be dying, as nobody will answer then.
-func (m *Manager) forward(w http.ResponseWriter, r *http.Request, name string) {
-	p := m.peers.acquire(name, false)
+func (f *front) forward(w http.ResponseWriter, r *http.Request, name string) {
+	p := f.m.peers.acquire(name, false)
 	if p == nil {
 		httpjson.Error(w, api.Errorf(api.CodeNotFound, "there is no device %q", name))
 		return
 	}
-	defer m.peers.release(p)
+	defer f.m.peers.release(p)
 	switch there := p.current(r.Context()) != nil; p.state() {
 	case api.ServerDying:
 		httpjson.Error(w, p.unreachable())
@@ -95,22 +95,22 @@ func (p *peer) whenDying(ctx context.Context, end context.CancelCauseFunc) (stop
 }
 
 // serveRemove hands a removal on, or deletes a disk that has no record.
-func (m *Manager) serveRemove(w http.ResponseWriter, r *http.Request, name string) {
+func (f *front) serveRemove(w http.ResponseWriter, r *http.Request, name string) {
 	force, ok := httpjson.Truth(w, r, "force")
 	if !ok {
 		return
 	}
-	if d, is := m.orphans.named(name); is {
-		if err := m.orphans.remove(r.Context(), d, force); err != nil {
+	if d, is := f.m.orphans.named(name); is {
+		if err := f.m.orphans.remove(r.Context(), d, force); err != nil {
 			httpjson.Error(w, err)
 			return
 		}
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
-	p := m.peers.get(name)
+	p := f.m.peers.get(name)
 	status := &statusWriter{ResponseWriter: w}
-	m.forward(status, r, name)
+	f.forward(status, r, name)
 	if p != nil && status.code < 300 {
 		p.removed()
 	}
@@ -131,9 +131,9 @@ func (w *statusWriter) WriteHeader(code int) {
 func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // serveLease hands a lease on, unless it is one of a target that is watched.
-func (m *Manager) serveLease(w http.ResponseWriter, r *http.Request, name string) {
+func (f *front) serveLease(w http.ResponseWriter, r *http.Request, name string) {
 	consumer := r.PathValue("consumer")
-	if m.targets.watches(consumer) {
+	if f.m.targets.watches(consumer) {
 		httpjson.Error(w, api.Errorf(api.CodeInvalid, "consumer %q: the manager itself sees what that target does", consumer))
 		return
 	}
@@ -141,5 +141,5 @@ func (m *Manager) serveLease(w http.ResponseWriter, r *http.Request, name string
 		httpjson.Error(w, api.Errorf(api.CodeInvalid, "leases of targets are the manager's own"))
 		return
 	}
-	m.forward(w, r, name)
+	f.forward(w, r, name)
 }

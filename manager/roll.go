@@ -187,7 +187,7 @@ func (o *roll) one(ctx context.Context, name string) (res api.UpgradedServer) {
 		res.Error = p.unreachable().Error()
 		return res
 	}
-	old, err := o.m.keepBinary(before.pid, name)
+	old, err := o.keepBinary(before.pid, name)
 	if err != nil {
 		// Without a way back there is none forward.
 		res.Error = fmt.Sprintf("the program that serves it can't be kept for the case that the new one fails: %v", err)
@@ -209,7 +209,7 @@ func (o *roll) one(ctx context.Context, name string) (res api.UpgradedServer) {
 	}
 	err = o.follow(ctx, p, before.pid, restarts)
 	if err == nil {
-		_ = os.Remove(o.m.oldBinary(name)) // of a thousand devices they would fill the memory
+		_ = os.Remove(o.oldBinary(name)) // of a thousand devices they would fill the memory
 		res.Result, res.PauseMS, res.Build = api.UpgradeDone, float64(time.Since(began).Microseconds())/1000, p.observation().info.Build
 		return res
 	}
@@ -292,8 +292,8 @@ func stateOf(dev *api.Device) string {
 
 // keepBinary is a path of the program of a process that stays what it is: where it was started
 // from, if it is still there, or else a copy.
-func (m *Manager) keepBinary(pid int, name string) (path string, err error) {
-	exe := m.cfg.exe(pid)
+func (o *roll) keepBinary(pid int, name string) (path string, err error) {
+	exe := o.m.cfg.exe(pid)
 	is, err := os.Stat(exe)
 	if err != nil {
 		return "", err
@@ -303,7 +303,7 @@ func (m *Manager) keepBinary(pid int, name string) (path string, err error) {
 			return path, nil
 		}
 	}
-	path = m.oldBinary(name)
+	path = o.oldBinary(name)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return "", err
 	}
@@ -325,10 +325,10 @@ func (m *Manager) keepBinary(pid int, name string) (path string, err error) {
 
 // oldBinary is where the program is kept that served a device before an upgrade: in its directory,
 // or, where nothing can be executed there, as in /run on many systems, in the state directory.
-func (m *Manager) oldBinary(name string) string {
+func (o *roll) oldBinary(name string) string {
 	var fs unix.Statfs_t
-	if err := unix.Statfs(m.cfg.RunDir, &fs); err == nil && fs.Flags&unix.ST_NOEXEC == 0 {
-		return filepath.Join(string(state.Run(m.cfg.RunDir).Device(name)), "binary.old")
+	if err := unix.Statfs(o.m.cfg.RunDir, &fs); err == nil && fs.Flags&unix.ST_NOEXEC == 0 {
+		return filepath.Join(string(state.Run(o.m.cfg.RunDir).Device(name)), "binary.old")
 	}
-	return filepath.Join(m.cfg.StateDir, "binaries", name)
+	return filepath.Join(o.m.cfg.StateDir, "binaries", name)
 }

@@ -136,13 +136,13 @@ func TestKeepBinary(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { p.Kill(); p.Wait() }()
-	if path, err := f.m.keepBinary(p.Pid, "v"); err != nil || path != sleep {
+	if path, err := (&roll{m: f.m}).keepBinary(p.Pid, "v"); err != nil || path != sleep {
 		t.Errorf("%q, %v", path, err)
 	}
 	if err := os.Remove(sleep); err != nil {
 		t.Fatal(err)
 	}
-	path, err := f.m.keepBinary(p.Pid, "v")
+	path, err := (&roll{m: f.m}).keepBinary(p.Pid, "v")
 	if err != nil {
 		t.Fatal(err)
 	}

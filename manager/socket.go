@@ -46,10 +46,10 @@ func controlSocket(path string) (l *net.UnixListener, owned bool, err error) {
 // PassedSocket is the control socket, if a service manager has passed it, for a process that
 // follows; else nil.
 func (m *Manager) PassedSocket() (*os.File, error) {
-	if m.owned {
+	if m.front.owned {
 		return nil, nil
 	}
-	return m.listener.File()
+	return m.front.listener.File()
 }
 
 // passedSocket is the listening socket of path among the descriptors that a service manager

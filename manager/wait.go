@@ -54,6 +54,6 @@ func (m *Manager) Wait(ctx context.Context, name string, states []string) (*api.
 }
 
 // serveWait answers when the state is there.
-func (m *Manager) serveWait(w http.ResponseWriter, r *http.Request, name string) {
-	answer(w)(m.Wait(r.Context(), name, r.URL.Query()["state"]))
+func (f *front) serveWait(w http.ResponseWriter, r *http.Request, name string) {
+	answer(w)(f.m.Wait(r.Context(), name, r.URL.Query()["state"]))
 }
