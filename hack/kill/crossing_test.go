@@ -29,6 +29,7 @@ func TestCrossing(t *testing.T) {
 
 func crossing(t *testing.T, way string) {
 	old := oldProgram(t)
+	mayWait(t)
 	s := makeServer(t, "--targets", "none")
 	program, servers := s.program, s.serveBinary
 	s.besides = true
