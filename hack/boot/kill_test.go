@@ -154,6 +154,9 @@ func upgrade(g guest) {
 	}
 	g.run("kill", "-9", pid)
 	pid = g.served(pid, "hand")
+	if left, _ := filepath.Glob("/run/systemd/system/holdfast-device@*/binary.conf"); len(left) != 0 {
+		g.Errorf("an upgrade that went well left %q", left)
+	}
 	// A program that can't serve fails once, and the one before serves again.
 	const broken = "/usr/local/sbin/holdfast-broken"
 	g.write(broken, "#!/bin/sh\ncase \"$*\" in *-version*) echo holdfast-serve 9.9.9; exit 0;; esac\nexit 1\n")
@@ -163,9 +166,6 @@ func upgrade(g guest) {
 	}
 	g.served(pid, "hand")
 	g.end(l)
-	if left, _ := filepath.Glob("/run/systemd/system/holdfast-device@*/binary.conf"); len(left) != 0 {
-		g.Errorf("an upgrade that went well left %q", left)
-	}
 }
 
 // stop: of the manager, which no device notices, and of a server whose device is in use. What is in use
