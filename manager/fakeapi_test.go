@@ -74,6 +74,11 @@ func (s *fakeServer) handler() http.Handler {
 		s.came++
 		hold, refuse := s.hold, s.refuse
 		s.mu.Unlock()
+		if busy := s.h.busy.Load(); busy > 0 {
+			s.h.processor.Lock()
+			time.Sleep(time.Duration(busy))
+			s.h.processor.Unlock()
+		}
 		if hold != nil {
 			select {
 			case <-hold:

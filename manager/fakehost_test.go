@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,14 +29,17 @@ type fakeHost struct {
 	binaries map[string]string
 	broken   map[string]bool // programs that end at once
 	restarts map[string]int
-	enabled  map[string]bool
-	mounts   map[string][]string
-	calls    map[string]int // of the launcher, by method and name
-	startErr error
-	mute     bool          // servers begin silent
-	making   chan struct{} // creations wait for it
-	forks    bool          // it can adopt
-	missed   bool          // what was to be started at boot
+
+	processor sync.Mutex   // there is one, and
+	busy      atomic.Int64 // so many nanoseconds an answer takes of it
+	enabled   map[string]bool
+	mounts    map[string][]string
+	calls     map[string]int // of the launcher, by method and name
+	startErr  error
+	mute      bool          // servers begin silent
+	making    chan struct{} // creations wait for it
+	forks     bool          // it can adopt
+	missed    bool          // what was to be started at boot
 
 	disks    map[int]state.Disk // in the driver, served or not
 	pids     int

@@ -215,15 +215,31 @@ func (ps *peers) list() []*peer {
 	return out
 }
 
-// current asks all that are up, at once, and gives the devices that there are.
+// asksAtOnce is how many servers are asked at once. An answer costs its server and the manager a
+// millisecond or more of a processor, so that a thousand who answer at the same time would all be
+// too late, and be taken for silent.
+const asksAtOnce = 16
+
+// current asks those that are up and gives the devices that there are. What it hasn't come to ask
+// when three have had the time to be silent is given as it was last told.
 func (ps *peers) current(ctx context.Context) []api.Device {
 	all := ps.list()
 	devs := make([]*api.Device, len(all))
-	var asked sync.WaitGroup
-	for i, p := range all {
-		asked.Go(func() { devs[i] = p.current(ctx) })
+	over := time.Now().Add(3 * ps.cfg.pace.ask)
+	var next atomic.Int64
+	var asking sync.WaitGroup
+	for range min(asksAtOnce, len(all)) {
+		asking.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(all)); i = next.Add(1) - 1 {
+				if time.Now().Before(over) {
+					devs[i] = all[i].current(ctx)
+				} else {
+					devs[i] = all[i].device()
+				}
+			}
+		})
 	}
-	asked.Wait()
+	asking.Wait()
 	out := []api.Device{}
 	for _, d := range devs {
 		if d != nil {

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/api"
 	"holdfast/sysfs"
 )
 
@@ -39,6 +40,29 @@ func TestHundredDevices(t *testing.T) {
 	// One each, and as many more as time goes by.
 	if n, most := asked()-before, n+2*int(took/(f.pace.ask/10))+10; n > most {
 		t.Errorf("%d questions for %d attributes, want %d at most", n, read, most)
+	}
+}
+
+// TestListOfManySlowServers: where the answers of all take longer together than one server may take, none is
+// taken for silent.
+func TestListOfManySlowServers(t *testing.T) {
+	f := newFixture(t)
+	const n = 120
+	for i := range n {
+		name := fmt.Sprintf("v%02d", i)
+		f.image(name)
+		f.create(name, name)
+	}
+	f.h.busy.Store(int64(f.pace.ask / 80))
+	defer f.h.busy.Store(0)
+	list, err := f.c.Snapshot(t.Context())
+	if err != nil || len(list.Devices) != n {
+		t.Fatalf("%d devices, %v", len(list.Devices), err)
+	}
+	for _, d := range list.Devices {
+		if d.State != api.StateLive || d.Server.State != api.ServerUp {
+			t.Errorf("%s is %s, its server %s", d.Name, d.State, d.Server.State)
+		}
 	}
 }
 
