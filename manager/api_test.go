@@ -194,13 +194,13 @@ func TestKernelNames(t *testing.T) {
 }
 
 // TestManyDevices: a list of many devices is one search for their users, and one question
-// to each server, all at once: one that hangs may let who asks wait.
+// to each server, as many at once as are asked at a time: one that hangs may let who asks wait.
 func TestManyDevices(t *testing.T) {
 	f := newFixture(t)
 	f.stop()
 	f.pace.ask, f.pace.check, f.pace.scan = 30*time.Second, time.Hour, time.Hour
 	f.start()
-	const n = 50
+	const n = asksAtOnce
 	for i := range n {
 		f.create(fmt.Sprintf("v%d", i), fmt.Sprintf("i%d", i))
 	}
