@@ -229,9 +229,9 @@ func (o *roll) back(ctx context.Context, p *peer, old string) error {
 	if err := o.m.cfg.Launcher.SetBinary(ctx, p.name, old); err != nil {
 		return err
 	}
-	// Whatever there is of the new program has to go; it has no device.
+	// Whatever there is of the new program has to go, with the lock or without; it has no device.
 	now := p.observation().pid
-	if now != 0 && p.state() != api.ServerUp {
+	if p.state() != api.ServerUp {
 		_ = o.m.cfg.Launcher.Stop(ctx, p.name)
 	}
 	if err := o.m.cfg.Launcher.Start(ctx, p.name); err != nil {
