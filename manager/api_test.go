@@ -200,7 +200,7 @@ func TestManyDevices(t *testing.T) {
 	f.stop()
 	f.pace.ask, f.pace.check, f.pace.scan = 30*time.Second, time.Hour, time.Hour
 	f.start()
-	const n = asksAtOnce
+	n := asksAtOnce()
 	for i := range n {
 		f.create(fmt.Sprintf("v%d", i), fmt.Sprintf("i%d", i))
 	}

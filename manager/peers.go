@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -217,8 +218,9 @@ func (ps *peers) list() []*peer {
 
 // asksAtOnce is how many servers are asked at once. An answer costs its server and the manager a
 // millisecond or more of a processor, so that a thousand who answer at the same time would all be
-// too late, and be taken for silent.
-const asksAtOnce = 16
+// too late, and be taken for silent; and so would be few on a machine that is busy. More than keep the
+// processors busy gain nothing but that one who hangs keeps fewer waiting.
+func asksAtOnce() int { return min(2*runtime.GOMAXPROCS(0), 16) }
 
 // current asks those that are up and gives the devices that there are. What it hasn't come to ask
 // when three have had the time to be silent is given as it was last told.
@@ -228,7 +230,7 @@ func (ps *peers) current(ctx context.Context) []api.Device {
 	over := time.Now().Add(3 * ps.cfg.pace.ask)
 	var next atomic.Int64
 	var asking sync.WaitGroup
-	for range min(asksAtOnce, len(all)) {
+	for range min(asksAtOnce(), len(all)) {
 		asking.Go(func() {
 			for i := next.Add(1) - 1; i < int64(len(all)); i = next.Add(1) - 1 {
 				if time.Now().Before(over) {
