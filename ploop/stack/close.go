@@ -22,6 +22,7 @@ func (s *Stack) Close() error {
 	if s.closed.Swap(true) {
 		return nil
 	}
+	s.space.ahead.wait(s, 0)
 	var err error
 	if s.life.handing.Load() {
 		err = fmt.Errorf("%w: the old stack is closed before its end", ErrHandover)
@@ -161,7 +162,7 @@ func (s *Stack) append(b []byte) (uint64, error) {
 	if err := s.space.intact(s); err != nil {
 		return 0, err
 	}
-	if err := d.File.Allocate(off, int64(len(b))); err != nil {
+	if _, err := d.File.Allocate(off, int64(len(b))); err != nil {
 		return 0, d.IOError("allocate", off, err)
 	}
 	s.space.expect(off + int64(len(b)))

@@ -119,7 +119,7 @@ func (s *Stack) unmap(clusters []uint64) (err error) {
 		return giveUp(err)
 	}
 	gen := s.index.syncFailed.Load()
-	if _, err := s.index.commit(s, ops, nil); err != nil {
+	if _, err := s.index.commit(s, ops, nil, false); err != nil {
 		return err
 	}
 	failpoint.Hit("discard-index")
@@ -140,7 +140,7 @@ func (s *Stack) unmap(clusters []uint64) (err error) {
 		off := op.from.Sector() * image.SectorSize
 		failpoint.Hit("discard-punch")
 		s.hint(off, s.cluster)
-		s.space.giveBack(s, h.PositionOf(uint64(op.from.Sector())))
+		s.space.giveBack(h.PositionOf(uint64(op.from.Sector())))
 	}
 	return nil
 }

@@ -72,10 +72,10 @@ func (d *delta) truncated(found, want int64) error {
 		Want:  fmt.Sprintf("at least %d: it was cut off by somebody else while it was served%s", want, mark)}
 }
 
-// guard puts the guard behind all the room that the file has. Storage that
-// can't hold one cluster more, even one without data, does without.
-func (p *space) guard(s *Stack) error {
-	end := int64(s.top.Header.SectorAt(p.have)) * image.SectorSize
+// guard puts the guard behind the room up to a position, which is all that the file has. Storage
+// that can't hold one cluster more, even one without data, does without.
+func (p *space) guard(s *Stack, have uint64) error {
+	end := int64(s.top.Header.SectorAt(have)) * image.SectorSize
 	if p.size.Load() >= end+s.cluster {
 		return nil
 	}
@@ -108,7 +108,7 @@ func (p *space) cutTail(s *Stack) error {
 	}
 	p.size.Store(size)
 	p.reach.Store(size)
-	return p.guard(s)
+	return p.guard(s, p.have)
 }
 
 // cutUnused cuts off at the end what this stack made and didn't use. It never
@@ -138,7 +138,7 @@ func (p *space) cutUnused(s *Stack) error {
 }
 
 // skipForeign has new clusters come from behind what a stranger appended. The
-// caller holds p.mu.
+// caller holds p.growing.
 func (p *space) skipForeign(s *Stack) error {
 	size, err := s.top.File.Size()
 	if err != nil {
@@ -146,8 +146,10 @@ func (p *space) skipForeign(s *Stack) error {
 	}
 	if size > p.reach.Load() {
 		p.logForeign(s, size)
+		p.mu.Lock()
 		p.have = p.positionFrom(s, size)
 		p.next = p.have
+		p.mu.Unlock()
 	}
 	return nil
 }

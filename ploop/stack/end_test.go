@@ -220,6 +220,7 @@ func TestForeignTail(t *testing.T) {
 	for _, when := range []string{"before the first growth", "after it", "allocated since", "with an extension"} {
 		t.Run(when, func(t *testing.T) {
 			s, path, log := shortScene(t, 20, false)
+			s.opts.noAhead = true
 			one := bytes.Repeat([]byte{9}, cluster)
 			if when != "before the first growth" {
 				if _, err := s.WriteAt(one, 50*cluster); err != nil {

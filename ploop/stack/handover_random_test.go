@@ -40,6 +40,7 @@ func (s *Stack) trustIndex() {
 func (sc successionScene) play(seed uint64) error {
 	rng := rand.New(rand.NewPCG(seed, 11))
 	w := newSimWorld()
+	w.reserves = rng.IntN(2) == 0
 	cut, now := newCutSceneOf(w, rng, 100, 100) // an index of more than one sector
 	cut.steps *= 2
 	if sc.trusting {

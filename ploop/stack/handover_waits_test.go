@@ -95,9 +95,9 @@ var waitScenes = []waitScene{
 
 // usedUp leaves no room in the file.
 func usedUp(t *testing.T, m *simMounts, s *Stack) func() {
-	for pos, clean, err := s.space.allocate(s); s.space.next < s.space.have; pos, clean, err = s.space.allocate(s) {
-		if err != nil || !clean {
-			t.Fatal(pos, clean, err)
+	for place, err := s.space.allocate(s); s.space.next < s.space.have; place, err = s.space.allocate(s) {
+		if err != nil || !place.zero {
+			t.Fatal(place, err)
 		}
 	}
 	return nil

@@ -50,6 +50,7 @@ type indexOp struct {
 type indexRequest struct {
 	ops     []indexOp
 	gen     *uint64 // data was written under this count of syncFailed; nil: no data
+	early   bool    // the data may become durable after the entry: its place reads as zeroes until then
 	cluster uint64  // without ops: settle what is in doubt about this one
 	all     bool    // without ops: write every lost sector anew instead
 	err     error
@@ -58,11 +59,11 @@ type indexRequest struct {
 }
 
 // commit brings ops into the file and, that done, into the table. With gen it
-// first syncs the data that the new entries point to. After an error attempted
-// says that the file may have the new entries, now or later, so that their
+// first syncs the data that the new entries point to, unless they are early. After an error
+// attempted says that the file may have the new entries, now or later, so that their
 // places must not be reused.
-func (x *index) commit(s *Stack, ops []indexOp, gen *uint64) (attempted bool, err error) {
-	r := &indexRequest{ops: ops, gen: gen}
+func (x *index) commit(s *Stack, ops []indexOp, gen *uint64, early bool) (attempted bool, err error) {
+	r := &indexRequest{ops: ops, gen: gen, early: early}
 	left, err := x.run(s, r)
 	if left {
 		return true, err // ops are the leader's
@@ -172,10 +173,11 @@ func (x *index) resolved(s *Stack, r *indexRequest) {
 }
 
 func (x *index) process(s *Stack, batch []*indexRequest) {
-	if slices.ContainsFunc(batch, func(r *indexRequest) bool { return r.gen != nil }) && !s.noOrder {
+	waits := func(r *indexRequest) bool { return r.gen != nil && !r.early }
+	if slices.ContainsFunc(batch, waits) && !s.noOrder {
 		if err := s.sync(); err != nil {
 			for _, r := range batch {
-				if r.gen != nil {
+				if waits(r) {
 					r.err = err
 				}
 			}

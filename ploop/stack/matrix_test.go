@@ -120,6 +120,7 @@ func engineSite() string {
 func (x *matrix) prepare() error {
 	const sectors = matrixSectors
 	x.w = newSimWorld()
+	x.w.reserves = x.scene != "over an image"
 	x.disk = make([]byte, sectors*image.SectorSize)
 	x.next = 1
 	switch x.scene {

@@ -101,9 +101,9 @@ func (h *simHandle) Truncate(size int64) error {
 	return h.simFile.Truncate(size)
 }
 
-func (h *simHandle) Allocate(off, n int64) error {
+func (h *simHandle) Allocate(off, n int64) (bool, error) {
 	if err := h.op("allocate", off); err != nil {
-		return err
+		return false, err
 	}
 	return h.simFile.Allocate(off, n)
 }

@@ -13,7 +13,7 @@ import (
 func TestWithoutTheLockNothingIsWritten(t *testing.T) {
 	m, s := mountScene(t)
 	f := m.w.files["top"]
-	if err := f.Allocate(int64(len(f.now)), s.ClusterSize()); err != nil { // that cluster
+	if _, err := f.Allocate(int64(len(f.now)), s.ClusterSize()); err != nil { // that cluster
 		t.Fatal(err)
 	}
 	was := bytes.Clone(f.now)

@@ -42,7 +42,10 @@ type Options struct {
 	Log func(format string, args ...any)
 
 	open    storage.Opener
-	noOrder bool // tests' control: leave out the syncs that order data and index
+	noAhead bool   // for tests: grow the file only when there is no room
+	step    uint64 // for tests: grow it by so many clusters; 0: by growStep
+	hasty   bool   // tests' control: rely on room that isn't durable
+	noOrder bool   // tests' control: leave out the syncs that order data and index
 }
 
 func (o *Options) tolerance() format.Tolerance {

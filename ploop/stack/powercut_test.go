@@ -82,11 +82,14 @@ type cutScene struct {
 	workers int
 	steps   int
 	noOrder bool
+	hasty   bool
+	step    uint64
 }
 
 // newCutScene builds a stack in w. Its disk is all zeroes, or what a lower
 // image has.
 func newCutScene(w *simWorld, rng *rand.Rand) (*cutScene, []uint64) {
+	w.reserves = rng.IntN(3) > 0
 	return newCutSceneOf(w, rng, 8, 24)
 }
 
@@ -94,7 +97,7 @@ func newCutScene(w *simWorld, rng *rand.Rand) (*cutScene, []uint64) {
 func newCutSceneOf(w *simWorld, rng *rand.Rand, clusters, more int) (*cutScene, []uint64) {
 	c := []uint32{2, 4, 8, 3}[rng.IntN(4)]
 	sectors := uint64(c)*uint64(clusters+rng.IntN(more)) + uint64(rng.IntN(int(c)))
-	sc := &cutScene{workers: 1, steps: 30 + rng.IntN(60)}
+	sc := &cutScene{workers: 1, steps: 30 + rng.IntN(60), step: uint64(rng.IntN(3) * 4)}
 	if rng.IntN(3) == 0 {
 		sc.workers = 2 + rng.IntN(3)
 	}
@@ -149,7 +152,7 @@ func (sc *cutScene) run(w *simWorld, now []uint64, rng *rand.Rand, count int) ([
 			cuts = append(cuts, m.cut(cutRNG))
 		}
 	}
-	s, err := Open(sc.refs, Options{TakeOver: true, open: w.open, noOrder: sc.noOrder})
+	s, err := Open(sc.refs, Options{TakeOver: true, open: w.open, noOrder: sc.noOrder, hasty: sc.hasty, step: sc.step})
 	if err != nil {
 		return nil, err
 	}
@@ -184,11 +187,11 @@ func (sc *cutScene) run(w *simWorld, now []uint64, rng *rand.Rand, count int) ([
 
 // powerCuts plays one seed: a workload, cuts, and workloads on what some of
 // them left, cut again.
-func powerCuts(seed uint64, noOrder bool) (cuts int, err error) {
+func powerCuts(seed uint64, change func(*cutScene)) (cuts int, err error) {
 	rng := rand.New(rand.NewPCG(seed, 0))
 	w := newSimWorld()
 	sc, now := newCutScene(w, rng)
-	sc.noOrder = noOrder
+	change(sc)
 	for range 3 {
 		images, err := sc.run(w, now, rng, 10)
 		if err != nil {
@@ -243,7 +246,7 @@ func TestPowerCut(t *testing.T) {
 	seeds := cutSeeds(1000)
 	total := 0
 	for seed := range seeds {
-		n, err := powerCuts(uint64(seed), false)
+		n, err := powerCuts(uint64(seed), func(*cutScene) {})
 		if err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
@@ -252,20 +255,31 @@ func TestPowerCut(t *testing.T) {
 	t.Logf("%d cuts of %d seeds", total, seeds)
 }
 
-// TestPowerCutControl leaves out the syncs that order data and index. If the
-// test above can't see that, it sees nothing.
-func TestPowerCutControl(t *testing.T) {
-	control(t)
-	found := 0
-	for seed := range 200 {
-		if _, err := powerCuts(uint64(seed), true); err != nil {
-			if found == 0 {
-				t.Logf("seed %d: %v", seed, err)
+// TestPowerCutControls leave out the syncs that order data and index, or take the room that the
+// file was given for durable at once. If the test above can't see that, it sees nothing.
+func TestPowerCutControls(t *testing.T) {
+	for _, c := range []struct {
+		what   string
+		change func(*cutScene)
+		atMost int // seeds that don't show it
+	}{
+		{"without order", func(sc *cutScene) { sc.noOrder = true }, 180},
+		{"without durable room", func(sc *cutScene) { sc.hasty, sc.step = true, 1 }, 195},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			control(t)
+			found := 0
+			for seed := range 200 {
+				if _, err := powerCuts(uint64(seed), c.change); err != nil {
+					if found == 0 {
+						t.Logf("seed %d: %v", seed, err)
+					}
+					found++
+				}
 			}
-			found++
-		}
-	}
-	if found < 20 {
-		t.Errorf("without order only %d of 200 seeds go wrong", found)
+			if found < 200-c.atMost {
+				t.Errorf("only %d of 200 seeds go wrong", found)
+			}
+		})
 	}
 }

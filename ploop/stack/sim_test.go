@@ -34,6 +34,8 @@ type simWorld struct {
 	event func()
 	// fault decides, locked, what becomes of an operation; nil: it works.
 	fault func(f *simFile, kind string, off, n int64) simFault
+	// reserves: what the files are given for data lasts as zeroes.
+	reserves bool
 	// noHoles: the storage can't take space back.
 	noHoles bool
 	syncs   int
@@ -292,8 +294,9 @@ func (f *simFile) Truncate(size int64) error {
 	return f.do(&simOp{kind: 't', off: size}, "truncate")
 }
 
-func (f *simFile) Allocate(off, n int64) error {
-	return f.do(&simOp{kind: 'a', off: off, n: n}, "allocate")
+func (f *simFile) Allocate(off, n int64) (lasting bool, err error) {
+	err = f.do(&simOp{kind: 'a', off: off, n: n}, "allocate")
+	return err == nil && f.w.reserves, err
 }
 
 func (f *simFile) Zero(off, n int64, keep bool) error {

@@ -2,6 +2,7 @@ package stack
 
 import (
 	"errors"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -15,12 +16,11 @@ import (
 // space is the top file's room for clusters, by position (see
 // format.Header.PositionOf).
 type space struct {
-	mu   lock.Mutex
+	mu   sync.Mutex // for an instant
 	free bitset.Set // below next and not in use; their content is unknown
 	next uint64     // first position that no entry ever had
 	have uint64     // the file has room for this many positions
-	// end is have, or what it may become by a growth under way, for those who
-	// can't wait for mu.
+	// end is have, or what it may become by a growth under way.
 	end atomic.Uint64
 
 	frozen atomic.Bool // what is free below next isn't all known
@@ -32,7 +32,18 @@ type space struct {
 	foreign     atomic.Bool // what lies behind was logged
 	cut         atomic.Bool // the file was seen to be shorter
 
-	step uint64 // by how many positions to grow; 0: as many as may be. See grow
+	growing lock.Mutex // who holds it may hang in the storage
+	step    uint64     // by how many positions to grow; 0: as many as may be. See grow
+
+	zeroes zeroes
+	ahead  ahead
+}
+
+// A place is a cluster of the top's file that nobody has.
+type place struct {
+	pos     uint64
+	zero    bool // reads as zeroes
+	lasting bool // and does so after a power cut, for what of its data isn't durable
 }
 
 // load takes the positions in use and finds the gaps between them.
@@ -75,40 +86,76 @@ func (p *space) freeze(n uint64) {
 // back what wasn't used.
 const growStep = 128 << 20
 
-// allocate takes a free cluster of the top's file. clean says that it reads as
-// zeroes.
-func (p *space) allocate(s *Stack) (pos uint64, clean bool, err error) {
+// stepOf is growStep in clusters.
+func (s *Stack) stepOf() uint64 {
+	if s.opts.step > 0 {
+		return s.opts.step
+	}
+	return max(growStep/uint64(s.cluster), 1)
+}
+
+// allocate takes a free cluster of the top's file.
+func (p *space) allocate(s *Stack) (place, error) {
 	if err := p.intact(s); err != nil {
-		return 0, false, err
+		return place{}, err
 	}
-	if err := p.mu.Lock(s.life.over()); err != nil { // a growth may hang
-		return 0, false, err
+	for {
+		at, ok := p.take(s)
+		if ok {
+			return at, nil
+		}
+		if err := p.more(s); err != nil {
+			return place{}, err
+		}
 	}
+}
+
+// take takes a cluster that there is room for.
+func (p *space) take(s *Stack) (at place, ok bool) {
+	p.mu.Lock()
 	defer p.mu.Unlock()
 	if pos, ok := p.free.First(); ok {
 		p.free.Remove(pos)
-		return pos, false, nil
+		return place{pos: pos}, true
 	}
 	if p.next == p.have {
-		if err := p.grow(s); err != nil {
-			return 0, false, err
-		}
+		return place{}, false
 	}
+	at = place{pos: p.next, zero: true, lasting: p.zeroes.last(p.next) || s.opts.hasty}
 	p.next++
-	return p.next - 1, true, nil
+	p.ahead.see(s)
+	return at, true
+}
+
+// more sees to it that there is room.
+func (p *space) more(s *Stack) error {
+	if err := p.growing.Lock(s.life.over()); err != nil { // a growth may hang
+		return err
+	}
+	defer p.growing.Unlock()
+	if p.left() > 0 {
+		return nil
+	}
+	return p.grow(s)
+}
+
+// left is how many clusters the room has yet that were never in use.
+func (p *space) left() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.have - p.next
 }
 
 // grow adds room to the file, in large steps while the file system has it and
-// down to one cluster when it is nearly full.
+// down to one cluster when it is nearly full. The caller holds p.growing, and so
+// nobody else changes p.have; what is left of the room may be taken meanwhile.
 func (p *space) grow(s *Stack) error {
 	h := &s.top.Header
 	if err := p.skipForeign(s); err != nil {
 		return err
 	}
 	from := int64(h.SectorAt(p.have)) * image.SectorSize
-	// No more than the disk can still want.
-	want := s.clusters - min(uint64(s.allocated.Load()), s.clusters-1)
-	n := min(max(growStep/uint64(s.cluster), 1), want)
+	n := min(s.stepOf(), max(p.wanted(s), 1))
 	if p.step > 0 {
 		n = min(n, p.step)
 	}
@@ -130,11 +177,16 @@ func (p *space) grow(s *Stack) error {
 	defer s.life.endStructure()
 	raise(&p.reach, from+int64(n+1)*s.cluster) // with the guard
 	for ; ; n /= 2 {
-		err := s.top.File.Allocate(from, int64(n)*s.cluster)
+		lasting, err := s.top.File.Allocate(from, int64(n)*s.cluster)
 		if err == nil {
-			p.have, p.step = p.have+n, 2*n
+			p.step = 2 * n
 			p.expect(from + int64(n)*s.cluster)
-			return p.guard(s)
+			p.zeroes.grown(p.have+n, lasting)
+			err := p.guard(s, p.have+n)
+			p.mu.Lock()
+			p.have += n
+			p.mu.Unlock()
+			return err
 		}
 		full := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG)
 		if full {
@@ -147,13 +199,16 @@ func (p *space) grow(s *Stack) error {
 	}
 }
 
-// giveBack makes a position free again. It is free only from the next open on if
-// the stack is superseded while a growth hangs.
-func (p *space) giveBack(s *Stack, pos uint64) {
-	if p.mu.Lock(s.life.over()) == nil {
-		p.free.Add(pos)
-		p.mu.Unlock()
-	}
+// wanted is how many clusters the disk may still want, beside those that there is room for.
+func (p *space) wanted(s *Stack) uint64 {
+	return s.clusters - min(uint64(s.allocated.Load())+p.left(), s.clusters)
+}
+
+// giveBack makes a position free again.
+func (p *space) giveBack(pos uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.free.Add(pos)
 }
 
 // usedEnd is the first position behind the last one in use.

@@ -22,10 +22,10 @@ type smallStorage struct {
 	asked int
 }
 
-func (f *smallStorage) Allocate(off, n int64) error {
+func (f *smallStorage) Allocate(off, n int64) (bool, error) {
 	f.asked++
 	if off+n > f.room {
-		return unix.ENOSPC
+		return false, unix.ENOSPC
 	}
 	return f.File.Allocate(off, n)
 }

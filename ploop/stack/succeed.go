@@ -24,6 +24,7 @@ func (s *Stack) succeed(c Succession) (_ *Stack, err error) {
 	n.opts.Size = s.size // a raw base may have become longer
 	n.start()
 	n.grace.skip = s.grace.skip
+	s.space.ahead.wait(s, lockTime) // nobody else does
 	if !s.idle() {
 		n.life.before = append(n.life.before, s)
 	}
@@ -312,10 +313,11 @@ func (n *successor) inheritSpace(s *Stack, c Succession) {
 		p.freeze(end)
 		return
 	}
-	_ = s.space.mu.Lock(nil) // drained: nobody holds it for long
+	s.space.mu.Lock()
 	defer s.space.mu.Unlock()
 	p.free = s.space.free.Clone(whole)
 	p.next, p.have = s.space.next, s.space.have
+	p.zeroes.inherit(&s.space.zeroes)
 	if c.Reopen[n.Top()] {
 		// The file is cut off by nobody, so what lies behind the last cluster
 		// that was ever used is free, but not known to be zero.

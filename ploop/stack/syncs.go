@@ -60,6 +60,7 @@ type syncs struct {
 	seq   uint64 // writes of the index that it makes durable
 	gen   uint64 // syncs that had failed when it began
 	clean bool   // no write of the index was lost
+	room  int64  // of the file that it makes durable: see zeroes
 }
 
 // flushLine is a list of waiters, without memory of its own.
@@ -103,6 +104,7 @@ func (y *syncs) begin(w *FlushWaiter) {
 	y.gen = s.index.syncFailed.Load()
 	y.clean = s.index.lost.n.Load() == 0
 	y.seq = s.indexSeq.Load()
+	y.room = s.space.zeroes.room.Load()
 }
 
 // pass has the first of those who wait lead, and the others share its sync.
@@ -157,6 +159,7 @@ func (s *Stack) FlushEnd(w *FlushWaiter, err error) (FlushState, error) {
 	}
 	if err == nil {
 		s.synced.Store(y.seq) // one ends at a time, and they began in order
+		raise(&s.space.zeroes.durable, y.room)
 	}
 	ended := y.with
 	if err != nil && !s.believing {
@@ -208,6 +211,7 @@ func (y *syncs) sendAway(s *Stack) {
 func (s *Stack) lose() {
 	for n := s; n != nil && n.top == s.top; n = n.life.after.Load() {
 		n.index.lose(n)
+		n.space.zeroes.doubt()
 	}
 }
 

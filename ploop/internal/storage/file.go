@@ -25,8 +25,9 @@ type File interface {
 	// Sync makes data and size durable (fdatasync).
 	Sync() error
 	Truncate(size int64) error
-	// Allocate makes room behind the end, which reads as zeroes.
-	Allocate(off, n int64) error
+	// Allocate makes room behind the end, which reads as zeroes. With lasting it does so, once the next
+	// Sync has succeeded, also where data that was written there since isn't durable.
+	Allocate(off, n int64) (lasting bool, err error)
 	// Zero makes a range inside the file read as zeroes; with keep the space
 	// stays allocated, without it goes back to the file system if it can.
 	Zero(off, n int64, keep bool) error

@@ -13,13 +13,15 @@ import (
 	"holdfast/ploop/internal/plain"
 )
 
-// Allocate makes room behind the end, which reads as zeroes.
-func (f *OSFile) Allocate(off, n int64) error {
-	err := f.fallocate(0, off, n)
+// Allocate makes room behind the end. Blocks that fallocate reserves read as zeroes until data has come
+// to them (unwritten extents). Of a hole nothing says that: a file system may give it blocks, with
+// what they had before, and then be cut off before the data.
+func (f *OSFile) Allocate(off, n int64) (lasting bool, err error) {
+	err = f.fallocate(0, off, n)
 	if plain.Unsupported(err) {
-		return f.Truncate(off + n)
+		return false, f.Truncate(off + n)
 	}
-	return err
+	return err == nil, err
 }
 
 // Zero makes a range inside the file read as zeroes, whatever it takes.
