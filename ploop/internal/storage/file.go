@@ -137,10 +137,17 @@ func (f *OSFile) prepare(path string, direct bool) error {
 	return f.SetDirect(false)
 }
 
-// Size is in bytes.
+// Size is in bytes. To seek would take the lock on the file's position, and with FUSE the inode's, in the
+// way of who writes; but fstat says that block devices are empty.
 func (f *OSFile) Size() (int64, error) {
-	// Seeking serves block devices as well, which fstat says are empty.
-	return unix.Seek(f.FD, 0, io.SeekEnd)
+	if f.Block {
+		return unix.Seek(f.FD, 0, io.SeekEnd)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(f.FD, &st); err != nil {
+		return 0, err
+	}
+	return st.Size, nil
 }
 
 // Fd is the descriptor.
