@@ -1,14 +1,12 @@
 package stack
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
 
-	"holdfast/internal/failpoint"
 	"holdfast/ploop/image"
 	"holdfast/ploop/internal/format"
 	"holdfast/ploop/internal/storage"
@@ -183,7 +181,7 @@ func (x *index) process(s *Stack, batch []*indexRequest) {
 			}
 		}
 	}
-	bySector := map[int64][]*indexOp{}
+	var ops []*indexOp
 	for _, r := range batch {
 		if r.gen != nil && r.err == nil && *r.gen != x.syncFailed.Load() && !s.believing {
 			r.err = s.lostBefore()
@@ -206,123 +204,18 @@ func (x *index) process(s *Stack, batch []*indexRequest) {
 			continue
 		}
 		for k := range r.ops {
-			at := format.SectorOfEntry(r.ops[k].cluster)
-			bySector[at] = append(bySector[at], &r.ops[k])
+			ops = append(ops, &r.ops[k])
 		}
 	}
-	sectors := make([]int64, 0, len(bySector))
-	for at, ops := range bySector {
-		if err := x.settle(s, at); err != nil {
-			// Not touched: these entries are as they were.
-			for _, op := range ops {
-				op.err = err
-				s.table.UnsetBusy(op.cluster)
-			}
-			continue
-		}
-		sectors = append(sectors, at)
-	}
-	slices.SortFunc(sectors, cmp.Compare)
-	for len(sectors) > 0 {
-		n := adjacent(sectors)
-		x.writeRun(s, sectors[:n], bySector)
-		sectors = sectors[n:]
+	sortOps(ops)
+	if runs := x.runs(s, ops); len(runs) > 0 {
+		x.write(s, runs)
 	}
 	for _, r := range batch {
 		for k := range r.ops {
 			r.err = errors.Join(r.err, r.ops[k].err)
 		}
 	}
-}
-
-// fill builds sectors of header and BAT from at on, from the table and the
-// changes that are about to be written.
-func (x *index) fill(s *Stack, b []byte, at int64, changes map[uint64]table.Entry) {
-	h := &s.top.Header
-	clear(b)
-	first := uint64(0)
-	p := b
-	if at == 0 {
-		copy(p, h.Encode())
-		p = p[format.HeaderSize:]
-	} else {
-		first = uint64(at-format.HeaderSize) / format.BATEntrySize
-	}
-	for i := first; len(p) >= format.BATEntrySize && i < s.clusters; i, p = i+1, p[format.BATEntrySize:] {
-		e, ok := changes[i]
-		if !ok {
-			e = s.table.Load(i)
-		}
-		binary.LittleEndian.PutUint32(p, s.stored(e))
-	}
-}
-
-// stored is how the top's BAT says an entry: 0 for what isn't in the top.
-func (s *Stack) stored(e table.Entry) uint32 {
-	if !s.inTop(e) {
-		return 0
-	}
-	v, _ := s.top.Header.EntryOf(uint64(e.Sector()))
-	return v
-}
-
-// writeRun writes adjacent sectors of the BAT and publishes what they say.
-func (x *index) writeRun(s *Stack, sectors []int64, bySector map[int64][]*indexOp) {
-	changes := map[uint64]table.Entry{}
-	for _, at := range sectors {
-		for _, op := range bySector[at] {
-			changes[op.cluster] = op.to
-			op.attempted = true
-		}
-	}
-	b := storage.AlignedBuffer(len(sectors) * image.SectorSize)
-	x.fill(s, b, sectors[0], changes)
-	gen := x.syncFailed.Load()
-	err := s.life.beginStructure()
-	if err == nil {
-		// A write behind the end would make a file longer that was cut off.
-		if err = s.space.intact(s); err != nil {
-			s.life.endStructure()
-		}
-	}
-	if err != nil {
-		for _, at := range sectors {
-			for _, op := range bySector[at] {
-				op.attempted, op.err = false, err
-				s.table.UnsetBusy(op.cluster)
-			}
-		}
-		return
-	}
-	if half := len(sectors) / 2; half > 0 && failpoint.Armed("index-half") {
-		_ = s.top.Write(b[:half*image.SectorSize], sectors[0])
-		failpoint.Die("index-half")
-	}
-	_, err = s.top.File.WriteAt(b, sectors[0])
-	failpoint.Hit("index-written")
-	if err != nil {
-		err = s.top.IOError("write index", sectors[0], err)
-		x.written(s, sectors, gen, false, func() {
-			for _, at := range sectors {
-				x.doubtful(s, at, bySector[at], err)
-			}
-		})
-		s.life.endStructure() // before it is asked, which may hang
-		for _, at := range sectors {
-			if err := x.settle(s, at); err != nil {
-				s.log("%v; its clusters are held until the index can be read back", err)
-			}
-		}
-		return
-	}
-	x.written(s, sectors, gen, true, func() {
-		for _, at := range sectors {
-			for _, op := range bySector[at] {
-				x.publish(s, op.cluster, op.from, op.to)
-			}
-		}
-	})
-	s.life.endStructure()
 }
 
 // publish puts an entry into the table; the caller holds x.lost.
@@ -338,16 +231,17 @@ func (x *index) publish(s *Stack, i uint64, from, to table.Entry) {
 
 func (s *Stack) inTop(e table.Entry) bool { return e.Mapped() && e.Level() == s.Top() }
 
-// doubtful records a sector whose write failed: nobody knows which of the two
+// doubtful records sectors whose write failed: nobody knows which of the two
 // versions the file has, so it is asked, now or before the next use. The caller
 // holds x.lost.
-func (x *index) doubtful(s *Stack, at int64, ops []*indexOp, err error) {
+func (x *index) doubtful(s *Stack, ops []*indexOp, err error) {
 	if x.doubt == nil {
 		x.doubt = map[int64][]indexOp{}
 	}
 	for _, op := range ops {
 		op.err = err
 		s.table.SetBusy(op.cluster)
+		at := format.SectorOfEntry(op.cluster)
 		x.doubt[at] = append(x.doubt[at], *op)
 	}
 }
@@ -365,17 +259,23 @@ func (x *index) settle(s *Stack, at int64) error {
 		return s.top.IOError("read index back", at, err)
 	}
 	found := map[uint64]table.Entry{}
+	var as []*indexOp
 	le := binary.LittleEndian
 	for _, op := range ops {
 		v := le.Uint32(b[format.HeaderSize+format.BATEntrySize*int64(op.cluster)-at:])
+		to := op.to
 		switch v {
 		case s.stored(op.to):
-			found[op.cluster] = op.to
 		case s.stored(op.from):
-			found[op.cluster] = op.from
+			to = op.from
+		default:
+			continue
 		}
+		found[op.cluster] = to
+		as = append(as, &indexOp{cluster: op.cluster, to: to})
 	}
-	x.fill(s, want, at, found)
+	sortOps(as)
+	x.fill(s, want, at, as)
 	n := min(image.SectorSize, s.top.Header.BATEnd()-at) // behind the BAT is anything
 	if len(found) != len(ops) || string(b[:n]) != string(want[:n]) {
 		return &image.FormatError{File: s.top.Ref.Path, Offset: at, Class: image.ErrCorrupt, What: "index read back after a failed write",

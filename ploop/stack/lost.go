@@ -38,10 +38,10 @@ type lostIndex struct {
 // as were left may come before the next look: that is linear in what is written.
 const minPrune = 1024
 
-// written records that sectors of the BAT were written, or perhaps were (not ok:
+// written records that n bytes of the BAT were written, whole sectors, or perhaps were (not ok:
 // the write failed), and publishes what they say. gen is syncFailed from before
 // the write: a sync that failed meanwhile may have lost this write as well.
-func (x *index) written(s *Stack, sectors []int64, gen uint64, ok bool, publish func()) {
+func (x *index) written(s *Stack, from, n int64, gen uint64, ok bool, publish func()) {
 	l := &x.lost
 	l.Lock()
 	defer l.Unlock()
@@ -56,7 +56,7 @@ func (x *index) written(s *Stack, sectors []int64, gen uint64, ok bool, publish 
 	// After the write, so that a flush that begins now counts it, and before
 	// the entries can be seen, so that nobody takes them for durable.
 	seq := s.indexSeq.Add(1)
-	for _, at := range sectors {
+	for at := from; at < from+n; at += image.SectorSize {
 		l.recent[at] = seq
 		switch {
 		case x.syncFailed.Load() != gen:
@@ -67,7 +67,7 @@ func (x *index) written(s *Stack, sectors []int64, gen uint64, ok bool, publish 
 	}
 	l.n.Store(int64(len(l.sectors)))
 	publish()
-	for _, at := range sectors {
+	for at := from; at < from+n; at += image.SectorSize {
 		x.mark(s, at)
 	}
 }
@@ -147,7 +147,7 @@ func (x *index) restore(s *Stack, sectors []int64) error {
 	if _, err := s.top.File.WriteAt(b, sectors[0]); err != nil {
 		return s.top.IOError("write index", sectors[0], err)
 	}
-	x.written(s, sectors, gen, true, func() {})
+	x.written(s, sectors[0], int64(len(b)), gen, true, func() {})
 	return nil
 }
 

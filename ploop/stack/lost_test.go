@@ -14,16 +14,16 @@ import (
 func TestFailedWriteKeepsLost(t *testing.T) {
 	_, s := faultScene(t)
 	x := &s.index
-	x.written(s, []int64{0}, x.syncFailed.Load(), true, func() {})
+	x.written(s, 0, 512, x.syncFailed.Load(), true, func() {})
 	x.lose(s)
 	if x.lost.n.Load() != 1 {
 		t.Fatalf("%d sectors lost", x.lost.n.Load())
 	}
-	x.written(s, []int64{0}, x.syncFailed.Load(), false, func() {})
+	x.written(s, 0, 512, x.syncFailed.Load(), false, func() {})
 	if x.lost.n.Load() != 1 {
 		t.Error("a failed write made it forget")
 	}
-	x.written(s, []int64{0}, x.syncFailed.Load(), true, func() {})
+	x.written(s, 0, 512, x.syncFailed.Load(), true, func() {})
 	if x.lost.n.Load() != 0 {
 		t.Error("a write that succeeded did not mend it")
 	}
