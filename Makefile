@@ -145,9 +145,9 @@ OTHERS    = ./cmd/holdfast ./sysfs/fusefs ./hack/faultfs
 CASES_oldest = odd
 CASES_newest = even
 TESTS     = $(patsubst %,-test %,$(1))
-VM_oldest = '-cpus 2 $(call TESTS,./ublk ./ublk/uring ./server/device ./hack/kill)' '-cpus 1 $(call TESTS,./cmd/holdfast)'
-VM_newest = '-cpus 1 $(call TESTS,./server/device)' '-cpus 2 $(call TESTS,./ublk/... ./hack/kill ./hack/story)'
-VM_OTHER  = '-cpus 2 $(call TESTS,$(DRIVER) ./hack/kill)'
+VM_oldest = '-cpus 2 $(call TESTS,./ublk ./ublk/uring ./server/device ./hack/kill ./hack/powercut)' '-cpus 1 $(call TESTS,./cmd/holdfast)'
+VM_newest = '-cpus 1 $(call TESTS,./server/device)' '-cpus 2 $(call TESTS,./ublk/... ./hack/kill ./hack/powercut ./hack/story)'
+VM_OTHER  = '-cpus 2 $(call TESTS,$(DRIVER) ./hack/kill ./hack/powercut)'
 vm: build failpoints
 	@mkdir -p build; $(MAKE) --no-print-directory -k -j $(KERNELS:%=vm-%) || { \
 		for k in $(KERNELS); do if [ -e build/vm-$$k.failed ]; then tail -n 18 build/vm-$$k.log; fi; done; exit 1; }
@@ -186,6 +186,8 @@ soak: setup build failpoints $(OLD) boot
 	@for k in $(KERNELS); do \
 		echo "=== Linux $$k"; \
 		$(GO) run ./hack/vm -kernel $$k -timeout 30m $(call TESTS,$(DRIVER) $(OTHERS)) || exit 1; \
+		$(GO) run ./hack/vm -kernel $$k -timeout 60m -env HOLDFAST_CUTS=100 -test ./hack/powercut || exit 1; \
+		$(GO) run ./hack/vm -kernel $$k -timeout 20m -tags failpoints -env HOLDFAST_FAILSWITCH=no-durable-room -test ./hack/powercut || exit 1; \
 		$(GO) run ./hack/vm -kernel $$k -timeout 40m -env HOLDFAST_ROUNDS=$(ROUNDS) -test ./hack/story || exit 1; \
 		$(GO) run ./hack/vm -kernel $$k -timeout 90m $(SOAKKILL:%=-env %) -test ./hack/kill || exit 1; \
 	done

@@ -1,7 +1,7 @@
 // Package stack serves a disk from a stack of ploop images, which are deltas over one another and,
 // if wanted, over one raw base: it reads, writes, allocates, copies up and discards, and goes on
 // with other files where the storage below has to be replaced. The format, and the tools for images
-// that aren't served, are package stack's.
+// that aren't served, are package ploop's.
 //
 // # The merged table
 //
@@ -33,9 +33,14 @@
 //
 // # Order and durability
 //
-// Data before index: a cluster is written whole, synced, and only then does
-// its BAT entry go into the file (index.go); many allocations share one sync.
-// A write is acknowledged when both are in the file, and a flush makes them
+// What an entry of the BAT points to reads right from the moment the entry can be on
+// stable storage. Room that the file system has reserved for the file, and a sync has made durable
+// since, reads as zeroes until data comes to it: so a cluster that had nothing before gets
+// a place in it without a sync, its data beside its entry (zeroes.go). The file
+// grows ahead of need, and that is synced, off the way of the requests (ahead.go). Data that is copied
+// up, or comes to a place that was used before, is synced before its entry goes into the file
+// (index.go); many such allocations share one sync. A write is acknowledged when data and entry are
+// in the file, and a flush makes them
 // durable. At most one sync of a file is under way, and who wants one meanwhile
 // shares the next (syncs.go). Power may fail at any point: the image then checks
 // clean but for leaked clusters. A failed write of the index is read back before memory is

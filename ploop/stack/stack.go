@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"holdfast/internal/failpoint"
 	"holdfast/ploop/image"
 	"holdfast/ploop/internal/chain"
 	"holdfast/ploop/internal/format"
@@ -102,6 +103,7 @@ func openStack(refs []image.Ref, o Options) (_ *Stack, err error) {
 	if o.Damaged && !o.ReadOnly {
 		return nil, fmt.Errorf("%w: damaged images are opened read-only", ErrReadOnly)
 	}
+	o.hasty = o.hasty || failpoint.Off("no-durable-room")
 	s := &Stack{readOnly: o.ReadOnly, noOrder: o.noOrder, log: o.Log, opts: o}
 	if s.log == nil {
 		s.log = func(string, ...any) {}
