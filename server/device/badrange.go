@@ -45,7 +45,7 @@ func (f *failedTransfer) place(op ublk.Op) standby.Place {
 // answers says, of an error that may be its place's own, whether the file answers elsewhere.
 // It may read, which counts as a call on the stack for as long as that takes, and is not
 // waited for longer than probeTime.
-func (d *Device) answers(g *generation, err error, p standby.Place, again bool) bool {
+func (d epochs) answers(g *generation, err error, p standby.Place, again bool) bool {
 	errno, ok := storageError(err)
 	if !ok || p.Len == 0 || !d.machine.Known(errno, p, again) {
 		return false

@@ -70,6 +70,16 @@ type Device struct {
 	machine *standby.Device
 	gate    *standby.Gate // machine's
 
+	// What is done, by subject. Each is the device once more, with methods of its own.
+	fast     fastPath
+	slow     slowPath
+	flushes  flushes
+	parker   parker
+	epochs   epochs
+	replacer replacer
+	holding  holding
+	link     link
+
 	journal                  journal
 	reopenState              reopenState
 	paths                    pathWatch
@@ -93,6 +103,13 @@ type Device struct {
 	since, parkedSince, replacingSince atomic.Int64
 }
 
+// assemble makes the subjects.
+func (d *Device) assemble() *Device {
+	d.fast, d.slow, d.flushes, d.parker = fastPath{d}, slowPath{d}, flushes{d}, parker{d}
+	d.epochs, d.replacer, d.holding, d.link = epochs{d}, replacer{d}, holding{d}, link{d}
+	return d
+}
+
 // maxIO bounds one READ or WRITE, in bytes. In the copying data path each tag
 // has a buffer of it.
 const maxIO = 512 << 10
@@ -103,13 +120,13 @@ func Open(ctx context.Context, spec api.Spec, o Options) (*Device, error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
-	d := &Device{
+	d := (&Device{
 		spec: spec, control: o.Control, event: o.Event, opened: o.Opened, tag: o.Tag,
 		log:      o.Log.With().Str("device", spec.Name).Logger(),
 		closing:  make(chan struct{}),
 		changing: make(chan struct{}, 1),
 		journal:  journal{pending: make(chan struct{}, 1)},
-	}
+	}).assemble()
 	if d.event == nil {
 		d.event = func(api.Event) {}
 	}
@@ -143,7 +160,7 @@ func Open(ctx context.Context, spec api.Spec, o Options) (*Device, error) {
 	if err != nil {
 		return nil, noFence(damaged(err))
 	}
-	if err := d.recordOpened(stack); err != nil {
+	if err := d.replacer.recordOpened(stack); err != nil {
 		if r != nil {
 			stack.Abandon() // still in use
 			return nil, err
@@ -151,13 +168,13 @@ func Open(ctx context.Context, spec api.Spec, o Options) (*Device, error) {
 		return nil, errors.Join(err, stack.Close())
 	}
 	failpoint.Hit("recover-locked")
-	if err := d.start(ctx, stack, &o); err != nil {
+	if err := d.link.start(ctx, stack, &o); err != nil {
 		close(d.closing)
-		d.endParking()
+		d.parker.endParking()
 		if d.machine != nil {
 			d.machine.Close()
 		}
-		if d.dev != nil && !d.ended() {
+		if d.dev != nil && !d.link.ended() {
 			return nil, fmt.Errorf("%w: %w", ErrStuck, err)
 		}
 		if r != nil {
@@ -183,7 +200,7 @@ func damaged(err error) error {
 	return err
 }
 
-func (d *Device) start(ctx context.Context, stack *stack.Stack, o *Options) error {
+func (d link) start(ctx context.Context, stack *stack.Stack, o *Options) error {
 	cfg := d.config(stack)
 	if cfg.Size%int64(cfg.LogicalBlock) != 0 {
 		return fmt.Errorf("device %s: %w: a disk of %d bytes is no multiple of the logical block size %d", d.spec.Name, ploop.ErrGeometry, cfg.Size, cfg.LogicalBlock)
@@ -218,19 +235,19 @@ func (d *Device) start(ctx context.Context, stack *stack.Stack, o *Options) erro
 			return errors.Join(err, d.disconnect(ctx, o))
 		}
 	}
-	d.machine = standby.NewDevice(o.Key, standby.Options{Triggers: set, Changed: d.changed})
+	d.machine = standby.NewDevice(o.Key, standby.Options{Triggers: set, Changed: d.holding.changed})
 	d.gate = d.machine.Gate()
-	d.flowing()
+	d.holding.flowing()
 	if o.Recover != nil {
 		d.restore(o.Recover)
 	}
-	go d.keep()
+	go d.holding.keep()
 	go d.watchEnd()
 	return d.dev.Start(ctx) // which stops or leaves the device when it fails
 }
 
 // config says the device's parameters from spec and stack.
-func (d *Device) config(stack *stack.Stack) ublk.Config {
+func (d link) config(stack *stack.Stack) ublk.Config {
 	st := stack.Status()
 	cfg := ublk.Config{
 		ID:            -1,
@@ -314,17 +331,17 @@ func (d *Device) Close(ctx context.Context, force bool) error {
 	}
 	if !d.stopping {
 		if !force {
-			if err := d.claim(ctx); err != nil {
+			if err := d.link.claim(ctx); err != nil {
 				return err
 			}
 		}
 		d.stopping = true
 		close(d.closing)
-		d.endParking()
-		d.endHolds()
+		d.parker.endParking()
+		d.holding.endHolds()
 	}
 	stopErr := d.dev.Stop(ctx)
-	if stopErr != nil && !d.ended() {
+	if stopErr != nil && !d.link.ended() {
 		// Requests may still be under way: the images stay open and locked.
 		return fmt.Errorf("device %s (%s): stop: %w", d.spec.Name, d.Path(), stopErr)
 	}
@@ -347,7 +364,7 @@ func (d *Device) Close(ctx context.Context, force bool) error {
 }
 
 // ended says that the queues have given every request back.
-func (d *Device) ended() bool {
+func (d link) ended() bool {
 	select {
 	case <-d.dev.Done():
 		return true
@@ -358,7 +375,7 @@ func (d *Device) ended() bool {
 
 // claim asks the kernel whether anybody has the device open. Where the driver
 // can stop it in the same breath (Linux 7.0) nobody comes in between.
-func (d *Device) claim(ctx context.Context) error {
+func (d link) claim(ctx context.Context) error {
 	err := d.control.TryStop(ctx, d.ID())
 	switch {
 	case errors.Is(err, unix.EBUSY):

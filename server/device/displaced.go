@@ -27,14 +27,13 @@ type pathAsk struct {
 
 // displaced says which images are not at their paths, as far as that is known within
 // surveyTime.
-func (d *Device) displaced(images []api.ImageStatus) []api.Displaced {
+func (w *pathWatch) displaced(images []api.ImageStatus) []api.Displaced {
 	type answer struct {
 		ask  *pathAsk
 		done <-chan struct{}
 		sent time.Time
 	}
 	var asked []answer
-	w := &d.paths
 	w.mu.Lock()
 	for i, im := range images {
 		if i == len(w.asks) {

@@ -15,7 +15,7 @@ import (
 const endInterval = 10 * time.Second
 
 // watchEnd asks until the device is closed.
-func (d *Device) watchEnd() {
+func (d link) watchEnd() {
 	t := time.NewTicker(endInterval)
 	defer t.Stop()
 	for {
@@ -30,7 +30,7 @@ func (d *Device) watchEnd() {
 
 // askEnd asks once, unless an earlier question to the same files is still out: those may be
 // dead, and hang whoever asks. It isn't counted as a call, since nobody has to wait for it.
-func (d *Device) askEnd(g *generation) {
+func (d link) askEnd(g *generation) {
 	if g.asking.Swap(true) {
 		return
 	}
@@ -42,7 +42,7 @@ func (d *Device) askEnd(g *generation) {
 		}
 		// Asking stays set: it is told once.
 		g.mu.Lock()
-		d.judge(g, err, standby.Place{}, false)
+		d.epochs.judge(g, err, standby.Place{}, false)
 		over := g.over
 		g.mu.Unlock()
 		if !over {

@@ -28,7 +28,7 @@ func TestCutOffIsSeen(t *testing.T) {
 	key := newTestKey()
 	key.Enable("a test")
 	events := make(chan api.Event, 10)
-	d := &Device{event: func(e api.Event) { events <- e }}
+	d := (&Device{event: func(e api.Event) { events <- e }}).assemble()
 	d.machine = standby.NewDevice(key.Switch, standby.Options{})
 	defer d.machine.Close()
 	if err := d.machine.Attach("a test"); err != nil {
@@ -36,7 +36,7 @@ func TestCutOffIsSeen(t *testing.T) {
 	}
 	g := newGeneration(s, 1)
 	ask := func() {
-		d.askEnd(g)
+		d.link.askEnd(g)
 		for range 1000 { // until it has come back, or never will
 			if !g.asking.Load() {
 				return
@@ -51,7 +51,7 @@ func TestCutOffIsSeen(t *testing.T) {
 	if err := os.Truncate(path, 4096); err != nil {
 		t.Fatal(err)
 	}
-	d.askEnd(g)
+	d.link.askEnd(g)
 	e := <-events
 	if e.Kind != api.EventTruncated || !strings.Contains(e.Message, path) {
 		t.Errorf("told %+v", e)
@@ -59,7 +59,7 @@ func TestCutOffIsSeen(t *testing.T) {
 	if st := d.machine.Status(); !st.Flag || !strings.Contains(st.Cause, "cut off") {
 		t.Errorf("not in standby: %+v", st)
 	}
-	d.askEnd(g)
+	d.link.askEnd(g)
 	if !g.asking.Load() || len(events) > 0 {
 		t.Error("it is told again")
 	}

@@ -58,10 +58,13 @@ func (g *generation) isOver() bool {
 	return g.over
 }
 
+// epochs are the times of the device's stacks, and what of one is late in the next.
+type epochs struct{ *Device }
+
 // leave ends a call, and says what its result err means for the request: Pass, it
 // stands; Hold, the request is to be done anew; Fail, standby has timed out.
 // Its request may have erred before, and be done again.
-func (d *Device) leave(g *generation, err error, again bool) standby.Verdict {
+func (d epochs) leave(g *generation, err error, again bool) standby.Verdict {
 	p := errorPlace(g.stack, err)
 	answers := d.answers(g, err, p, again)
 	g.mu.Lock()
@@ -73,7 +76,7 @@ func (d *Device) leave(g *generation, err error, again bool) standby.Verdict {
 }
 
 // end is leave for a call that has no request.
-func (d *Device) end(g *generation) {
+func (d epochs) end(g *generation) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.calls--; g.over {
@@ -84,7 +87,7 @@ func (d *Device) end(g *generation) {
 // judge is the end check. g.mu is held, so that an error of a stack that has been
 // replaced can't send the new one to standby. p is the error's place; answers says that it was
 // found out that the storage answers elsewhere.
-func (d *Device) judge(g *generation, err error, p standby.Place, answers bool) standby.Verdict {
+func (d epochs) judge(g *generation, err error, p standby.Place, answers bool) standby.Verdict {
 	if g.over {
 		return standby.Hold
 	}
@@ -109,7 +112,7 @@ type lateTransfers struct {
 }
 
 // nextEpoch declares the queue's transfers late. It runs on the queue's thread.
-func (d *Device) nextEpoch(q *queue) {
+func (d epochs) nextEpoch(q *queue) {
 	if q.out > 0 {
 		if q.late.of == nil {
 			q.late.of = map[uint64]*generation{}
@@ -130,7 +133,7 @@ func (d *Device) nextEpoch(q *queue) {
 // cameLate takes the end of a transfer of a past epoch. Its result doesn't count for its
 // request, but what a sync that failed may have lost is still the stack's matter, if
 // the old one goes on, or its top is the new one's as well.
-func (d *Device) cameLate(r *ublk.Request, q *queue, state, rest, epoch uint64, errno unix.Errno) {
+func (d epochs) cameLate(r *ublk.Request, q *queue, state, rest, epoch uint64, errno unix.Errno) {
 	g := q.late.of[epoch]
 	if state == stateSync {
 		_, _ = g.stack.FlushEnd(&q.flushes[r.Tag()].FlushWaiter, errorOf(errno))
@@ -141,18 +144,18 @@ func (d *Device) cameLate(r *ublk.Request, q *queue, state, rest, epoch uint64, 
 }
 
 // beginsAnew ends what a request of a past epoch was in the middle of.
-func (d *Device) beginsAnew(r *ublk.Request, q *queue) {
+func (d epochs) beginsAnew(r *ublk.Request, q *queue) {
 	d.lateTransfers.Add(-1)
 	if q.late.out--; q.late.out == 0 {
 		clear(q.late.of)
 	}
 	r.User = stateAgain
-	d.Begin(r)
+	d.fast.Begin(r)
 }
 
 // drain waits, with the gate closed, until nothing is under way, at most for limit, and
 // says how much still is.
-func (d *Device) drain(ctx context.Context, limit time.Duration) (int, error) {
+func (d epochs) drain(ctx context.Context, limit time.Duration) (int, error) {
 	deadline := time.Now().Add(limit)
 	for {
 		out := make([]int, len(d.queues))
@@ -179,20 +182,20 @@ func (d *Device) drain(ctx context.Context, limit time.Duration) (int, error) {
 }
 
 // declareLate ends the epoch of everything that is still under way.
-func (d *Device) declareLate() error {
+func (d epochs) declareLate() error {
 	g := d.gen.Load()
 	g.mu.Lock()
 	g.over = true
 	d.lateCalls.Add(int64(g.calls))
 	g.mu.Unlock()
 	// What hangs keeps its worker, and what waits for one has another generation's.
-	d.allAgain(g.pool.empty(true))
-	d.allAgain(d.parking.empty())
+	d.slow.allAgain(g.pool.empty(true))
+	d.slow.allAgain(d.parking.empty())
 	return d.dev.OnQueues(func(uq *ublk.Queue) { d.nextEpoch(&d.queues[uq.Index()]) })
 }
 
 // adopt has every queue, and calls from now on, use a generation. The gate is closed.
-func (d *Device) adopt(g *generation) error {
+func (d epochs) adopt(g *generation) error {
 	d.gen.Store(g)
 	return d.dev.OnQueues(func(uq *ublk.Queue) { d.queues[uq.Index()].adopt(g, uq.Index()) })
 }

@@ -35,12 +35,12 @@ func TestStandbyEvents(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var said []string
-			d := &Device{spec: api.Spec{Name: "v", StandbyTimeout: api.Duration(time.Second)}, event: func(e api.Event) { said = append(said, e.Message) }}
+			d := (&Device{spec: api.Spec{Name: "v", StandbyTimeout: api.Duration(time.Second)}, event: func(e api.Event) { said = append(said, e.Message) }}).assemble()
 			k := newTestKey()
 			m := standby.NewDevice(k.Switch, standby.Options{Changed: func(c standby.Change) {
 				switch c.Kind {
 				case standby.Entered, standby.Resumed, standby.Cleared, standby.Expired:
-					d.emitChange(c)
+					d.holding.emitChange(c)
 				}
 			}})
 			if slices.Contains(tt.fuses, key) {

@@ -97,9 +97,9 @@ func newSlowDeviceOf(t *testing.T, depth int, o stack.Options, refs ...ploop.Ima
 		t.Fatal(err)
 	}
 	s := &slowDevice{t: t, key: newTestKey()}
-	d := &Device{dev: new(ublk.Device), closing: make(chan struct{}), changing: make(chan struct{}, 1), event: func(api.Event) {}, queues: make([]queue, 1)}
+	d := (&Device{dev: new(ublk.Device), closing: make(chan struct{}), changing: make(chan struct{}, 1), event: func(api.Event) {}, queues: make([]queue, 1)}).assemble()
 	d.journal.pending = make(chan struct{}, 1)
-	d.machine = standby.NewDevice(s.key.Switch, standby.Options{Changed: d.changed})
+	d.machine = standby.NewDevice(s.key.Switch, standby.Options{Changed: d.holding.changed})
 	d.gate = d.machine.Gate()
 	g := newGeneration(stack, 1)
 	d.gen.Store(g)
@@ -108,10 +108,10 @@ func newSlowDeviceOf(t *testing.T, depth int, o stack.Options, refs ...ploop.Ima
 	q.born = time.Now()
 	q.makeTags(depth)
 	s.Device = d
-	go d.keep()
+	go d.holding.keep()
 	t.Cleanup(func() {
 		close(d.closing)
-		d.endParking()
+		d.parker.endParking()
 		if err := d.gen.Load().stack.Close(); err != nil {
 			t.Error(err)
 		}
@@ -124,7 +124,7 @@ func (s *slowDevice) request(r *fakeRequest) *fakeRequest {
 	r.tag = s.tags
 	r.end, r.anew = make(chan unix.Errno, 1), make(chan struct{}, 1)
 	s.tags++
-	s.submit(s.job(r, &s.queues[0], classOf(r.op)))
+	s.slow.submit(s.slow.job(r, &s.queues[0], classOf(r.op)))
 	return r
 }
 

@@ -74,11 +74,14 @@ func (q *queue) mark(state, rest uint64) uint64 {
 // placeOf is what is remembered of a place: the token, and the level for messages.
 func placeOf(at stack.Place) uint64 { return uint64(at.Token) | uint64(at.Level)<<32 }
 
-var _ ublk.Handler = (*Device)(nil)
+// fastPath is the way of requests on the queues' threads.
+type fastPath struct{ *Device }
+
+var _ ublk.Handler = fastPath{}
 
 // Begin takes a request from the driver, or one that was held or has to be done
 // anew. It runs on the queue's thread.
-func (d *Device) Begin(r *ublk.Request) {
+func (d fastPath) Begin(r *ublk.Request) {
 	q := &d.queues[r.Queue().Index()]
 	op := r.Op()
 	if r.User == 0 {
@@ -90,7 +93,7 @@ func (d *Device) Begin(r *ublk.Request) {
 		}
 	}
 	if r.User&stateMask == stateInLine {
-		d.woken(r, q)
+		d.flushes.woken(r, q)
 		return
 	}
 	if d.gate.Closed() && d.hold(r, q) {
@@ -133,10 +136,10 @@ func (d *Device) Begin(r *ublk.Request) {
 			q.complete(r, 0)
 			return
 		}
-		d.sync(r, q)
+		d.flushes.sync(r, q)
 		return
 	}
-	d.slowly(r, q, classOf(op))
+	d.slow.slowly(r, q, classOf(op))
 }
 
 func classOf(op ublk.Op) class {
@@ -174,28 +177,28 @@ func (q *queue) complete(r *ublk.Request, errno unix.Errno) {
 }
 
 // Transferred takes the end of a transfer. It runs on the queue's thread.
-func (d *Device) Transferred(r *ublk.Request, errno unix.Errno) {
+func (d fastPath) Transferred(r *ublk.Request, errno unix.Errno) {
 	q := &d.queues[r.Queue().Index()]
 	state, rest := r.User&stateMask, r.User>>(stateBits+epochBits)
 	if epoch := r.User >> stateBits & epochMask; epoch != q.epoch {
-		d.cameLate(r, q, state, rest, epoch, errno)
+		d.epochs.cameLate(r, q, state, rest, epoch, errno)
 		return
 	}
 	q.out--
 	if state == stateSync {
-		d.synced(r, q, errno)
+		d.flushes.synced(r, q, errno)
 		return
 	}
 	q.reader.Leave(uint32(rest))
 	switch {
 	case errno == 0 && (state == stateThenSync || q.through && state == stateTransfer && r.Op() == ublk.OpWrite):
-		d.sync(r, q) // the latter began before writes were to go through
+		d.flushes.sync(r, q) // the latter began before writes were to go through
 	case errno == 0:
 		q.complete(r, 0)
 	case errno == unix.EINVAL || errno == unix.EAGAIN || noSpace(errno):
 		// The file system wants an alignment that this request lacks, or
 		// can't do it without waiting, or has no space.
-		d.slowly(r, q, classOf(r.Op()))
+		d.slow.slowly(r, q, classOf(r.Op()))
 	default:
 		d.failed(r, q, failedTransfer{g: q.gen, level: int(rest >> 32), errno: errno})
 	}
@@ -203,21 +206,21 @@ func (d *Device) Transferred(r *ublk.Request, errno unix.Errno) {
 
 // failed has a worker decide about a request whose transfer failed: that is rare, and worth a
 // look and a line.
-func (d *Device) failed(r *ublk.Request, q *queue, f failedTransfer) {
+func (d fastPath) failed(r *ublk.Request, q *queue, f failedTransfer) {
 	q.stats.slow.Add(1)
 	if !f.sync {
 		f.len = int64(r.Len())
 		_, f.off = r.Transfer()
 	}
 	r.User = stateAgain
-	j := d.job(r, q, judging)
+	j := d.slow.job(r, q, judging)
 	j.failed = f
-	d.submit(j)
+	d.slow.submit(j)
 }
 
 // hold keeps a request that meets a closed gate, or fails it; false says that the
 // gate has opened meanwhile. It runs on the queue's thread.
-func (d *Device) hold(r *ublk.Request, q *queue) bool {
+func (d fastPath) hold(r *ublk.Request, q *queue) bool {
 	v := d.gate.Verdict()
 	if v != standby.Pass && d.ending.Load() {
 		v = standby.Fail
@@ -243,7 +246,7 @@ func (q *queue) fail(r *ublk.Request) {
 
 // release ends the hold of the requests that this queue keeps: they begin anew, or,
 // those held before the failure of that number, fail. It runs on the queue's thread.
-func (d *Device) release(q *queue, failure uint64) {
+func (d fastPath) release(q *queue, failure uint64) {
 	held := q.held
 	q.held, q.spare = q.spare[:0], held // Begin may hold some of them again
 	q.stats.held.Add(-int64(len(held)))
@@ -261,7 +264,7 @@ func (d *Device) release(q *queue, failure uint64) {
 // before that is released too: both happen on the queue's thread, and the gate was
 // opened first. By then it may have closed once more, and what it holds since is not to
 // fail: failures are numbered.
-func (d *Device) releaseHeld(fail bool) {
+func (d fastPath) releaseHeld(fail bool) {
 	failure := uint64(0)
 	if fail {
 		failure = d.failures.Add(1)

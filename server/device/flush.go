@@ -43,8 +43,11 @@ func (f *flush) wake(state stack.FlushState, err error) {
 	f.r.Requeue()
 }
 
+// flushes are the requests for a flush, and what they wait for.
+type flushes struct{ *Device }
+
 // sync makes the top's file durable, for a FLUSH or a write that has ended.
-func (d *Device) sync(r *ublk.Request, q *queue) {
+func (d flushes) sync(r *ublk.Request, q *queue) {
 	f := &q.flushes[r.Tag()]
 	f.r = r
 	r.User = q.mark(stateInLine, 0) // before others may wake it
@@ -56,14 +59,14 @@ func (d *Device) sync(r *ublk.Request, q *queue) {
 }
 
 // woken ends a request's wait, on its queue's thread.
-func (d *Device) woken(r *ublk.Request, q *queue) {
+func (d flushes) woken(r *ublk.Request, q *queue) {
 	rest := r.User >> (stateBits + epochBits)
 	state, errno := stack.FlushState(rest&(1<<flushStateBits-1)), unix.Errno(rest>>flushStateBits)
 	if epoch := r.User >> stateBits & epochMask; epoch != q.epoch {
 		if state == stack.FlushLead {
 			q.late.of[epoch].stack.FlushPass(&q.flushes[r.Tag()].FlushWaiter)
 		}
-		d.beginsAnew(r, q)
+		d.epochs.beginsAnew(r, q)
 		return
 	}
 	q.out--
@@ -71,13 +74,13 @@ func (d *Device) woken(r *ublk.Request, q *queue) {
 }
 
 // synced takes the end of a sync on the ring.
-func (d *Device) synced(r *ublk.Request, q *queue, errno unix.Errno) {
+func (d flushes) synced(r *ublk.Request, q *queue, errno unix.Errno) {
 	state, err := q.stack.FlushEnd(&q.flushes[r.Tag()].FlushWaiter, errorOf(errno))
 	d.flushed(r, q, state, errnoOf(err))
 }
 
 // flushed goes on with a request whose turn has come, or whose flush has ended.
-func (d *Device) flushed(r *ublk.Request, q *queue, state stack.FlushState, errno unix.Errno) {
+func (d flushes) flushed(r *ublk.Request, q *queue, state stack.FlushState, errno unix.Errno) {
 	switch state {
 	case stack.FlushLead:
 		r.User = q.mark(stateSync, 0)
@@ -87,9 +90,9 @@ func (d *Device) flushed(r *ublk.Request, q *queue, state stack.FlushState, errn
 		q.complete(r, 0)
 	case stack.FlushMore:
 		// The stack's own flush mends what an earlier sync lost.
-		d.slowly(r, q, flushing)
+		d.slow.slowly(r, q, flushing)
 	case stack.FlushFailed:
-		d.failed(r, q, failedTransfer{g: q.gen, level: q.stack.Top(), sync: true, errno: errno})
+		d.fast.failed(r, q, failedTransfer{g: q.gen, level: q.stack.Top(), sync: true, errno: errno})
 	default: // the stack is being replaced
 		r.User = stateAgain
 		r.Requeue()

@@ -12,7 +12,7 @@ import (
 // way for who comes next: were it taken for none, a replacement would not declare it late,
 // and its end in the old file would be acknowledged.
 func TestRefusedLeaveForgetsNothing(t *testing.T) {
-	d := &Device{dev: new(ublk.Device), changing: make(chan struct{}, 1)}
+	d := (&Device{dev: new(ublk.Device), changing: make(chan struct{}, 1)}).assemble()
 	d.machine = standby.NewDevice(newTestKey().Switch, standby.Options{})
 	call := new(generation)
 	d.gen.Store(call)
@@ -24,13 +24,13 @@ func TestRefusedLeaveForgetsNothing(t *testing.T) {
 			t.Fatal("left with a call under way")
 		}
 	}
-	if n, err := d.drain(t.Context(), 0); err != nil || n != 1 {
+	if n, err := d.epochs.drain(t.Context(), 0); err != nil || n != 1 {
 		t.Errorf("%d calls under way (%v), want 1", n, err)
 	}
-	if err := d.declareLate(); err != nil {
+	if err := d.epochs.declareLate(); err != nil {
 		t.Fatal(err)
 	}
-	if v := d.leave(call, nil, false); v != standby.Hold {
+	if v := d.epochs.leave(call, nil, false); v != standby.Hold {
 		t.Errorf("a call of files that were replaced: %v, want it begun anew", v)
 	}
 }

@@ -38,7 +38,7 @@ type Known struct {
 }
 
 // remember says what was opened.
-func (d *Device) remember(s *stack.Stack, levels []bool, earlier bool) (Opened, error) {
+func (d replacer) remember(s *stack.Stack, levels []bool, earlier bool) (Opened, error) {
 	o := Opened{Size: s.Size()}
 	var err error
 	if o.Evidence, err = s.Evidence(levels); err == nil && earlier {
@@ -48,7 +48,7 @@ func (d *Device) remember(s *stack.Stack, levels []bool, earlier bool) (Opened, 
 }
 
 // recordOpened has all files recorded.
-func (d *Device) recordOpened(s *stack.Stack) error {
+func (d replacer) recordOpened(s *stack.Stack) error {
 	o, err := d.remember(s, nil, false)
 	if err != nil {
 		return err
@@ -60,7 +60,7 @@ func (d *Device) recordOpened(s *stack.Stack) error {
 const latePoll = time.Second
 
 // awaitLate remembers when nothing is under way in replaced files any more.
-func (d *Device) awaitLate(g *generation) {
+func (d replacer) awaitLate(g *generation) {
 	for !d.drained() {
 		select {
 		case <-d.closing:

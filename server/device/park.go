@@ -41,8 +41,11 @@ type parking struct {
 	allocated atomic.Int64
 }
 
+// parker holds requests that find no space.
+type parker struct{ *Device }
+
 // park keeps a job for which the storage has no space.
-func (d *Device) park(j *job, err error) {
+func (d parker) park(j *job, err error) {
 	if !j.parked {
 		j.parked = true
 		j.q.slow[j.r.Tag()].parked.Store(true)
@@ -51,25 +54,25 @@ func (d *Device) park(j *job, err error) {
 			d.emit(api.EventParked, "%v; requests wait, are tried again after %v and then ever more seldom, at last every %v, and go on when space is freed", err, firstPause, longestPause)
 		}
 	}
-	if !d.parking.add(d, j) {
+	if !d.parking.add(d.Device, j) {
 		d.endParked(j)
 	}
 }
 
-func (d *Device) endParked(j *job) {
-	d.finish(j, fmt.Errorf("device is being removed: %w", unix.EIO))
+func (d parker) endParked(j *job) {
+	d.slow.finish(j, fmt.Errorf("device is being removed: %w", unix.EIO))
 }
 
 // unpark ends a job's being parked, if it is; served says that it found space, or that
 // another change was made that may have freed some.
-func (d *Device) unpark(j *job, served bool) {
+func (d parker) unpark(j *job, served bool) {
 	p := &d.parking
 	switch {
 	case j.tried:
 		j.tried = false
-		p.answered(d, served)
+		p.answered(d.Device, served)
 	case served && j.class == changing && d.parked.Load() > 0 && (j.r.Op() != ublk.OpWrite || d.gen.Load().stack.Allocated() > p.allocated.Load()):
-		p.wake(d)
+		p.wake(d.Device)
 	}
 	if !j.parked {
 		return
@@ -77,13 +80,13 @@ func (d *Device) unpark(j *job, served bool) {
 	j.parked = false
 	j.q.slow[j.r.Tag()].parked.Store(false)
 	if d.parked.Add(-1) == 0 {
-		d.flowing()
+		d.holding.flowing()
 		d.emit(api.EventUnparked, "no request waits for space any more")
 	}
 }
 
 // endParking fails what is parked, now and from now on.
-func (d *Device) endParking() {
+func (d parker) endParking() {
 	p := &d.parking
 	p.mu.Lock()
 	p.ended = true
@@ -148,7 +151,7 @@ func (p *parking) expired(d *Device) {
 	p.timer = nil
 	out := p.pick(1)
 	p.mu.Unlock()
-	d.submitAll(out)
+	d.parker.submitAll(out)
 }
 
 // answered ends a try that doesn't end in the list again.
@@ -161,7 +164,7 @@ func (p *parking) answered(d *Device, served bool) {
 	}
 	out := p.pick(window)
 	p.mu.Unlock()
-	d.submitAll(out)
+	d.parker.submitAll(out)
 }
 
 // pick takes out what is to be tried, so that as many tries are under way as a window allows.
@@ -175,9 +178,9 @@ func (p *parking) pick(window int) (out jobs) {
 	return out
 }
 
-func (d *Device) submitAll(l jobs) {
+func (d parker) submitAll(l jobs) {
 	for j := l.pop(); j != nil; j = l.pop() {
-		d.submit(j)
+		d.slow.submit(j)
 	}
 }
 

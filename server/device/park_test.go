@@ -152,7 +152,7 @@ func TestParkedHeld(t *testing.T) {
 	}
 	p.SetStandby(false)
 	rs = p.park(16)
-	if err := p.declareLate(); err != nil {
+	if err := p.epochs.declareLate(); err != nil {
 		t.Fatal(err)
 	}
 	for _, r := range rs {
@@ -165,7 +165,7 @@ func TestParkedRemoved(t *testing.T) {
 	setPauses(t, time.Hour, time.Hour)
 	p := newParkedDevice(t, 32)
 	rs := p.park(16)
-	p.endParking()
+	p.parker.endParking()
 	rs = append(rs, p.request(&fakeRequest{op: ublk.OpWrite, off: 20 * testCluster, n: 4096, fill: 1}))
 	for _, r := range rs {
 		if errno := <-r.end; errno != unix.EIO {

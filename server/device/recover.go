@@ -32,21 +32,24 @@ type Recovery struct {
 // still on their way.
 var ErrNoFence = errors.New("writes of the dead server may still be under way, and nothing tells")
 
+// link is the device's connection to the driver.
+type link struct{ *Device }
+
 // connect makes the device in the driver, or takes it over.
-func (d *Device) connect(ctx context.Context, cfg ublk.Config, o *Options) (err error) {
+func (d link) connect(ctx context.Context, cfg ublk.Config, o *Options) (err error) {
 	if r := o.Recover; r != nil {
 		cfg.Tag = r.Tag
-		d.dev, err = d.control.Recover(ctx, r.ID, cfg, d)
+		d.dev, err = d.control.Recover(ctx, r.ID, cfg, d.fast)
 		return err
 	}
-	if d.dev, err = d.control.Create(ctx, cfg, d); err != nil || o.Added == nil {
+	if d.dev, err = d.control.Create(ctx, cfg, d.fast); err != nil || o.Added == nil {
 		return err
 	}
 	return o.Added(d.dev.ID())
 }
 
 // disconnect undoes connect: what was made is removed, what was taken over is left.
-func (d *Device) disconnect(ctx context.Context, o *Options) error {
+func (d link) disconnect(ctx context.Context, o *Options) error {
 	if d.dev == nil {
 		return nil
 	}
@@ -110,18 +113,18 @@ func (d *Device) Leave(ctx context.Context, drain time.Duration) error {
 	}
 	d.machine.Hold(standby.Leave)
 	old := d.gen.Load()
-	if err := d.emptyStack(ctx, drain); err != nil {
+	if err := d.link.emptyStack(ctx, drain); err != nil {
 		// What was declared late stays so. What was not is still this generation's: the next
 		// one to replace it has to find it there.
 		if old.isOver() {
-			err = errors.Join(err, d.adopt(&generation{stack: old.stack, readers: old.readers}))
+			err = errors.Join(err, d.epochs.adopt(&generation{stack: old.stack, readers: old.readers}))
 		}
 		d.machine.Release(standby.Leave)
 		return err
 	}
 	d.stopping, d.closed = true, true
 	// There is no way back from here, whatever is left of ctx.
-	if err := d.dev.Leave(context.WithoutCancel(ctx)); err != nil && !d.ended() {
+	if err := d.dev.Leave(context.WithoutCancel(ctx)); err != nil && !d.link.ended() {
 		return fmt.Errorf("device %s (%s): leave: %w; its I/O waits until this server has ended", d.spec.Name, d.Path(), err)
 	} else if err != nil {
 		d.log.Warn().Err(err).Msg("the device was left, but not all was given back")
@@ -134,17 +137,17 @@ func (d *Device) Leave(ctx context.Context, drain time.Duration) error {
 
 // emptyStack waits, with the gate closed, until nothing uses the stack, and sees that
 // nothing begins to.
-func (d *Device) emptyStack(ctx context.Context, limit time.Duration) error {
+func (d link) emptyStack(ctx context.Context, limit time.Duration) error {
 	deadline := time.Now().Add(limit)
-	out, err := d.drain(ctx, limit)
+	out, err := d.epochs.drain(ctx, limit)
 	if err != nil {
 		return err
 	}
 	// Those who waited for space might begin anew.
 	if out == 0 {
-		err = d.declareLate()
+		err = d.epochs.declareLate()
 	}
-	for err == nil && !d.drained() && time.Now().Before(deadline) {
+	for err == nil && !d.replacer.drained() && time.Now().Before(deadline) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	if out += int(d.lateCalls.Load() + d.lateTransfers.Load()); err == nil && out > 0 {
@@ -185,7 +188,7 @@ func (f *Failing) Leave(ctx context.Context) error { return f.dev.Leave(ctx) }
 func (f *Failing) Stop(ctx context.Context) error { return f.dev.Stop(ctx) }
 
 // restore gives the machine what an earlier server knew, before there are requests.
-func (d *Device) restore(r *Recovery) {
+func (d link) restore(r *Recovery) {
 	for _, c := range slices.Compact(slices.Sorted(slices.Values(r.Consumers))) {
 		_ = d.machine.Attach(c) // nobody has one yet
 	}

@@ -72,9 +72,9 @@ func (a *reopening) answered() <-chan struct{} {
 
 // try makes one attempt.
 func (a *reopening) try(d *Device) {
-	err := d.probe("reopen", d.Spec().Images)
+	err := d.replacer.probe("reopen", d.Spec().Images)
 	if err == nil {
-		err = d.reopen(a.ctx)
+		err = d.replacer.reopen(a.ctx)
 	}
 	if a.ctx.Err() == nil && d.reopenState.tried(err) {
 		d.emit(api.EventReopenRefused, "%v", err)
@@ -84,7 +84,7 @@ func (a *reopening) try(d *Device) {
 
 // reopen puts the same files, opened anew, under the device, if they are what they were,
 // and ends the standby.
-func (d *Device) reopen(ctx context.Context) error {
+func (d replacer) reopen(ctx context.Context) error {
 	if err := d.lock(ctx); err != nil {
 		return err
 	}
@@ -187,7 +187,7 @@ func (s *reopenState) endProbe(key string) {
 
 // probe sees whether files answer a read at all, before anything is done that could hang
 // with them.
-func (d *Device) probe(who string, images []ploop.ImageRef) error {
+func (d replacer) probe(who string, images []ploop.ImageRef) error {
 	key := who
 	for _, ref := range images {
 		key += "\x00" + ref.Path

@@ -17,20 +17,20 @@ func TestProbesThatHang(t *testing.T) {
 	if err := os.WriteFile(file.Path, make([]byte, 8192), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d := &Device{closing: make(chan struct{})}
+	d := (&Device{closing: make(chan struct{})}).assemble()
 	for i := range mostProbes + 1 {
 		if ok := d.reopenState.beginProbe("reopen\x00" + file.Path); ok != (i < mostProbes) {
 			t.Fatalf("probe %d: %v", i, ok)
 		}
 	}
-	if err := d.probe("reopen", []ploop.ImageRef{file}); err == nil || !strings.Contains(err.Error(), "umount -f") {
+	if err := d.replacer.probe("reopen", []ploop.ImageRef{file}); err == nil || !strings.Contains(err.Error(), "umount -f") {
 		t.Errorf("one more: %v", err)
 	}
-	if err := d.probe("replace", []ploop.ImageRef{file}); err != nil {
+	if err := d.replacer.probe("replace", []ploop.ImageRef{file}); err != nil {
 		t.Errorf("a replacement: %v", err)
 	}
 	d.reopenState.endProbe("reopen\x00" + file.Path)
-	if err := d.probe("reopen", []ploop.ImageRef{file}); err != nil {
+	if err := d.replacer.probe("reopen", []ploop.ImageRef{file}); err != nil {
 		t.Errorf("when one has come back: %v", err)
 	}
 }
@@ -38,7 +38,7 @@ func TestProbesThatHang(t *testing.T) {
 // TestChangeUnderWay has another change of the files hang: who waits for it is told what
 // may help.
 func TestChangeUnderWay(t *testing.T) {
-	d := &Device{changing: make(chan struct{}, 1)}
+	d := (&Device{changing: make(chan struct{}, 1)}).assemble()
 	if err := d.lock(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -55,7 +55,7 @@ func (d *Device) Replace(ctx context.Context, r Replace) error {
 		return err
 	}
 	defer d.unlock()
-	err := d.replace(ctx, r)
+	err := d.replacer.replace(ctx, r)
 	d.reopenState.replaced(err)
 	if err != nil {
 		d.emit(api.EventReplaceFailed, "%v", err)
@@ -63,7 +63,10 @@ func (d *Device) Replace(ctx context.Context, r Replace) error {
 	return err
 }
 
-func (d *Device) replace(ctx context.Context, r Replace) error {
+// replacer puts other files in the place of those that are served, or opens the same ones anew.
+type replacer struct{ *Device }
+
+func (d replacer) replace(ctx context.Context, r Replace) error {
 	spec := d.Spec()
 	top := len(spec.Images) - 1
 	if r.Level < 0 {
@@ -119,7 +122,7 @@ type succession struct {
 
 // succeed makes the change, with d.lock held: hold, drain, check, make it durable,
 // swap, release. It ends a standby if the top was opened anew.
-func (d *Device) succeed(ctx context.Context, c succession) (err error) {
+func (d replacer) succeed(ctx context.Context, c succession) (err error) {
 	select {
 	case <-d.closing:
 		return errRemoved
@@ -142,21 +145,21 @@ func (d *Device) succeed(ctx context.Context, c succession) (err error) {
 			// until a file was put there that we have for ourselves.
 			return
 		}
-		d.flowing()
+		d.holding.flowing()
 		d.machine.Release(standby.Replace)
 	}()
-	if _, err := d.drain(ctx, c.drain); err != nil {
+	if _, err := d.epochs.drain(ctx, c.drain); err != nil {
 		return err
 	}
 	old := d.gen.Load()
-	if err := d.declareLate(); err != nil {
-		return errors.Join(err, d.adopt(&generation{stack: old.stack, readers: old.readers}))
+	if err := d.epochs.declareLate(); err != nil {
+		return errors.Join(err, d.epochs.adopt(&generation{stack: old.stack, readers: old.readers}))
 	}
 	handover, next, err := d.prepare(old, c)
 	if err != nil {
 		// The old stack goes on, under a generation of its own, as what was
 		// declared late stays so.
-		return errors.Join(err, d.adopt(&generation{stack: old.stack, readers: old.readers}))
+		return errors.Join(err, d.epochs.adopt(&generation{stack: old.stack, readers: old.readers}))
 	}
 	swapping = true
 	if err := d.swap(next, c.reopen); err != nil {
@@ -183,7 +186,7 @@ func (d *Device) succeed(ctx context.Context, c succession) (err error) {
 }
 
 // prepare makes the next stack and the record of it. After an error the old one goes on.
-func (d *Device) prepare(old *generation, c succession) (_ *stack.Handover, next *stack.Stack, err error) {
+func (d replacer) prepare(old *generation, c succession) (_ *stack.Handover, next *stack.Stack, err error) {
 	handover, err := old.stack.BeginHandover()
 	if err != nil {
 		return nil, nil, err
@@ -212,10 +215,10 @@ func (d *Device) prepare(old *generation, c succession) (_ *stack.Handover, next
 
 // drained says that no request is out in a stack that was superseded, this one or one
 // before it.
-func (d *Device) drained() bool { return d.lateCalls.Load()+d.lateTransfers.Load() == 0 }
+func (d replacer) drained() bool { return d.lateCalls.Load()+d.lateTransfers.Load() == 0 }
 
 // swap has the queues use the next stack.
-func (d *Device) swap(next *stack.Stack, changed []bool) error {
+func (d replacer) swap(next *stack.Stack, changed []bool) error {
 	for slot, fd := range next.Fds() {
 		if changed[slot] {
 			if err := d.dev.SetFile(slot, fd); err != nil {
@@ -223,5 +226,5 @@ func (d *Device) swap(next *stack.Stack, changed []bool) error {
 			}
 		}
 	}
-	return d.adopt(newGeneration(next, len(d.queues)))
+	return d.epochs.adopt(newGeneration(next, len(d.queues)))
 }

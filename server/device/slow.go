@@ -15,15 +15,18 @@ import (
 	"holdfast/ublk"
 )
 
+// slowPath is the way of requests that the fast one can't serve, by workers that may block.
+type slowPath struct{ *Device }
+
 // slowly gives a request to the slow way. It runs on the queue's thread.
-func (d *Device) slowly(r *ublk.Request, q *queue, c class) {
+func (d slowPath) slowly(r *ublk.Request, q *queue, c class) {
 	q.stats.slow.Add(1)
 	r.User = stateAgain // when it comes back to the queue's thread
 	d.submit(d.job(r, q, c))
 }
 
 // job readies a tag's job.
-func (d *Device) job(r request, q *queue, c class) *job {
+func (d slowPath) job(r request, q *queue, c class) *job {
 	j := &q.jobs[r.Tag()]
 	*j = job{r: r, q: q, class: c}
 	if c == reading || c == changing {
@@ -34,7 +37,7 @@ func (d *Device) job(r request, q *queue, c class) *job {
 }
 
 // submit gives a job to a worker, or has it wait for one.
-func (d *Device) submit(j *job) {
+func (d slowPath) submit(j *job) {
 	g := d.gen.Load()
 	switch g.pool.add(j, d.gate.Closed) {
 	case started:
@@ -45,7 +48,7 @@ func (d *Device) submit(j *job) {
 }
 
 // work is a worker: plain calls that may block, as long as there are jobs.
-func (d *Device) work(g *generation, j *job) {
+func (d slowPath) work(g *generation, j *job) {
 	for c := j.class; j != nil; j = g.pool.next(c) {
 		v, err := d.try(g, j)
 		behind := g.pool.done(j)
@@ -55,7 +58,7 @@ func (d *Device) work(g *generation, j *job) {
 }
 
 // try does a job once, and says what comes of its request.
-func (d *Device) try(g *generation, j *job) (standby.Verdict, error) {
+func (d slowPath) try(g *generation, j *job) (standby.Verdict, error) {
 	if j.class == judging {
 		return d.judgeTransfer(j)
 	}
@@ -67,18 +70,18 @@ func (d *Device) try(g *generation, j *job) (standby.Verdict, error) {
 	w.in.Store(g)
 	err := d.attempt(g.stack, j)
 	w.in.Store(nil)
-	return j.erred(d.leave(g, err, j.q.erred[j.r.Tag()]), err), err
+	return j.erred(d.epochs.leave(g, err, j.q.erred[j.r.Tag()]), err), err
 }
 
 // judgeTransfer decides about a request whose transfer on the ring failed.
-func (d *Device) judgeTransfer(j *job) (standby.Verdict, error) {
+func (d slowPath) judgeTransfer(j *job) (standby.Verdict, error) {
 	f := &j.failed
 	err := fmt.Errorf("%s of %s, in %q: %w", subject(j.r.Op(), j.r.Offset(), f.sync), d.Path(), f.g.stack.Status().Images[f.level].Path, f.errno)
 	p := f.place(j.r.Op())
-	answers := d.answers(f.g, err, p, j.q.erred[j.r.Tag()])
+	answers := d.epochs.answers(f.g, err, p, j.q.erred[j.r.Tag()])
 	f.g.mu.Lock()
 	defer f.g.mu.Unlock()
-	return j.erred(d.judge(f.g, err, p, answers), err), err
+	return j.erred(d.epochs.judge(f.g, err, p, answers), err), err
 }
 
 // erred remembers that the job's request is held for an error of its own.
@@ -103,26 +106,26 @@ func subject(op ublk.Op, offset int64, sync bool) string {
 
 // settle does with a request what was decided: it is completed, parked, or begins anew, which
 // may mean that it is held. The job is not the caller's any more.
-func (d *Device) settle(j *job, v standby.Verdict, err error) {
+func (d slowPath) settle(j *job, v standby.Verdict, err error) {
 	switch {
 	case v == standby.Hold:
 		d.again(j)
 	case v == standby.Fail:
 		d.finish(j, fmt.Errorf("%w (after %w)", errNoMoreHolding, err))
 	case noSpace(err) && j.class != judging:
-		d.park(j, err)
+		d.parker.park(j, err)
 	default:
 		d.finish(j, err)
 	}
 }
 
 // again has a job's request begin anew.
-func (d *Device) again(j *job) {
-	d.unpark(j, false)
+func (d slowPath) again(j *job) {
+	d.parker.unpark(j, false)
 	j.again()
 }
 
-func (d *Device) allAgain(l jobs) {
+func (d slowPath) allAgain(l jobs) {
 	for j := l.pop(); j != nil; j = l.pop() {
 		d.again(j)
 	}
@@ -130,7 +133,7 @@ func (d *Device) allAgain(l jobs) {
 
 // clearWaiting has everything begin anew that waits for a worker or for space: the gate is
 // closed, and it is to be held there.
-func (d *Device) clearWaiting() {
+func (d slowPath) clearWaiting() {
 	d.allAgain(d.gen.Load().pool.empty(false))
 	d.allAgain(d.parking.empty())
 }
@@ -140,7 +143,7 @@ func (d *Device) clearWaiting() {
 var errNoMoreHolding = fmt.Errorf("device holds no requests any more: %w", unix.EIO)
 
 // attempt does all that a job asks for once.
-func (d *Device) attempt(s *stack.Stack, j *job) error {
+func (d slowPath) attempt(s *stack.Stack, j *job) error {
 	r := j.r
 	switch op := r.Op(); {
 	case op == ublk.OpFlush || j.class == flushing:
@@ -181,7 +184,7 @@ func (d *Device) attempt(s *stack.Stack, j *job) error {
 	return unix.EOPNOTSUPP
 }
 
-func (d *Device) flushIf(fua bool, s *stack.Stack) error {
+func (d slowPath) flushIf(fua bool, s *stack.Stack) error {
 	if fua || d.through.Load() {
 		return s.Flush()
 	}
@@ -198,9 +201,9 @@ func payloadError(err error) error {
 }
 
 // finish completes a job's request.
-func (d *Device) finish(j *job, err error) {
+func (d slowPath) finish(j *job, err error) {
 	r, q := j.r, j.q
-	d.unpark(j, err == nil)
+	d.parker.unpark(j, err == nil)
 	q.ended(r.Tag(), r.Op())
 	failpoint.Hit("commit")
 	if err == nil {

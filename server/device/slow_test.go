@@ -103,7 +103,7 @@ func TestSlowReplaced(t *testing.T) {
 	hung := s.hung(0, n, fd)
 	eventually(t, "all workers hang", func() bool { return count(hung, (*fakeRequest).began) == n })
 	waiting := s.hung(n, 64, 0)
-	if err := s.declareLate(); err != nil {
+	if err := s.epochs.declareLate(); err != nil {
 		t.Fatal(err)
 	}
 	for _, r := range waiting {
@@ -113,7 +113,7 @@ func TestSlowReplaced(t *testing.T) {
 		t.Error("between the stacks a request was served")
 	}
 	old := s.gen.Load()
-	if err := s.adopt(newGeneration(old.stack, 1)); err != nil {
+	if err := s.epochs.adopt(newGeneration(old.stack, 1)); err != nil {
 		t.Fatal(err)
 	}
 	for _, r := range s.hung(n, 64, 0) {
@@ -128,7 +128,7 @@ func TestSlowReplaced(t *testing.T) {
 	for _, r := range hung {
 		<-r.anew
 	}
-	if !s.drained() {
+	if !s.replacer.drained() {
 		t.Error("late calls remain")
 	}
 }

@@ -35,11 +35,14 @@ type journal struct {
 	pending chan struct{} // holds one when the list is not empty
 }
 
+// holding is what the device does in standby, and says of it.
+type holding struct{ *Device }
+
 // changed is the machine's Options.Changed. What is held is released at once; the
 // rest has time.
-func (d *Device) changed(c standby.Change) {
+func (d holding) changed(c standby.Change) {
 	if c.Held != standby.Hold {
-		d.releaseHeld(c.Held == standby.Fail)
+		d.fast.releaseHeld(c.Held == standby.Fail)
 	}
 	d.journal.mu.Lock()
 	d.journal.list = append(d.journal.list, c)
@@ -52,7 +55,7 @@ func (d *Device) changed(c standby.Change) {
 
 // keep is the device's own goroutine: it makes events of what the machine did, ends a hold
 // that lasts too long, and tries to reopen the files.
-func (d *Device) keep() {
+func (d holding) keep() {
 	var since time.Time // of the standby that the rest is about; zero: none
 	var expire, retry <-chan time.Time
 	var again, last *reopening
@@ -63,7 +66,7 @@ func (d *Device) keep() {
 			return
 		case <-d.journal.pending:
 			if d.gate.Closed() {
-				d.clearWaiting()
+				d.slow.clearWaiting()
 			}
 			for _, c := range d.journal.take() {
 				d.emitChange(c)
@@ -101,7 +104,7 @@ func (d *Device) keep() {
 		case <-expire:
 			d.machine.Expire(since)
 		case <-retry:
-			go again.try(d)
+			go again.try(d.Device)
 		case <-again.answered():
 			// After a success the machine's change ends it.
 			retry = time.After(d.reopenState.next(again.delay()))
@@ -119,7 +122,7 @@ func (j *journal) take() []standby.Change {
 }
 
 // emitChange makes an event of one change of the machine.
-func (d *Device) emitChange(c standby.Change) {
+func (d holding) emitChange(c standby.Change) {
 	switch c.Kind {
 	case standby.Entered:
 		if c.Held == standby.Hold {
@@ -163,7 +166,7 @@ func (d *Device) emitChange(c standby.Change) {
 // says so, and forgets it when its storage fails. With errors held instead of
 // told, nobody would ever hear of that. So each write goes through, while standby
 // is supported: then an error meets the write itself, which is held.
-func (d *Device) setThrough() {
+func (d holding) setThrough() {
 	st := d.machine.Status()
 	g := d.gen.Load()
 	s := g.stack
@@ -186,17 +189,17 @@ func (d *Device) setThrough() {
 	go func() {
 		for n := int64(0); !g.through.CompareAndSwap(n, 0); {
 			if n = g.through.Load(); g.enter() {
-				d.leave(g, g.stack.Flush(), false)
+				d.epochs.leave(g, g.stack.Flush(), false)
 			}
 		}
 	}()
 }
 
 // flowing keeps the time from which requests flow again.
-func (d *Device) flowing() { d.since.Store(time.Now().UnixNano()) }
+func (d holding) flowing() { d.since.Store(time.Now().UnixNano()) }
 
 // standbyStatus is the part of Status.
-func (d *Device) standbyStatus() (api.StandbyStatus, standby.Reason) {
+func (d holding) standbyStatus() (api.StandbyStatus, standby.Reason) {
 	m := d.machine.Status()
 	s := api.StandbyStatus{
 		Value: m.Value(), Enabled: m.Enabled, Flag: m.Flag, Consumers: m.Consumers, Expired: m.Expired,
@@ -237,9 +240,9 @@ func (d *Device) standbyStatus() (api.StandbyStatus, standby.Reason) {
 }
 
 // endHolds fails what is held and what would be, for Close.
-func (d *Device) endHolds() {
+func (d holding) endHolds() {
 	d.ending.Store(true)
-	d.releaseHeld(true)
+	d.fast.releaseHeld(true)
 }
 
 // lock takes the right to change the device's files, or to close it.

@@ -39,10 +39,10 @@ func (d *Device) Status() api.Status {
 	c.InFlight = int64(c.Reads + c.Writes + c.Flushes + c.Discards + c.WriteZeroes - ended)
 	c.Parked = d.parked.Load()
 	var reasons standby.Reason
-	st.Standby, reasons = d.standbyStatus()
+	st.Standby, reasons = d.holding.standbyStatus()
 	st.Gate = reasons.Names()
 	d.oldest(&st)
-	st.Displaced = d.displaced(st.Images)
+	st.Displaced = d.paths.displaced(st.Images)
 	st.State, st.Since = d.state(&st, reasons)
 	return st
 }
@@ -50,7 +50,7 @@ func (d *Device) Status() api.Status {
 // state puts a device's state in a word, and since when it is so.
 func (d *Device) state(st *api.Status, reasons standby.Reason) (string, time.Time) {
 	switch {
-	case d.ended():
+	case d.link.ended():
 		return api.StateStopped, time.Unix(0, d.since.Load())
 	case reasons&standby.Standby != 0 && st.Standby.Expired:
 		return api.StateFailing, *st.Standby.Deadline

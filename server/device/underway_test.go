@@ -103,7 +103,7 @@ func TestDisplaced(t *testing.T) {
 	is := func(want ...string) {
 		t.Helper()
 		var got []string
-		for _, w := range d.displaced(images) {
+		for _, w := range d.paths.displaced(images) {
 			got = append(got, w.How)
 			if s := w.String(); !strings.Contains(s, w.Path) {
 				t.Errorf("%q doesn't say which", s)
