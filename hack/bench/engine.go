@@ -23,6 +23,7 @@ import (
 // at i*Step modulo the disk's size.
 type pattern struct {
 	Write bool
+	Fill  bool  // of an image that is empty before each run
 	Block int   // bytes a request
 	Step  int64 // bytes from one request to the next
 	Depth int   // requests in flight

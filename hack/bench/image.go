@@ -36,6 +36,14 @@ func makeImage(path string, size int64) (err error) {
 	return nil
 }
 
+// emptyImage makes one with room for all requests of a pattern, in the place of another.
+func emptyImage(path string, p *pattern) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return command("qemu-img", "create", "-q", "-f", "parallels", "-o", fmt.Sprintf("size=%d,cluster_size=%d", int64(p.Count)*p.Step, mib), path)
+}
+
 // makeRaw makes a raw file of the same content.
 func makeRaw(path string, size int64) error {
 	f, err := os.Create(path)

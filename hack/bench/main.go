@@ -62,6 +62,8 @@ func run(ctx context.Context, args []string) error {
 		return procs(args[1:])
 	case "engine": // one run of our side of native, in a process of its own
 		return engineMain(args[1:])
+	case "fill": // the same on an empty image
+		return fillMain(args[1:])
 	case "guest": // vm's part in the guest
 		return guestMain(ctx, args[1:])
 	case "serve": // a server of ours in the guest, for profiles

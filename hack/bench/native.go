@@ -130,14 +130,19 @@ func nativePlace(ctx context.Context, o *nativeOptions, dir string, raw *json.En
 	}
 	say("native: engine against qemu-img bench -f parallels -i io_uring -t none; image in %s\n", dir)
 	say("%-28s %10s %10s %7s %15s | %9s %9s %7s | %s\n", "", "holdfast", "qemu-img", "ratio", "(min..max)", "cpu us/IO", "qemu-img", "ratio", "enters/IO mallocs")
-	for _, c := range nativeCases(o.quick) {
+	for _, c := range append(nativeCases(o.quick), fillCases(o.quick)...) {
 		// A run of theirs decides how many requests fill the time.
 		c.p.Count = 4000
-		first, err := theirs(ctx, image, c.p)
-		if err != nil {
-			return "", err
+		image := image
+		if c.p.Fill {
+			image, c.p.Count = filepath.Join(temp, "empty.hds"), 1000
+		} else {
+			first, err := theirs(ctx, image, c.p)
+			if err != nil {
+				return "", err
+			}
+			c.p.Count = max(1000, int(first.rate()*o.run.Seconds()))
 		}
-		c.p.Count = max(1000, int(first.rate()*o.run.Seconds()))
 		var us, them []*nativeRun
 		for round := range o.rounds {
 			a, err := ours(ctx, image, c.p)
@@ -203,7 +208,13 @@ func ours(ctx context.Context, image string, p pattern) (*nativeRun, error) {
 		return nil, err
 	}
 	args := []string{"engine", "-block", strconv.Itoa(p.Block), "-step", strconv.FormatInt(p.Step, 10), "-depth", strconv.Itoa(p.Depth), "-count", strconv.Itoa(p.Count)}
-	if p.Write {
+	switch {
+	case p.Fill:
+		if err := emptyImage(image, &p); err != nil {
+			return nil, err
+		}
+		args[0] = "fill"
+	case p.Write:
 		args = append(args, "-write")
 	}
 	out, cpu, err := measured(exec.CommandContext(ctx, self, append(args, image)...))
@@ -226,6 +237,11 @@ func theirs(ctx context.Context, image string, p pattern) (*nativeRun, error) {
 	args := []string{"bench", "-f", "parallels", "-i", "io_uring", "-t", "none", "-s", strconv.Itoa(p.Block), "-S", strconv.FormatInt(p.Step, 10), "-d", strconv.Itoa(p.Depth), "-c", strconv.Itoa(p.Count)}
 	if p.Write {
 		args = append(args, "-w")
+	}
+	if p.Fill {
+		if err := emptyImage(image, &p); err != nil {
+			return nil, err
+		}
 	}
 	out, cpu, err := measured(exec.CommandContext(ctx, "qemu-img", append(args, image)...))
 	if err != nil {
