@@ -21,6 +21,11 @@ type index struct {
 	mu    sync.Mutex
 	queue []*indexRequest
 	led   bool
+	spare []*indexRequest // the queue before, for its memory
+
+	// The leader's, for their memory.
+	ops    []*indexOp
+	writes []indexRun
 
 	// syncFailed counts failed syncs of the top. A failed sync may have lost
 	// data of a write that has not reached the index yet, and a later sync
@@ -61,12 +66,14 @@ type indexRequest struct {
 // attempted says that the file may have the new entries, now or later, so that their
 // places must not be reused.
 func (x *index) commit(s *Stack, ops []indexOp, gen *uint64, early bool) (attempted bool, err error) {
-	r := &indexRequest{ops: ops, gen: gen, early: early}
-	left, err := x.run(s, r)
-	if left {
-		return true, err // ops are the leader's
-	}
-	return slices.ContainsFunc(ops, func(op indexOp) bool { return op.attempted }), err
+	_, attempted, err = x.do(s, &indexRequest{ops: ops, gen: gen, early: early})
+	return attempted, err
+}
+
+// do is commit of a request. With left it is the leader's, and isn't used again.
+func (x *index) do(s *Stack, r *indexRequest) (left, attempted bool, err error) {
+	left, err = x.run(s, r)
+	return left, left || slices.ContainsFunc(r.ops, func(op indexOp) bool { return op.attempted }), err
 }
 
 // resolve reads back what a failed change of cluster i, whose lock the caller
@@ -86,7 +93,9 @@ func (x *index) restoreLost(s *Stack) error {
 // ErrSuperseded; left then says that a leader has the request, and may yet do
 // it.
 func (x *index) run(s *Stack, r *indexRequest) (left bool, err error) {
-	r.turn = make(chan bool, 1)
+	if r.turn == nil {
+		r.turn = make(chan bool, 1)
+	}
 	x.mu.Lock()
 	x.queue = append(x.queue, r)
 	if x.led {
@@ -103,7 +112,7 @@ func (x *index) run(s *Stack, r *indexRequest) (left bool, err error) {
 	}
 	x.led = true
 	batch := x.queue
-	x.queue = nil
+	x.queue, x.spare = x.spare, nil
 	x.mu.Unlock()
 
 	x.process(s, batch)
@@ -114,6 +123,8 @@ func (x *index) run(s *Stack, r *indexRequest) (left bool, err error) {
 			other.turn <- false
 		}
 	}
+	clear(batch)
+	x.spare = batch[:0]
 	x.pass()
 	x.mu.Unlock()
 	return false, r.err
@@ -181,7 +192,7 @@ func (x *index) process(s *Stack, batch []*indexRequest) {
 			}
 		}
 	}
-	var ops []*indexOp
+	ops := x.ops[:0]
 	for _, r := range batch {
 		if r.gen != nil && r.err == nil && *r.gen != x.syncFailed.Load() && !s.believing {
 			r.err = s.lostBefore()
@@ -210,6 +221,11 @@ func (x *index) process(s *Stack, batch []*indexRequest) {
 	sortOps(ops)
 	if runs := x.runs(s, ops); len(runs) > 0 {
 		x.write(s, runs)
+	}
+	clear(ops)
+	x.ops = ops[:0]
+	if len(x.writes) > indexWriters { // they have memory that is better given back
+		x.writes = nil
 	}
 	for _, r := range batch {
 		for k := range r.ops {

@@ -33,7 +33,8 @@ func sortOps(ops []*indexOp) {
 
 // runs makes writes of changes, which are in order. Those to sectors in doubt that can't be settled
 // fail, and their entries are as they were.
-func (x *index) runs(s *Stack, ops []*indexOp) (runs []indexRun) {
+func (x *index) runs(s *Stack, ops []*indexOp) []indexRun {
+	runs := x.writes[:0]
 	for len(ops) > 0 {
 		at := format.SectorOfEntry(ops[0].cluster)
 		k := 1
@@ -46,10 +47,17 @@ func (x *index) runs(s *Stack, ops []*indexOp) (runs []indexRun) {
 			runs[last].n += image.SectorSize
 			runs[last].ops = runs[last].ops[:len(runs[last].ops)+k] // which follow in memory as well
 		} else {
-			runs = append(runs, indexRun{at: at, n: image.SectorSize, ops: ops[:k]})
+			if len(runs) < cap(runs) {
+				runs = runs[:len(runs)+1] // with the buffer of the one before
+			} else {
+				runs = append(runs, indexRun{})
+			}
+			last := &runs[len(runs)-1]
+			*last = indexRun{at: at, n: image.SectorSize, ops: ops[:k], b: last.b}
 		}
 		ops = ops[k:]
 	}
+	x.writes = runs
 	return runs
 }
 
@@ -82,7 +90,10 @@ func (x *index) write(s *Stack, runs []indexRun) {
 		for _, op := range r.ops {
 			op.attempted = true
 		}
-		r.b = storage.AlignedBuffer(int(r.n))
+		if int64(cap(r.b)) < r.n || cap(r.b) > storage.BufferAlign {
+			r.b = storage.AlignedBuffer(int(r.n))
+		}
+		r.b = r.b[:r.n]
 		x.fill(s, r.b, r.at, r.ops)
 		if half := r.n / 2 / image.SectorSize * image.SectorSize; half > 0 && failpoint.Armed("index-half") {
 			_ = s.top.Write(r.b[:half], r.at)
@@ -111,12 +122,18 @@ func (x *index) write(s *Stack, runs []indexRun) {
 	}
 }
 
+func (r *indexRun) write(s *Stack) { _, r.err = s.top.File.WriteAt(r.b, r.at) }
+
 // writeRuns writes, some at a time.
 func (s *Stack) writeRuns(runs []indexRun) {
+	if len(runs) == 1 {
+		runs[0].write(s)
+		return
+	}
 	var next atomic.Int64
 	work := func() {
 		for i := next.Add(1) - 1; i < int64(len(runs)); i = next.Add(1) - 1 {
-			_, runs[i].err = s.top.File.WriteAt(runs[i].b, runs[i].at)
+			runs[i].write(s)
 		}
 	}
 	var group sync.WaitGroup

@@ -149,52 +149,72 @@ func (s *Stack) alone(i uint64, in, n int64, change func() error) error {
 	return change()
 }
 
+// allocation gives a cluster a place in the top.
+type allocation struct {
+	s       *Stack
+	at      place
+	off     int64 // of the place in the top's file
+	e       table.Entry
+	in, n   int64
+	p       []byte // nil: zeroes
+	op      [1]indexOp
+	gen     uint64
+	request indexRequest
+	filled  chan error
+}
+
+var allocations = sync.Pool{New: func() any { return &allocation{filled: make(chan error, 1)} }}
+
 // newCluster gives cluster i, whose lock the caller holds, a place in the top:
 // its old content (nothing, or a lower delta's) with n bytes at in replaced by
 // p; a nil p stands for zeroes.
 func (s *Stack) newCluster(i uint64, e table.Entry, in int64, p []byte, n int64) error {
-	place, err := s.space.allocate(s)
+	at, err := s.space.allocate(s)
 	if err != nil {
 		return err
 	}
-	gen := s.index.syncFailed.Load()
-	sector := s.top.Header.SectorAt(place.pos)
-	fill := func() error { return s.fillCluster(int64(sector)*image.SectorSize, place.zero, e, in, p, n) }
-	op := []indexOp{{cluster: i, from: e, to: table.MakeEntry(s.Top(), sector)}}
+	sector := s.top.Header.SectorAt(at.pos)
+	a := allocations.Get().(*allocation)
+	*a = allocation{s: s, at: at, off: int64(sector) * image.SectorSize, e: e, in: in, n: n, p: p, gen: s.index.syncFailed.Load(),
+		op: [1]indexOp{{cluster: i, from: e, to: table.MakeEntry(s.Top(), sector)}}, request: indexRequest{turn: a.request.turn}, filled: a.filled}
 	// Zeroes are what the cluster was before. What it had in a lower delta must not be missing.
-	early := place.lasting && !e.Mapped()
-	if early && !s.top.cached() {
-		return s.fillBeside(fill, place, op, &gen)
-	}
-	if err := fill(); err != nil {
-		s.space.giveBack(place.pos)
-		return err
-	}
-	failpoint.Hit("data-index")
-	attempted, err := s.index.commit(s, op, &gen, early)
+	early := at.lasting && !e.Mapped()
+	a.request.ops, a.request.gen, a.request.early = a.op[:], &a.gen, early
+	left, attempted, err := a.do(early && !s.top.cached())
 	if err != nil && !attempted {
-		s.space.giveBack(place.pos)
+		s.space.giveBack(at.pos)
+	}
+	if !left {
+		a.s, a.p = nil, nil
+		allocations.Put(a)
 	}
 	return err
 }
 
-// fillBeside writes the data of a new cluster beside its entry, which saves half of the time where the
-// storage takes its time for each. If the data can't be written the cluster has its place all the
-// same, with zeroes or a part of the data in it.
-func (s *Stack) fillBeside(fill func() error, at place, op []indexOp, gen *uint64) error {
-	filled := make(chan error, 1)
-	go func() { filled <- fill() }()
-	attempted, err := s.index.commit(s, op, gen, true)
-	if ferr := <-filled; ferr != nil {
+// do writes data and entry. beside does so side by side, which saves half of the time where the
+// storage takes its time for each: if the data can't be written the cluster has its place all the same,
+// with zeroes or a part of the data in it.
+func (a *allocation) do(beside bool) (left, attempted bool, err error) {
+	if !beside {
+		if err := a.fill(); err != nil {
+			return false, false, err
+		}
+		failpoint.Hit("data-index")
+		return a.s.index.do(a.s, &a.request)
+	}
+	go func() { a.filled <- a.fill() }()
+	left, attempted, err = a.s.index.do(a.s, &a.request)
+	if ferr := <-a.filled; ferr != nil {
 		err = ferr
 	}
-	if err != nil && !attempted {
-		s.space.giveBack(at.pos)
+	if err == nil && a.gen != a.s.index.syncFailed.Load() && !a.s.believing {
+		err = a.s.lostBefore() // the data came before that sync, perhaps
 	}
-	if err == nil && *gen != s.index.syncFailed.Load() && !s.believing {
-		err = s.lostBefore() // the data came before that sync, perhaps
-	}
-	return err
+	return left, attempted, err
+}
+
+func (a *allocation) fill() error {
+	return a.s.fillCluster(a.off, a.at.zero, a.e, a.in, a.p, a.n)
 }
 
 // fillCluster writes a whole cluster at off of the top's file, sparing what

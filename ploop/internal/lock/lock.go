@@ -64,9 +64,13 @@ func (m *Mutex) Unlock() {
 // ByNumber are mutexes by number, made when first wanted and dropped with
 // the last user. Whoever takes several takes them in rising order.
 type ByNumber struct {
-	mu   sync.Mutex
-	held map[uint64]*clusterLock
+	mu    sync.Mutex
+	held  map[uint64]*clusterLock
+	spare []*clusterLock // that nobody has, to be used again
 }
+
+// mostSpare is how many are kept: as many as are in use at once by many requests.
+const mostSpare = 64
 
 type clusterLock struct {
 	Mutex
@@ -81,7 +85,11 @@ func (c *ByNumber) Lock(i uint64, over <-chan struct{}) error {
 		if c.held == nil {
 			c.held = make(map[uint64]*clusterLock)
 		}
-		l = new(clusterLock)
+		if n := len(c.spare); n > 0 {
+			l, c.spare = c.spare[n-1], c.spare[:n-1]
+		} else {
+			l = new(clusterLock)
+		}
 		c.held[i] = l
 	}
 	l.users++
@@ -94,15 +102,25 @@ func (c *ByNumber) Lock(i uint64, over <-chan struct{}) error {
 }
 
 // Unlock gives lock i back.
-func (c *ByNumber) Unlock(i uint64) { c.drop(i).Unlock() }
+func (c *ByNumber) Unlock(i uint64) {
+	l, last := c.drop(i)
+	l.Unlock()
+	if last {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if len(c.spare) < mostSpare {
+			c.spare = append(c.spare, l)
+		}
+	}
+}
 
-// drop counts one user of a cluster's lock less.
-func (c *ByNumber) drop(i uint64) *clusterLock {
+// drop counts one user of a cluster's lock less. After the last one nobody else has it.
+func (c *ByNumber) drop(i uint64) (l *clusterLock, last bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	l := c.held[i]
+	l = c.held[i]
 	if l.users--; l.users == 0 {
 		delete(c.held, i)
 	}
-	return l
+	return l, l.users == 0
 }
