@@ -33,12 +33,12 @@ const (
 	classes
 )
 
-// mostWorkers bounds the workers of a generation. Changes that allocate share one sync and one
+// mostWorkers bounds the workers of a generation. Changes that copy up share one sync and one
 // write of the index between all that wait for them, so that their rate grows with their
 // number, up to 64: on storage where a write takes 1 ms and a sync 5 ms, 16, 32, 64 and 128
-// workers allocate 900, 1300, 3000 and 2900 clusters a second, and copy up 800, 1400, 1700 and
-// 1900 (go test -run - -bench Workers -benchtime 1500x ./ploop). Reads are slow only where a
-// range isn't in one place of one file.
+// workers copy up 800, 1600, 1700 and 1900 clusters a second, and give 2500, 2700, 3600 and 3300
+// new ones a place, which waits for no sync (go test -run - -bench Workers -benchtime 1500x
+// ./ploop/stack). Reads are slow only where a range isn't in one place of one file.
 var mostWorkers = [classes]int{reading: 32, changing: 64, flushing: 8, judging: 4}
 
 // mostThreads bounds the workers of all devices of the process, but for fewWorkers of each
