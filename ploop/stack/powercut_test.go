@@ -243,7 +243,7 @@ func control(t *testing.T) {
 // HOLDFAST_POWERCUT_SEEDS asks for more than the usual number of seeds.
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
-	seeds := cutSeeds(1000)
+	seeds := cutSeeds(400)
 	total := 0
 	for seed := range seeds {
 		n, err := powerCuts(uint64(seed), func(*cutScene) {})
