@@ -69,6 +69,9 @@ func TestReplace(t *testing.T) {
 // asked and replaced through its server, and the next manager finds it as it is.
 func TestReplaceWithoutManager(t *testing.T) {
 	needVM(t)
+	if testing.Short() {
+		t.Skip("takes long: make soak")
+	}
 	g := needGluster(t)
 	d := startDaemon(t)
 	d.needServers()
