@@ -6,9 +6,8 @@ import "time"
 // requests. One growth is under way at most.
 type ahead struct {
 	// Under space.mu:
-	done   chan struct{} // closed when the one under way, or the last, has ended; nil: there was none
-	active bool
-	failed uint64 // what space.have was when one failed: to be tried again when somebody has grown it
+	done   chan struct{} // closed when the one under way has ended; nil: there is none
+	failed uint64        // what space.have was when one failed: to be tried again when somebody has grown it
 }
 
 // see begins to grow when half of a step is left, if the disk may want more. The caller holds
@@ -16,14 +15,14 @@ type ahead struct {
 func (a *ahead) see(s *Stack) {
 	p := &s.space
 	left := p.have - p.next
-	if a.active || a.failed == p.have || left > s.stepOf()/2 || s.opts.noAhead {
+	if a.done != nil || a.failed == p.have || left > s.stepOf()/2 || s.opts.noAhead {
 		return
 	}
 	// What is left to want is little at the end, or the clusters that are being allocated.
 	if !p.zeroes.reserved.Load() || uint64(s.allocated.Load())+left+s.stepOf()/8 >= s.clusters {
 		return
 	}
-	a.active, a.done = true, make(chan struct{})
+	a.done = make(chan struct{})
 	token := s.calls.begin() // it may write to the file
 	go func() {
 		err := a.grow(s)
@@ -33,8 +32,8 @@ func (a *ahead) see(s *Stack) {
 		if err != nil {
 			a.failed = p.have
 		}
-		a.active = false
 		close(a.done)
+		a.done = nil
 	}()
 }
 

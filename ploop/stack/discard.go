@@ -119,7 +119,7 @@ func (s *Stack) unmap(clusters []uint64) (err error) {
 		return giveUp(err)
 	}
 	gen := s.index.syncFailed.Load()
-	if _, err := s.index.commit(s, ops, nil, false); err != nil {
+	if _, _, err := s.index.commit(s, &indexRequest{ops: ops}); err != nil {
 		return err
 	}
 	failpoint.Hit("discard-index")

@@ -61,17 +61,11 @@ type indexRequest struct {
 	left    bool      // under index.mu: whoever asked has gone, and its lock with it
 }
 
-// commit brings ops into the file and, that done, into the table. With gen it
+// commit brings a request's ops into the file and, that done, into the table. With gen it
 // first syncs the data that the new entries point to, unless they are early. After an error
 // attempted says that the file may have the new entries, now or later, so that their
-// places must not be reused.
-func (x *index) commit(s *Stack, ops []indexOp, gen *uint64, early bool) (attempted bool, err error) {
-	_, attempted, err = x.do(s, &indexRequest{ops: ops, gen: gen, early: early})
-	return attempted, err
-}
-
-// do is commit of a request. With left it is the leader's, and isn't used again.
-func (x *index) do(s *Stack, r *indexRequest) (left, attempted bool, err error) {
+// places must not be reused. With left the request is the leader's, and isn't used again.
+func (x *index) commit(s *Stack, r *indexRequest) (left, attempted bool, err error) {
 	left, err = x.run(s, r)
 	return left, left || slices.ContainsFunc(r.ops, func(op indexOp) bool { return op.attempted }), err
 }
@@ -274,8 +268,7 @@ func (x *index) settle(s *Stack, at int64) error {
 	if _, err := s.top.File.ReadAt(b, at); err != nil {
 		return s.top.IOError("read index back", at, err)
 	}
-	found := map[uint64]table.Entry{}
-	var as []*indexOp
+	var found []*indexOp
 	le := binary.LittleEndian
 	for _, op := range ops {
 		v := le.Uint32(b[format.HeaderSize+format.BATEntrySize*int64(op.cluster)-at:])
@@ -287,11 +280,10 @@ func (x *index) settle(s *Stack, at int64) error {
 		default:
 			continue
 		}
-		found[op.cluster] = to
-		as = append(as, &indexOp{cluster: op.cluster, to: to})
+		found = append(found, &indexOp{cluster: op.cluster, from: op.from, to: to})
 	}
-	sortOps(as)
-	x.fill(s, want, at, as)
+	sortOps(found)
+	x.fill(s, want, at, found)
 	n := min(image.SectorSize, s.top.Header.BATEnd()-at) // behind the BAT is anything
 	if len(found) != len(ops) || string(b[:n]) != string(want[:n]) {
 		return &image.FormatError{File: s.top.Ref.Path, Offset: at, Class: image.ErrCorrupt, What: "index read back after a failed write",
@@ -299,8 +291,8 @@ func (x *index) settle(s *Stack, at int64) error {
 	}
 	x.lost.Lock()
 	defer x.lost.Unlock()
-	for _, op := range ops {
-		x.publish(s, op.cluster, op.from, found[op.cluster])
+	for _, op := range found {
+		x.publish(s, op.cluster, op.from, op.to)
 	}
 	x.mark(s, at)
 	delete(x.doubt, at)

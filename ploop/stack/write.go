@@ -200,10 +200,10 @@ func (a *allocation) do(beside bool) (left, attempted bool, err error) {
 			return false, false, err
 		}
 		failpoint.Hit("data-index")
-		return a.s.index.do(a.s, &a.request)
+		return a.s.index.commit(a.s, &a.request)
 	}
 	go func() { a.filled <- a.fill() }()
-	left, attempted, err = a.s.index.do(a.s, &a.request)
+	left, attempted, err = a.s.index.commit(a.s, &a.request)
 	if ferr := <-a.filled; ferr != nil {
 		err = ferr
 	}
