@@ -15,10 +15,15 @@ import (
 
 const mib = 1 << 20
 
+// createImage makes an empty image by qemu-img, in the place of another.
+func createImage(path string, size int64) error {
+	return command("qemu-img", "create", "-q", "-f", "parallels", "-o", fmt.Sprintf("size=%d,cluster_size=%d", size, mib), path)
+}
+
 // makeImage makes a ploop image by qemu-img, so that both sides work on a file
 // that is not of our own making, and fills it: every cluster is allocated.
 func makeImage(path string, size int64) (err error) {
-	if err := command("qemu-img", "create", "-q", "-f", "parallels", "-o", fmt.Sprintf("size=%d,cluster_size=%d", size, mib), path); err != nil {
+	if err := createImage(path, size); err != nil {
 		return err
 	}
 	stack, err := stack.Open([]ploop.ImageRef{{Path: path}}, stack.Options{})
@@ -34,14 +39,6 @@ func makeImage(path string, size int64) (err error) {
 		}
 	}
 	return nil
-}
-
-// emptyImage makes one with room for all requests of a pattern, in the place of another.
-func emptyImage(path string, p *pattern) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return command("qemu-img", "create", "-q", "-f", "parallels", "-o", fmt.Sprintf("size=%d,cluster_size=%d", int64(p.Count)*p.Step, mib), path)
 }
 
 // makeRaw makes a raw file of the same content.

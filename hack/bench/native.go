@@ -147,21 +147,25 @@ func nativePlace(ctx context.Context, o *nativeOptions, dir string, raw *json.En
 		}
 		var us, them []*nativeRun
 		for round := range o.rounds {
-			a, err := ours(ctx, image, c.p)
-			if err != nil {
-				return "", err
-			}
-			b, err := theirs(ctx, image, c.p)
-			if err != nil {
-				return "", err
-			}
-			for _, r := range []*nativeRun{a, b} {
+			for _, side := range []struct {
+				run  func(context.Context, string, pattern) (*nativeRun, error)
+				runs *[]*nativeRun
+			}{{ours, &us}, {theirs, &them}} {
+				if c.p.Fill {
+					if err := createImage(image, int64(c.p.Count)*c.p.Step); err != nil {
+						return "", err
+					}
+				}
+				r, err := side.run(ctx, image, c.p)
+				if err != nil {
+					return "", err
+				}
 				r.Place, r.Case, r.Round = dir, c.name, round
 				if err := raw.Encode(r); err != nil {
 					return "", err
 				}
+				*side.runs = append(*side.runs, r)
 			}
-			us, them = append(us, a), append(them, b)
 		}
 		rates := ratios(us, them, (*nativeRun).rate)
 		cpu := ratios(us, them, (*nativeRun).cpuPerIO)
@@ -212,9 +216,6 @@ func ours(ctx context.Context, image string, p pattern) (*nativeRun, error) {
 	args := []string{"engine", "-block", strconv.Itoa(p.Block), "-step", strconv.FormatInt(p.Step, 10), "-depth", strconv.Itoa(p.Depth), "-count", strconv.Itoa(p.Count)}
 	switch {
 	case p.Fill:
-		if err := emptyImage(image, &p); err != nil {
-			return nil, err
-		}
 		args[0] = "fill"
 	case p.Write:
 		args = append(args, "-write")
@@ -245,11 +246,6 @@ func theirs(ctx context.Context, image string, p pattern) (*nativeRun, error) {
 	args := []string{"bench", "-f", "parallels", "-i", "io_uring", "-t", "none", "-s", strconv.Itoa(p.Block), "-S", strconv.FormatInt(p.Step, 10), "-d", strconv.Itoa(p.Depth), "-c", strconv.Itoa(p.Count)}
 	if p.Write {
 		args = append(args, "-w")
-	}
-	if p.Fill {
-		if err := emptyImage(image, &p); err != nil {
-			return nil, err
-		}
 	}
 	out, cpu, err := measured(exec.CommandContext(ctx, "qemu-img", append(args, image)...))
 	if err != nil {
