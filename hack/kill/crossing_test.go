@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"holdfast/api"
+	"holdfast/hack/tool"
 	"holdfast/ploop"
 )
 
@@ -36,7 +37,7 @@ func crossing(t *testing.T, way string) {
 	bin := t.TempDir()
 	install := func(from, name string) {
 		t.Helper()
-		must(t, command("cp", from, bin+"/~"))
+		must(t, tool.Run("cp", from, bin+"/~"))
 		must(t, os.Rename(bin+"/~", bin+"/"+name))
 	}
 	install(old, "holdfast")
@@ -48,7 +49,7 @@ func crossing(t *testing.T, way string) {
 	image := filepath.Join(t.TempDir(), "ext4.hds")
 	must(t, ploop.Create(image, ploop.CreateOptions{Size: 128 << 20, ClusterSize: 64 << 10}))
 	disk := s.ok("create", "ext4", "--image", image)
-	must(t, command("mkfs.ext4", "-q", disk))
+	must(t, tool.Run("mkfs.ext4", "-q", disk))
 	dir := t.TempDir()
 	must(t, syscall.Mount(disk, dir, "ext4", 0, "errors=remount-ro,discard"))
 	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
@@ -135,7 +136,7 @@ func crossing(t *testing.T, way string) {
 	v.end()
 	kept, _ := files.end()
 	must(t, syscall.Unmount(dir, 0))
-	must(t, command("fsck.ext4", "-fn", disk))
+	must(t, tool.Run("fsck.ext4", "-fn", disk))
 	must(t, syscall.Mount(disk, dir, "ext4", syscall.MS_RDONLY, ""))
 	for name, sum := range kept {
 		text, err := os.ReadFile(filepath.Join(dir, name))

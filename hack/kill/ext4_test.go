@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/hack/tool"
 	"holdfast/ploop"
 )
 
@@ -30,7 +31,7 @@ func TestExt4(t *testing.T) {
 	top := filepath.Join(filepath.Dir(base), "top.hds")
 	must(t, ploop.Create(base, ploop.CreateOptions{Size: 256 << 20, ClusterSize: 64 << 10}))
 	disk := s.ok("create", "ext4", "--image", base)
-	must(t, command("mkfs.ext4", "-q", disk))
+	must(t, tool.Run("mkfs.ext4", "-q", disk))
 	s.ok("remove", "ext4")
 	must(t, ploop.Create(top, ploop.CreateOptions{Backing: &ploop.ImageRef{Path: base}}))
 	disk = s.ok("create", "ext4", "--image", base, "--image", top)
@@ -57,7 +58,7 @@ func TestExt4(t *testing.T) {
 	}
 
 	must(t, syscall.Unmount(dir, 0))
-	must(t, command("fsck.ext4", "-fn", disk))
+	must(t, tool.Run("fsck.ext4", "-fn", disk))
 	must(t, syscall.Mount(disk, dir, "ext4", syscall.MS_RDONLY, ""))
 	for name, sum := range files {
 		text, err := os.ReadFile(filepath.Join(dir, name))
@@ -67,7 +68,7 @@ func TestExt4(t *testing.T) {
 	}
 	must(t, syscall.Unmount(dir, 0))
 	s.ok("remove", "ext4")
-	must(t, command(s.program, "image", "check", base, top))
+	must(t, tool.Run(s.program, "image", "check", base, top))
 }
 
 // files is a load of a file system.

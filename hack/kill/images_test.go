@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"holdfast/hack/tool"
 	"holdfast/ploop"
 	"holdfast/ploop/stack"
 )
@@ -117,5 +118,5 @@ func (g *images) sound(t *testing.T, s *server) {
 // copyFile copies a file that nobody writes to.
 func copyFile(t *testing.T, from, to string) {
 	t.Helper()
-	must(t, command("cp", "--sparse=always", from, to))
+	must(t, tool.Run("cp", "--sparse=always", from, to))
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"holdfast/api"
+	"holdfast/hack/tool"
 	"holdfast/ploop"
 )
 
@@ -285,16 +286,16 @@ func (l *loop) replacement(name string, g *images) (done func()) {
 // way, other than tmpfs's, which is done when it was begun.
 func mountLoop(t *testing.T, dir string, size int64) {
 	t.Helper()
-	must(t, command("modprobe", "-a", "loop", "ext4"))
+	must(t, tool.Run("modprobe", "-a", "loop", "ext4"))
 	file := filepath.Join(t.TempDir(), "disk")
 	must(t, os.WriteFile(file, nil, 0o600))
 	must(t, os.Truncate(file, size))
-	must(t, command("mkfs.ext4", "-q", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", file))
-	must(t, command("mount", "-o", "loop", file, dir))
+	must(t, tool.Run("mkfs.ext4", "-q", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", file))
+	must(t, tool.Run("mount", "-o", "loop", file, dir))
 	t.Cleanup(func() {
 		if t.Failed() { // the server may have it still
-			command("umount", "--lazy", dir)
-		} else if err := wait(time.Minute, func() error { return command("umount", dir) }); err != nil {
+			tool.Run("umount", "--lazy", dir)
+		} else if err := wait(time.Minute, func() error { return tool.Run("umount", dir) }); err != nil {
 			t.Error(err)
 		}
 	})

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/hack/tool"
 	"holdfast/state"
 )
 
@@ -223,6 +224,6 @@ func (s *server) keepLogs(t *testing.T) {
 		if device := filepath.Base(filepath.Dir(file)); file != s.logs()[0] {
 			name += "-" + device
 		}
-		command("cp", file, "/results/"+name+".log")
+		tool.Run("cp", file, "/results/"+name+".log")
 	}
 }

@@ -19,6 +19,7 @@ import (
 
 	"holdfast/api"
 	"holdfast/hack/faultfs"
+	"holdfast/hack/tool"
 	"holdfast/ublk"
 )
 
@@ -107,7 +108,7 @@ func newServer(t *testing.T, options ...string) *server {
 func makeServer(t *testing.T, options ...string) *server {
 	t.Helper()
 	needVM(t)
-	must(t, command("modprobe", "ublk_drv"))
+	must(t, tool.Run("modprobe", "ublk_drv"))
 	dir := t.TempDir()
 	s := &server{t: t, dir: dir, options: options, client: api.NewClient(dir + "/run"), counted: map[string]time.Time{}}
 	s.use(program(t))

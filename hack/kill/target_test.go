@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"holdfast/hack/tool"
 )
 
 const (
@@ -52,7 +54,7 @@ func TestInitiator(t *testing.T) {
 // it becomes. Removed with the test at the latest.
 func loopback(t *testing.T, name, disk string, number int) string {
 	t.Helper()
-	must(t, command("modprobe", "-a", "target_core_mod", "target_core_iblock", "tcm_loop", "sd_mod"))
+	must(t, tool.Run("modprobe", "-a", "target_core_mod", "target_core_iblock", "tcm_loop", "sd_mod"))
 	store := configfs + "/core/iblock_0/" + name
 	tpg := fmt.Sprintf("%s/loopback/%s%02d/tpgt_1", configfs, naa, number)
 	t.Cleanup(func() { removeLoopback(t, name, number) })

@@ -2,8 +2,6 @@ package kill
 
 import (
 	"fmt"
-	"os/exec"
-	"strings"
 	"testing"
 	"time"
 )
@@ -13,20 +11,6 @@ func must(t *testing.T, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-// command runs a program that must not hang.
-func command(name string, args ...string) error {
-	_, err := output(name, args...)
-	return err
-}
-
-func output(name string, args ...string) (string, error) {
-	out, err := exec.Command("timeout", append([]string{"-k", "5", "120", name}, args...)...).CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out)
-	}
-	return strings.TrimSpace(string(out)), nil
 }
 
 // wait calls f until it returns nil, or returns its last error. Two thirds of the time it leaves to those who

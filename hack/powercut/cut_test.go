@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/hack/tool"
 	"holdfast/internal/failpoint"
 	"holdfast/ploop"
 	"holdfast/ploop/stack"
@@ -49,7 +50,7 @@ func TestPowerCut(t *testing.T) {
 		t.Skip("runs in the VM only")
 	}
 	runtime.GOMAXPROCS(8) // the disk's requests are served beside those who wait for it
-	must(t, command("modprobe", "ublk_drv"))
+	must(t, tool.Run("modprobe", "ublk_drv"))
 	cuts := 10
 	if testing.Short() {
 		cuts = 2
@@ -99,7 +100,7 @@ func (sys *system) cuts(t *testing.T, rounds int) (wrong []error) {
 	}()
 	must(t, dev.Start(t.Context()))
 	path := dev.Path()
-	must(t, command(sys.mkfs[0], append(sys.mkfs[1:], path)...))
+	must(t, tool.Run(sys.mkfs[0], append(sys.mkfs[1:], path)...))
 	dir := t.TempDir()
 	must(t, unix.Mount(path, dir, sys.name, 0, sys.mount))
 	defer syscall.Unmount(dir, syscall.MNT_DETACH)
@@ -208,9 +209,9 @@ func join(before, after [][]uint64) [][]uint64 {
 
 // verify mounts what the cut left and looks at the image.
 func (c *cutting) verify(t *testing.T, legal [][]uint64) error {
-	loop, err := output("losetup", "-f", "--show", "-b", strconv.Itoa(c.sys.unit), c.file)
+	loop, err := tool.Output("losetup", "-f", "--show", "-b", strconv.Itoa(c.sys.unit), c.file)
 	must(t, err)
-	defer command("losetup", "-d", loop)
+	defer tool.Run("losetup", "-d", loop)
 	dir := t.TempDir()
 	if err := unix.Mount(loop, dir, c.sys.name, 0, c.sys.again); err != nil {
 		t.Fatalf("what the cut left can't be mounted, which is the file system's fault or that of the test's disk: %v", err)
@@ -254,17 +255,4 @@ func must(t *testing.T, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-func command(name string, args ...string) error {
-	_, err := output(name, args...)
-	return err
-}
-
-func output(name string, args ...string) (string, error) {
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out)
-	}
-	return strings.TrimSpace(string(out)), nil
 }

@@ -14,6 +14,7 @@ import (
 	"unsafe"
 
 	"holdfast/api"
+	"holdfast/hack/tool"
 )
 
 // needVM skips a test that must not run on a machine that somebody uses.
@@ -39,7 +40,7 @@ type daemon struct {
 func startDaemon(t *testing.T, options ...string) *daemon {
 	t.Helper()
 	needVM(t)
-	must(t, command("modprobe", "ublk_drv"))
+	must(t, tool.Run("modprobe", "ublk_drv"))
 	d := &daemon{t: t, dir: t.TempDir(), path: os.Getenv("HOLDFAST_BINARY"), options: options}
 	if d.path == "" {
 		var err error

@@ -3,7 +3,6 @@ package story
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -11,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"holdfast/hack/tool"
 
 	"golang.org/x/sys/unix"
 )
@@ -88,10 +89,10 @@ func startGluster(t *testing.T) (*gluster, error) {
 	if err := hideGsyncd(); err != nil {
 		return nil, err
 	}
-	if err := command("glusterd", "--log-level", "WARNING"); err != nil {
+	if err := tool.Run("glusterd", "--log-level", "WARNING"); err != nil {
 		return nil, err
 	}
-	if err := wait(time.Minute, func() error { return command("gluster", "--mode=script", "volume", "list") }); err != nil {
+	if err := wait(time.Minute, func() error { return tool.Run("gluster", "--mode=script", "volume", "list") }); err != nil {
 		return nil, fmt.Errorf("glusterd: %w", err)
 	}
 	// It must resolve, and glusterd takes no loopback address for it.
@@ -105,13 +106,13 @@ func startGluster(t *testing.T) (*gluster, error) {
 		append([]string{"set", volume}, volumeOptions...),
 		{"start", volume},
 	} {
-		if err := command("gluster", append([]string{"--mode=script", "volume"}, args...)...); err != nil {
+		if err := tool.Run("gluster", append([]string{"--mode=script", "volume"}, args...)...); err != nil {
 			return nil, err
 		}
 	}
 	for _, m := range g.mounts {
 		// What mount -t glusterfs comes to after a long shell script.
-		if err := command("glusterfs", "--process-name", "fuse", "--volfile-server="+host, "--volfile-id=/"+volume, m); err != nil {
+		if err := tool.Run("glusterfs", "--process-name", "fuse", "--volfile-server="+host, "--volfile-id=/"+volume, m); err != nil {
 			return nil, err
 		}
 	}
@@ -211,21 +212,12 @@ func (g *gluster) kill(t *testing.T) {
 // revive starts the bricks again and returns when the mount answers.
 func (g *gluster) revive(t *testing.T, mount string) {
 	t.Helper()
-	if err := command("gluster", "--mode=script", "volume", "start", volume, "force"); err != nil {
+	if err := tool.Run("gluster", "--mode=script", "volume", "start", volume, "force"); err != nil {
 		t.Fatal(err)
 	}
 	if err := wait(5*time.Minute, func() error { return answers(mount) }); err != nil {
 		t.Fatalf("%s after the bricks were started again: %v", mount, err)
 	}
-}
-
-// command runs a program that must succeed within a generous time.
-func command(name string, args ...string) error {
-	cmd := exec.Command("timeout", append([]string{"-k", "5", "120", name}, args...)...)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out)
-	}
-	return nil
 }
 
 // wait calls f until it returns nil, or returns its last error.

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"holdfast/hack/tool"
 )
 
 // initiatorDisk is what an initiator sees of a target: a disk.
@@ -30,7 +32,7 @@ var iscsidOnce struct {
 
 // startISCSID brings up open-iscsi's daemon; it stays until the guest ends.
 func startISCSID() error {
-	if err := command("modprobe", "-a", "iscsi_tcp", "sd_mod"); err != nil {
+	if err := tool.Run("modprobe", "-a", "iscsi_tcp", "sd_mod"); err != nil {
 		return err
 	}
 	for _, dir := range []string{"/run/lock/iscsi", "/etc/iscsi"} {
@@ -44,7 +46,7 @@ func startISCSID() error {
 			return err
 		}
 	}
-	return command("iscsid")
+	return tool.Run("iscsid")
 }
 
 // login makes a session with a target and waits for its disk. Settings are made
@@ -80,7 +82,7 @@ func login(t *testing.T, target *lioTarget, settings ...setting) *initiatorDisk 
 
 // node runs iscsiadm on the target's record.
 func (d *initiatorDisk) node(args ...string) error {
-	return command("iscsiadm", append([]string{"-m", "node", "-T", d.iqn, "-p", portal}, args...)...)
+	return tool.Run("iscsiadm", append([]string{"-m", "node", "-T", d.iqn, "-p", portal}, args...)...)
 }
 
 // find looks for the session's disk.

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"holdfast/hack/tool"
 )
 
 // iscsiSuites are those of libiscsi's conformance tests that are about data; it has none for
@@ -28,7 +30,7 @@ func TestConformance(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes long: make soak")
 	}
-	must(t, command("modprobe", "loop"))
+	must(t, tool.Run("modprobe", "loop"))
 	d := startDaemon(t)
 	const size = 64 << 20
 	image := d.dir + "/iscsi.hds"
@@ -39,8 +41,8 @@ func TestConformance(t *testing.T) {
 	must(t, os.WriteFile(file, nil, 0o600))
 	must(t, os.Truncate(file, size))
 	theirs := exportLIO(t, "theirs", loop(t, file))
-	must(t, command("modprobe", "brd", "rd_nr=1", fmt.Sprintf("rd_size=%d", size>>10)))
-	t.Cleanup(func() { command("rmmod", "brd") })
+	must(t, tool.Run("modprobe", "brd", "rd_nr=1", fmt.Sprintf("rd_size=%d", size>>10)))
+	t.Cleanup(func() { tool.Run("rmmod", "brd") })
 	ram := exportLIO(t, "ram", "/dev/ram0")
 	for _, target := range []*lioTarget{ours, theirs, ram} {
 		set(t, target.Backstore+"/attrib/emulate_tpu", "1")

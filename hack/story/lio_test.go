@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"holdfast/hack/tool"
 )
 
 const (
@@ -23,7 +25,7 @@ const (
 func needLIO(t *testing.T) {
 	t.Helper()
 	needVM(t)
-	must(t, command("modprobe", "-a", "target_core_mod", "target_core_iblock", "iscsi_target_mod"))
+	must(t, tool.Run("modprobe", "-a", "target_core_mod", "target_core_iblock", "iscsi_target_mod"))
 	if _, err := os.Stat(configfs); err != nil {
 		t.Fatalf("%v: is configfs mounted on /sys/kernel/config?", err)
 	}
@@ -118,7 +120,7 @@ func TestTargetWithoutHoldfast(t *testing.T) {
 		t.Skip("takes long: make soak")
 	}
 	needLIO(t)
-	must(t, command("modprobe", "loop"))
+	must(t, tool.Run("modprobe", "loop"))
 	file := t.TempDir() + "/disk"
 	must(t, os.WriteFile(file, nil, 0o600))
 	must(t, os.Truncate(file, 32<<20))
@@ -152,7 +154,7 @@ func loop(t *testing.T, file string) string {
 	disk := strings.TrimSpace(out)
 	t.Cleanup(func() {
 		// The backstore before it lets go of the disk in the background.
-		if err := wait(time.Minute, func() error { return command("losetup", "--detach", disk) }); err != nil {
+		if err := wait(time.Minute, func() error { return tool.Run("losetup", "--detach", disk) }); err != nil {
 			t.Error(err)
 		}
 	})

@@ -3,6 +3,8 @@ package story
 import (
 	"testing"
 	"time"
+
+	"holdfast/hack/tool"
 )
 
 // How long an initiator waits. The disk's own time-out is first (30 s by
@@ -63,7 +65,7 @@ func TestHoldOutlastsSession(t *testing.T) {
 
 	d.ok("replace", "impatient", "--top", d.dir+"/impatient.hds")
 	if err := wait(5*time.Minute, func() error {
-		return command("dd", "if="+sd.Path, "of=/dev/null", "bs=64K", "count=16", "iflag=direct")
+		return tool.Run("dd", "if="+sd.Path, "of=/dev/null", "bs=64K", "count=16", "iflag=direct")
 	}); err != nil {
 		t.Fatalf("the disk does not come back: %v", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"holdfast/api"
+	"holdfast/hack/tool"
 )
 
 const (
@@ -137,7 +138,7 @@ func TestReplaceTopOfTwo(t *testing.T) {
 func fillImage(t *testing.T, d *daemon, image string) {
 	t.Helper()
 	disk := d.ok("create", "fill", "--image", image)
-	must(t, command("dd", "if=/dev/urandom", "of="+disk, "bs=1M", "count="+strconv.Itoa(roundSize>>20), "oflag=direct"))
+	must(t, tool.Run("dd", "if=/dev/urandom", "of="+disk, "bs=1M", "count="+strconv.Itoa(roundSize>>20), "oflag=direct"))
 	d.ok("remove", "fill")
 }
 

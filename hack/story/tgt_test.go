@@ -6,6 +6,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"holdfast/hack/tool"
 )
 
 // TestTgt has the user-space target export a device: it is seen, holds the check on, and
@@ -29,7 +31,7 @@ func TestTgt(t *testing.T) {
 	admin := func(args ...string) {
 		t.Helper()
 		// It may not be listening yet.
-		must(t, wait(time.Minute, func() error { return command("tgtadm", append([]string{"--lld", "iscsi"}, args...)...) }))
+		must(t, wait(time.Minute, func() error { return tool.Run("tgtadm", append([]string{"--lld", "iscsi"}, args...)...) }))
 	}
 	admin("--mode", "target", "--op", "new", "--tid", "1", "-T", iqnPrefix+"tgt")
 	admin("--mode", "logicalunit", "--op", "new", "--tid", "1", "--lun", "1", "-b", disk)
